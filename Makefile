@@ -1,0 +1,44 @@
+# One environment, made once: .venv holds the package, and for the tests what the `test` extra names.
+PYTHON ?= python3
+BIN := .venv/bin
+export TF_CPP_MIN_LOG_LEVEL ?= 3
+export CUDA_VISIBLE_DEVICES ?= -1
+
+.PHONY: help demo test test-all lint format clean
+
+help:
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+.venv/bin/python:
+	$(PYTHON) -m venv .venv
+
+.venv/.installed: pyproject.toml | .venv/bin/python
+	$(BIN)/pip install --quiet --editable .
+	@touch $@
+
+.venv/.installed-test: pyproject.toml | .venv/bin/python
+	$(BIN)/pip install --quiet --editable '.[test]'
+	@touch $@ .venv/.installed
+
+demo: .venv/.installed  ## write a seeded checkpoint in SAM's layout, convert its mask decoder, print the proof
+	@mkdir -p demo
+	$(BIN)/python -m torch_refs.sam.seeded_checkpoint vit_b demo/sam_vit_b.pth
+	$(BIN)/convert --model sam_decoder demo/sam_vit_b.pth --output demo/sam_decoder.weights.h5 --overwrite
+
+test: .venv/.installed-test  ## the tests, under 20 minutes on two cores
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow"
+
+test-all: .venv/.installed-test  ## the tests and the exhaustive ones
+	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+lint: .venv/.installed-test  ## ruff and mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: .venv/.installed-test  ## let ruff lay out the code
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:  ## remove what the targets above made, except weights/
+	rm -rf .venv demo build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

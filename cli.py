@@ -1,0 +1,357 @@
+"""The commands `convert` and `weightbridge`: they parse, call the converter, and print. No logic lives here."""
+
+import contextlib
+import functools
+import importlib
+import json
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import click
+
+USAGE, FAILED, INTERRUPTED, TERMINATED = 2, 1, 130, 143
+
+
+class _Bar:
+    """A progress bar on a terminal's standard error."""
+
+    def __init__(self, bar: Any):
+        self._bar, self._task = bar, None
+
+    def start(self, stage: str, total: int) -> None:
+        if self._task is not None:
+            self._bar.remove_task(self._task)
+        self._task = self._bar.add_task(stage, total=total or None)
+
+    def advance(self, count: int) -> None:
+        self._bar.advance(self._task, count)
+
+
+@contextlib.contextmanager
+def _progress(quiet: bool) -> Iterator[Any]:
+    """A bar where a person is looking, None in a pipe."""
+    if quiet or not sys.stderr.isatty():
+        yield None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
+
+    columns = (TextColumn("{task.description:<18}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        yield _Bar(bar)
+
+
+@contextlib.contextmanager
+def _hushed(debug: bool) -> Iterator[None]:
+    """Keep what native libraries print at import away from standard error, so that errors stay one line."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    os.environ.setdefault("KERAS_BACKEND", "tensorflow")
+    if debug:
+        yield
+        return
+    sys.stderr.flush()
+    kept = os.dup(2)
+    python_stderr = sys.stderr
+    with open(os.devnull, "w") as nowhere, open(kept, "w", closefd=True) as screen:
+        os.dup2(nowhere.fileno(), 2)
+        sys.stderr = screen
+        try:
+            yield
+        finally:
+            screen.flush()
+            sys.stderr = python_stderr
+            os.dup2(kept, 2)
+
+
+class _Stopped(BaseException):
+    """The command was told to end. Like KeyboardInterrupt, what handles errors must not take it for one."""
+
+    def __init__(self, message: str, code: int):
+        super().__init__(message)
+        self.code = code
+
+
+def _heed_signals() -> None:
+    """Have Ctrl-C and SIGTERM end the command as an error does, so that what it began is cleaned up."""
+
+    def stop(number: int, _frame: Any) -> None:
+        for each in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(each, signal.SIG_IGN)  # a second one would disturb the cleaning up
+        if number == signal.SIGINT:
+            raise _Stopped("interrupted", INTERRUPTED)
+        raise _Stopped("terminated", TERMINATED)
+
+    for each in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(each, stop)
+
+
+def _answering(command: Callable[..., None]) -> Callable[..., None]:
+    """Turn what a command raises into one line and an exit code."""
+
+    @click.option("--debug", is_flag=True, help="Show the traceback of an error, and what libraries print.")
+    @functools.wraps(command)
+    def run(debug: bool, **arguments: Any) -> None:
+        _heed_signals()
+        message, code = "", FAILED
+        try:
+            with _hushed(debug):
+                try:
+                    command(**arguments)
+                    return
+                except (_Stopped, Exception):
+                    if debug:
+                        traceback.print_exc()
+                    raise
+        except click.exceptions.Exit:
+            raise
+        except click.ClickException as error:
+            message, code = error.format_message(), error.exit_code
+        except _Stopped as stopped:
+            message, code = str(stopped), stopped.code
+        except BrokenPipeError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            sys.exit(FAILED)
+        except Exception as error:
+            message, code = _explained(error)
+        click.echo(f"error: {message}", err=True)
+        sys.exit(code)
+
+    return run
+
+
+def _explained(error: Exception) -> tuple[str, int]:
+    from converter.errors import ConversionError, UsageError, printable
+
+    if isinstance(error, UsageError):
+        return str(error), USAGE
+    if isinstance(error, ConversionError) or type(error).__name__ == "WeightsError":
+        return str(error), FAILED
+    if isinstance(error, MemoryError):
+        return "out of memory", FAILED
+    return f"unexpected {type(error).__name__}: {printable(str(error), 300)} (--debug shows where)", FAILED
+
+
+def _options(_context: click.Context, _parameter: click.Parameter, values: tuple[str, ...]) -> dict[str, str]:
+    options = {}
+    for value in values:
+        name, equals, text = value.partition("=")
+        if not equals or not name:
+            raise click.BadParameter(f"{value!r} is not KEY=VALUE")
+        options[name.strip()] = text.strip()
+    return options
+
+
+def _pair(_context: click.Context, _parameter: click.Parameter, place: str | None) -> str | None:
+    """Register the user's own pair; returns its name."""
+    if place is None:
+        return None
+    import converter
+
+    module, colon, attribute = place.partition(":")
+    if not colon:
+        raise click.BadParameter("name it as MODULE:ATTRIBUTE")
+    sys.path.insert(0, os.getcwd())
+    try:
+        pair = getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise click.BadParameter(f"{place} is not to be found: {error}") from None
+    if not isinstance(pair, converter.Pair):
+        raise click.BadParameter(f"{place} is a {type(pair).__name__}, not a converter.Pair")
+    return converter.register(pair).name
+
+
+def _version(context: click.Context, _parameter: click.Parameter, wanted: bool) -> None:
+    if wanted and not context.resilient_parsing:
+        from importlib.metadata import version
+
+        click.echo(f"weightbridge {version('weightbridge')}")
+        context.exit()
+
+
+_SHOW_VERSION = click.option(
+    "--version", is_flag=True, expose_value=False, is_eager=True, callback=_version, help="Show the version and exit."
+)
+_MODEL = click.option("--model", "-m", default="auto", show_default=True, help="Model name; auto recognises it.")
+_OPTION = click.option(
+    "--option", "options", multiple=True, callback=_options, metavar="KEY=VALUE",
+    help="What the checkpoint cannot reveal; `weightbridge models` lists the keys.",
+)  # fmt: skip
+_PAIR = click.option("--pair", callback=_pair, metavar="MODULE:PAIR", help="Your own pair, from an importable module.")
+_KEY = click.option("--key", help="Which state dict of the file, where several fit, as model_ema.")
+_JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+_QUIET = click.option("--quiet", "-q", is_flag=True, help="Print nothing but errors.")
+
+
+@click.command()
+@click.argument("checkpoint", type=click.Path(path_type=Path))
+@_MODEL
+@click.option("--output", "-o", type=click.Path(path_type=Path), help="Default: weights/MODEL.weights.h5.")
+@click.option("--verify", type=click.Choice(["full", "lossless", "none"]), default="full", show_default=True)
+@click.option("--dtype", type=click.Choice(["float32", "float16"]), default="float32", show_default=True)
+@click.option("--overwrite", is_flag=True, help="Replace an existing output.")
+@click.option("--dry-run", is_flag=True, help="Print the plan; write nothing.")
+@click.option("--allow-nonfinite", is_flag=True, help="Convert weights that hold NaN or Inf as they are.")
+@_OPTION
+@_PAIR
+@_KEY
+@_JSON
+@_QUIET
+@_SHOW_VERSION
+@_answering
+def convert(
+    checkpoint: Path,
+    model: str,
+    output: Path | None,
+    verify: str,
+    dtype: str,
+    overwrite: bool,
+    dry_run: bool,
+    allow_nonfinite: bool,
+    options: dict[str, str],
+    pair: str | None,
+    key: str | None,
+    as_json: bool,
+    quiet: bool,
+) -> None:
+    """Convert a torch CHECKPOINT to Keras weights, and prove that they are right.
+
+    CHECKPOINT is a .pth, .pt, .bin or .safetensors file, a shard index (*.index.json), or the folder that holds one.
+    """
+    import converter
+
+    model = pair if pair and model == "auto" else model
+    if dry_run:
+        plan = converter.plan(model, checkpoint, options, key=key)
+        if not quiet:
+            click.echo(json.dumps(plan.to_dict(), indent=2) if as_json else str(plan))
+        return
+    with _progress(quiet) as progress:
+        report = converter.convert(
+            model,
+            checkpoint,
+            output,
+            verify=verify,
+            overwrite=overwrite,
+            options=options,
+            dtype=dtype,
+            key=key,
+            allow_nonfinite=allow_nonfinite,
+            progress=progress,
+        )
+    if not quiet:
+        click.echo(json.dumps(report.to_dict(), indent=2) if as_json else str(report))
+        if not as_json:
+            click.echo(f'{"load it":<9} tf_models.load("{report.output}")')
+
+
+@click.group()
+@_SHOW_VERSION
+def main() -> None:
+    """Carry PyTorch weights over to TensorFlow and prove that they arrived."""
+
+
+main.add_command(convert)
+
+
+@main.command()
+@_PAIR
+@_JSON
+@_answering
+def models(pair: str | None, as_json: bool) -> None:
+    """List the models that can be converted, with their tensors and options."""
+    from converter.registry import pairs
+
+    rows: list[dict[str, Any]] = [
+        {
+            "name": one.name,
+            "tensors": one.tensor_count(),
+            "summary": one.summary,
+            "options": {name: {"default": option.default, "help": option.help} for name, option in one.options.items()},
+        }
+        for one in pairs()
+    ]
+    if as_json:
+        click.echo(json.dumps(rows, indent=2))
+        return
+    width = max(len(str(row["name"])) for row in rows)
+    for row in rows:
+        count = "any" if row["tensors"] is None else row["tensors"]
+        click.echo(f"{row['name']:<{width}}  {count:>4} tensors  {row['summary']}")
+        for name, option in row["options"].items():
+            click.echo(f"{'':<{width}}    --option {name}={_spelled(option['default'])}  {option['help']}")
+
+
+def _spelled(value: Any) -> str:
+    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value).lower()
+
+
+@main.command()
+@click.argument("file", type=click.Path(path_type=Path))
+@_JSON
+@_answering
+def inspect(file: Path, as_json: bool) -> None:
+    """List what a checkpoint or a converted FILE holds: names, shapes, dtypes, bytes, and provenance."""
+    import converter
+    from converter.errors import printable
+    from converter.report import size
+
+    held = converter.inspect(file)
+    if as_json:
+        entries = [{"name": e.name, "shape": list(e.shape), "dtype": e.dtype, "nbytes": e.nbytes} for e in held]
+        click.echo(
+            json.dumps({"container": held.container, "provenance": held.provenance, "entries": entries}, indent=2)
+        )
+        return
+    rows = [(printable(e.name), "x".join(map(str, e.shape)) or "-", printable(e.dtype), f"{e.nbytes:,}") for e in held]
+    widths = [max((len(row[i]) for row in rows), default=0) for i in range(4)]
+    for name, shape, dtype, nbytes in rows:
+        click.echo(f"{name:<{widths[0]}}  {shape:<{widths[1]}}  {dtype:<{widths[2]}}  {nbytes:>{widths[3]}}")
+    total = sum(e.nbytes for e in held)
+    click.echo(f"\n{held.container}: {len(held)} tensors, {size(total)}")
+    for name, value in held.provenance.items():
+        click.echo(f"{name:<14} {printable(json.dumps(value) if isinstance(value, dict) else str(value), 400)}")
+    for note in held.notes:
+        click.echo(f"note: {note}")
+
+
+@main.command()
+@click.argument("checkpoint", type=click.Path(path_type=Path))
+@click.argument("weights", type=click.Path(path_type=Path))
+@_MODEL
+@click.option("--level", type=click.Choice(["full", "lossless"]), default="full", show_default=True)
+@_OPTION
+@_PAIR
+@_KEY
+@_JSON
+@_QUIET
+@_answering
+def verify(
+    checkpoint: Path,
+    weights: Path,
+    model: str,
+    level: str,
+    options: dict[str, str],
+    pair: str | None,
+    key: str | None,
+    as_json: bool,
+    quiet: bool,
+) -> None:
+    """Prove existing WEIGHTS against the torch CHECKPOINT they came from."""
+    import converter
+
+    model = pair if pair and model == "auto" else model
+    with _progress(quiet) as progress:
+        report = converter.verify(model, checkpoint, weights, options, level=level, key=key, progress=progress)
+    if not quiet:
+        click.echo(json.dumps(report.to_dict(), indent=2) if as_json else str(report))
+    if not report:
+        raise click.ClickException(f"the proof failed: {report.failure()}")
+
+
+if __name__ == "__main__":
+    main()

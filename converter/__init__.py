@@ -1,0 +1,38 @@
+"""Carry PyTorch weights over to TensorFlow and prove that they arrived.
+
+>>> import converter
+>>> report = converter.convert("sam_decoder", "sam_vit_b_01ec64.pth")  # doctest: +SKIP
+>>> report.output, bool(report.lossless), bool(report.numerical)  # doctest: +SKIP
+
+Importing this package imports neither torch nor TensorFlow.
+"""
+
+from converter import kinds
+from converter.api import Inspection, Progress, convert, inspect, plan, verify
+from converter.dialects import Dialect
+from converter.errors import ConversionError, PlanError, ProofError, UsageError
+from converter.mapping import Drop, Mapping, Row
+from converter.registry import Option, Pair, Probe, names, register
+
+__all__ = [
+    "ConversionError",
+    "Dialect",
+    "Drop",
+    "Inspection",
+    "Mapping",
+    "Option",
+    "Pair",
+    "PlanError",
+    "Probe",
+    "Progress",
+    "ProofError",
+    "Row",
+    "UsageError",
+    "convert",
+    "inspect",
+    "kinds",
+    "names",
+    "plan",
+    "register",
+    "verify",
+]

@@ -1,0 +1,146 @@
+"""An output file that appears whole or not at all."""
+
+import contextlib
+import errno
+import fcntl
+import os
+import re
+import secrets
+import shutil
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+
+from converter.errors import ConversionError, printable
+from tf_models.loading import SUFFIX
+
+
+@contextlib.contextmanager
+def replacing(output: Path, overwrite: bool) -> Iterator[Path]:
+    """A temporary file that takes `output`'s place, whole and synced, when the block ends well.
+
+    When it does not, nothing is left and a previous output is as it was. The file stands in a folder of its own beside
+    the output, which a living run keeps locked (HDF5 locks the file itself); what a killed run left is removed first.
+
+    Raises:
+        ConversionError: the output exists and is not to be replaced, is no file, or cannot be written.
+    """
+    refuse(output, overwrite)
+    shown = printable(str(output), 160)
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(_folders(output.parent))
+            temporary = stack.enter_context(scratch(output.parent, f".{output.name}")) / output.name
+            yield temporary
+            refuse(output, overwrite)
+            _sync(temporary)
+            if overwrite:
+                os.replace(temporary, output)
+            else:
+                _link(temporary, output)
+            _sync(output.parent)
+        except FileExistsError:
+            raise ConversionError(f"the output {shown} exists; --overwrite replaces it") from None
+        except OSError as error:
+            raise ConversionError(f"{shown} cannot be written: {_reason(error)}") from None
+
+
+def _link(temporary: Path, output: Path) -> None:
+    """Give the file its name; unlike a rename, this fails when another converter was first."""
+    try:
+        os.link(temporary, output)
+    except OSError as error:
+        if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.ENOSYS):
+            raise
+        refuse(output, overwrite=False)
+        os.replace(temporary, output)  # a file system without hard links, as on many memory sticks
+
+
+def refuse(output: Path, overwrite: bool) -> None:
+    """Raise when `output` cannot be the name of a new file.
+
+    Raises:
+        ConversionError: it has another ending, is a folder or a link, or exists and is not to be replaced.
+    """
+    shown = printable(str(output), 160)
+    if not output.name.endswith(SUFFIX):
+        raise ConversionError(f"the output {shown} must end in {SUFFIX}, as Keras wants it")
+    try:
+        mode = os.lstat(output).st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    except (OSError, ValueError) as error:
+        reason = _reason(error) if isinstance(error, OSError) else str(error)
+        raise ConversionError(f"{shown} cannot be written: {reason}") from None
+    if stat.S_ISLNK(mode):
+        raise ConversionError(f"the output {shown} is a symbolic link; name the file it points to")
+    if stat.S_ISDIR(mode):
+        raise ConversionError(f"the output {shown} is a folder")
+    if not stat.S_ISREG(mode):
+        raise ConversionError(f"the output {shown} is not a regular file")
+    if not overwrite:
+        raise ConversionError(f"the output {shown} exists; --overwrite replaces it")
+
+
+def _reason(error: OSError) -> str:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return "the disk is full"
+    return error.strerror or type(error).__name__
+
+
+@contextlib.contextmanager
+def _folders(folder: Path) -> Iterator[None]:
+    """Make the folder and those above it; those that were made are removed again when the block fails."""
+    made = [place for place in (folder, *folder.parents) if not place.exists()]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        yield
+    except BaseException:
+        with contextlib.suppress(OSError):  # another run may have put something there
+            for place in made:
+                place.rmdir()
+        raise
+
+
+@contextlib.contextmanager
+def scratch(parent: Path, name: str) -> Iterator[Path]:
+    """A new folder of our own in `parent`, removed at the end; those that killed runs left under `name` are removed first.
+
+    A living run keeps its folder locked; what is not locked has been abandoned.
+    """
+    ours = re.compile(re.escape(name) + "[.][0-9a-f]{8}[.]partial")
+    for entry in os.listdir(parent):
+        if ours.fullmatch(entry):
+            _remove_abandoned(parent / entry)
+    while True:
+        folder = parent / f"{name}.{secrets.token_hex(4)}.partial"
+        folder.mkdir(mode=0o700)
+        lock = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not folder.exists():  # another run took it for abandoned before it was locked
+                continue
+            yield folder
+            return
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+            os.close(lock)
+
+
+def _remove_abandoned(folder: Path) -> None:
+    with contextlib.suppress(OSError):
+        lock = os.open(folder, os.O_RDONLY | os.O_CLOEXEC | os.O_DIRECTORY | os.O_NOFOLLOW)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(folder)
+        finally:
+            os.close(lock)
+
+
+def _sync(path: Path) -> None:
+    """Have the disk hold what the file or folder is."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,200 @@
+"""Kinds: how each sort of module is laid out in torch and in Keras. The only place where an axis order is written.
+
+A kind lists the leaves of a torch module (`weight`, `running_mean`, ...) and, for each, the Keras variables it
+becomes and with which axes, in the notation of einops: `"o i kh kw -> kh kw i o"`. A pattern is read in both
+directions, so every kind is invertible; `*` stands for leading axes of length one. A kind also says how the module's
+activations are laid out, for the proof that feeds torch's recorded inputs to the Keras layer at the same path.
+
+Axis letters: o output channels, i input channels, c channels, m depth multiplier, k kernel taps (kd, kh, kw),
+h heads, d channels of a head, n embeddings or features.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from einops import rearrange
+
+
+@dataclass(frozen=True)
+class Layout:
+    """One Keras variable's axes, against the torch tensor (or the part of it) that fills it.
+
+    `pattern` is "torch axes -> Keras axes". `part` = (index, count) says that the variable is filled by one of `count`
+    equal blocks along torch's first axis.
+    """
+
+    pattern: str
+    part: tuple[int, int] = (0, 1)
+
+    @property
+    def sides(self) -> tuple[str, str]:
+        torch_axes, keras_axes = self.pattern.split("->")
+        return torch_axes.strip(), keras_axes.strip()
+
+    def _sides_for(self, keras_rank: int) -> tuple[str, str]:
+        """Both sides, with a `*` on the Keras side (leading ones, as many as the variable has) written out."""
+        torch_axes, keras_axes = self.sides
+        if "*" in keras_axes:
+            ones = keras_rank - len(keras_axes.split()) + 1
+            keras_axes = keras_axes.replace("*", " ".join(["1"] * ones))
+        return torch_axes, keras_axes
+
+    def _lengths(self, keras_shape: tuple[int, ...]) -> dict[str, int]:
+        names = self._sides_for(len(keras_shape))[1].split()
+        if "..." in names:
+            return {}
+        if len(names) != len(keras_shape):
+            raise ValueError(f"a Keras variable of shape {keras_shape} does not have the axes ({' '.join(names)})")
+        return {name: size for name, size in zip(names, keras_shape, strict=True) if name != "1"}
+
+    def to_keras(self, tensor: np.ndarray, keras_shape: tuple[int, ...]) -> np.ndarray:
+        """The torch tensor as the Keras variable wants it (a view where numpy can make one)."""
+        torch_axes, keras_axes = self._sides_for(len(keras_shape))
+        index, count = self.part
+        if count > 1:
+            rows = tensor.shape[0] // count
+            tensor = tensor[index * rows : (index + 1) * rows]
+        return rearrange(tensor, f"{torch_axes} -> {keras_axes}", **self._lengths(keras_shape))
+
+    def to_torch(self, value: np.ndarray) -> np.ndarray:
+        """The Keras variable's value as torch lays it out: `to_keras` undone."""
+        torch_axes, keras_axes = self._sides_for(value.ndim)
+        self._lengths(value.shape)
+        return rearrange(value, f"{keras_axes} -> {torch_axes}")
+
+    def torch_shape(self, keras_shape: tuple[int, ...]) -> tuple[int, ...]:
+        """Shape of the torch tensor (whole, not of the part) that fills a Keras variable of this shape."""
+        shape = self.to_torch(np.broadcast_to(np.float32(0), keras_shape)).shape
+        return (shape[0] * self.part[1], *shape[1:]) if self.part[1] > 1 else shape
+
+
+@dataclass(frozen=True)
+class Leaf:
+    """One tensor of a torch module: its name below the module, and the Keras variables it fills, each with its axes.
+
+    An `optional` leaf may be absent on both sides (a bias); present on one side only, it is a problem like any other.
+    """
+
+    torch: str
+    variables: tuple[tuple[str, Layout], ...]
+    optional: bool = False
+
+
+def leaf(torch: str, keras: str, pattern: str, optional: bool = False) -> Leaf:
+    """A leaf that fills one variable."""
+    return Leaf(torch, ((keras, Layout(pattern)),), optional)
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A sort of module.
+
+    Attributes:
+        leaves: the tensors it owns.
+        ignored: torch leaf -> why TensorFlow does not need it.
+        channels_first: torch's activations carry the channels at axis 1, Keras's at the end.
+        probe_scales: factors by which recorded inputs are multiplied for the proof; a small one makes epsilon visible.
+        call: calls the Keras layer with the positional inputs and keyword inputs that torch's module received.
+        callable_alone: the module is called as a layer (False: its tensors are used directly by their owner).
+    """
+
+    name: str
+    leaves: tuple[Leaf, ...]
+    ignored: tuple[tuple[str, str], ...] = ()
+    channels_first: bool = False
+    probe_scales: tuple[float, ...] = (1.0,)
+    call: Callable[..., Any] | None = None
+    callable_alone: bool = True
+
+    def __repr__(self) -> str:
+        return self.name
+
+
+def channels_last(array: np.ndarray) -> np.ndarray:
+    """(N, C, ...) -> (N, ..., C); arrays of rank below 3 have no spatial axes and stay."""
+    return np.moveaxis(array, 1, -1) if array.ndim > 2 else array
+
+
+BIAS = leaf("bias", "bias", "o -> o", optional=True)
+NORM_LEAVES = (leaf("weight", "gamma", "c -> c", optional=True), leaf("bias", "beta", "c -> c", optional=True))
+# Recorded activations times 0.01 bring the variance near epsilon, where a wrong one shows.
+NORM_SCALES = (1.0, 0.01)
+
+
+def _conv(name: str, pattern: str, keras: str = "kernel") -> Kind:
+    return Kind(name, (leaf("weight", keras, pattern), BIAS), channels_first=True)
+
+
+DENSE = Kind("DENSE", (leaf("weight", "kernel", "o i -> i o"), BIAS))
+EMBEDDING = Kind("EMBEDDING", (leaf("weight", "embeddings", "n c -> n c"),))
+# An Embedding whose weight its owner reads as a table of parameters; it is never called.
+TOKENS = Kind("TOKENS", EMBEDDING.leaves, callable_alone=False)
+
+CONV_1D = _conv("CONV_1D", "o i k -> k i o")
+CONV_2D = _conv("CONV_2D", "o i kh kw -> kh kw i o")
+CONV_3D = _conv("CONV_3D", "o i kd kh kw -> kd kh kw i o")
+DEPTHWISE_CONV_1D = _conv("DEPTHWISE_CONV_1D", "(c m) 1 k -> k c m")
+DEPTHWISE_CONV_2D = _conv("DEPTHWISE_CONV_2D", "(c m) 1 kh kw -> kh kw c m")
+CONV_TRANSPOSE_1D = _conv("CONV_TRANSPOSE_1D", "i o k -> k o i")
+CONV_TRANSPOSE_2D = _conv("CONV_TRANSPOSE_2D", "i o kh kw -> kh kw o i")
+CONV_TRANSPOSE_3D = _conv("CONV_TRANSPOSE_3D", "i o kd kh kw -> kd kh kw o i")
+
+LAYER_NORM = Kind(
+    "LAYER_NORM",
+    (leaf("weight", "gamma", "... -> ...", optional=True), leaf("bias", "beta", "... -> ...", optional=True)),
+    probe_scales=NORM_SCALES,
+)
+# LayerNorm over the channels of an image (segment-anything's LayerNorm2d, ConvNeXt's).
+LAYER_NORM_2D = Kind("LAYER_NORM_2D", NORM_LEAVES, channels_first=True, probe_scales=NORM_SCALES)
+GROUP_NORM = Kind("GROUP_NORM", NORM_LEAVES, channels_first=True, probe_scales=NORM_SCALES)
+BATCH_NORM = Kind(
+    "BATCH_NORM",
+    (
+        *NORM_LEAVES,
+        leaf("running_mean", "moving_mean", "c -> c"),
+        leaf("running_var", "moving_variance", "c -> c"),
+    ),
+    ignored=(("num_batches_tracked", "Keras keeps no count of batches"),),
+    channels_first=True,
+    probe_scales=NORM_SCALES,
+)
+PRELU = Kind("PRELU", (leaf("weight", "alpha", "c -> * c"),), channels_first=True)
+
+# A layer without weights, listed so that it is proven on its own.
+ACTIVATION = Kind("ACTIVATION", ())
+ACTIVATION_2D = Kind("ACTIVATION_2D", (), channels_first=True)
+
+# A parameter of the model itself: the row's path names the tensor and the Keras variable.
+PARAMETER = Kind("PARAMETER", (leaf("", "", "... -> ..."),), callable_alone=False)
+
+
+def _call_attention(layer: Any, query: Any, key: Any, value: Any, **masks: Any) -> Any:
+    """keras.layers.MultiHeadAttention takes (query, value, key), and masks that are True where one may look."""
+    key_padding_mask, attn_mask = masks.get("key_padding_mask"), masks.get("attn_mask")
+    allowed = None
+    if attn_mask is not None:
+        allowed = ~np.asarray(attn_mask)  # (Lq, Lk)
+    if key_padding_mask is not None:
+        keys = ~np.asarray(key_padding_mask)[:, None, :]  # (N, 1, Lk)
+        allowed = keys if allowed is None else allowed & keys
+    return layer(query, value, key, attention_mask=allowed)
+
+
+def _thirds(suffix: str, pattern: str) -> tuple[tuple[str, Layout], ...]:
+    names = ("query_dense", "key_dense", "value_dense")
+    return tuple((f"{name}.{suffix}", Layout(pattern, part=(i, 3))) for i, name in enumerate(names))
+
+
+# torch.nn.MultiheadAttention with its packed in_proj_weight (3E, E), against keras.layers.MultiHeadAttention.
+MULTIHEAD_ATTENTION = Kind(
+    "MULTIHEAD_ATTENTION",
+    (
+        Leaf("in_proj_weight", _thirds("kernel", "(h d) i -> i h d")),
+        Leaf("in_proj_bias", _thirds("bias", "(h d) -> h d"), optional=True),
+        leaf("out_proj.weight", "output_dense.kernel", "o (h d) -> h d o"),
+        leaf("out_proj.bias", "output_dense.bias", "o -> o", optional=True),
+    ),
+    call=_call_attention,
+)

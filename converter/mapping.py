@@ -1,0 +1,107 @@
+"""Rows and their table: which module is of which kind. Braces in a path expand: `layers.{0-1}.{q,k}_proj`."""
+
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import product
+from math import prod
+
+from converter.kinds import Kind
+
+_BRACES = re.compile(r"\{([^{}]*)\}")
+_MOST_PATHS = 10_000  # of one row; its sizes may be read off what a stranger's file claims
+
+
+def expand(path: str) -> list[str]:
+    """Every plain path that `path` stands for: `{a,b}` lists words, `{0-3}` counts with both ends included.
+
+    Raises:
+        ValueError: an empty choice, a range that runs backwards, braces that do not match, or far too many paths.
+    """
+    pieces = _BRACES.split(path)  # plain, choice, plain, choice, ..., plain
+    if any(c in "{}" for piece in pieces[::2] for c in piece):
+        raise ValueError(f"unmatched brace in {path!r}")
+    choices = [[piece] if i % 2 == 0 else _choices(piece, path) for i, piece in enumerate(pieces)]
+    if prod(map(len, choices)) > _MOST_PATHS:
+        raise ValueError(f"more than {_MOST_PATHS} paths in {path!r}")
+    return ["".join(words) for words in product(*choices)]
+
+
+def _choices(text: str, path: str) -> list[str]:
+    words: list[str] = []
+    for word in text.split(","):
+        span = re.fullmatch(r"(\d+)-(\d+)", word)
+        if span and int(span[1]) <= int(span[2]) < int(span[1]) + _MOST_PATHS:
+            words += [str(i) for i in range(int(span[1]), int(span[2]) + 1)]
+        elif word and not span:
+            words.append(word)
+        else:
+            raise ValueError(f"bad choice {word!r} in {path!r}")
+    return words
+
+
+@dataclass(frozen=True)
+class Row:
+    """The modules at `path` (torch's names) are of `kind`; `keras` is given only where the Keras path differs."""
+
+    path: str
+    kind: Kind
+    keras: str | None = None
+
+    def modules(self) -> list[tuple[str, str]]:
+        """(torch path, Keras path) of every module the row stands for."""
+        torch_paths = expand(self.path)
+        keras_paths = torch_paths if self.keras is None else expand(self.keras)
+        if len(torch_paths) != len(keras_paths):
+            raise ValueError(f"{self.path!r} names {len(torch_paths)} modules, {self.keras!r} {len(keras_paths)}")
+        return list(zip(torch_paths, keras_paths, strict=True))
+
+
+@dataclass(frozen=True)
+class Drop:
+    """Tensors at `path` (braces expand) that TensorFlow does not need, and why. They may be absent."""
+
+    path: str
+    reason: str
+
+
+class Mapping:
+    """The table of a pair: rows and drops, each torch path at most once.
+
+    Raises:
+        ValueError: a path stands in two rows.
+    """
+
+    def __init__(self, rows: Iterable[Row | Drop]):
+        rows = list(rows)
+        self.rows = [row for row in rows if isinstance(row, Row)]
+        self.dropped = {path: row.reason for row in rows if isinstance(row, Drop) for path in expand(row.path)}
+        seen: set[str] = set()
+        for path, _, _ in self.modules():
+            if path in seen:
+                raise ValueError(f"two rows name {path!r}")
+            seen.add(path)
+
+    def modules(self) -> Iterator[tuple[str, str, Kind]]:
+        """(torch path, Keras path, kind) of every module, in the table's order."""
+        for row in self.rows:
+            for torch_path, keras_path in row.modules():
+                yield torch_path, keras_path, row.kind
+
+    def tensors(self) -> Iterator[tuple[str, bool]]:
+        """(torch name, is optional) of every tensor the table maps."""
+        for path, _, kind in self.modules():
+            for part in kind.leaves:
+                yield join(path, part.torch), part.optional
+
+    def ignored(self) -> dict[str, str]:
+        """Torch name -> reason, of every tensor the table leaves out."""
+        ignored = dict(self.dropped)
+        for path, _, kind in self.modules():
+            ignored.update({join(path, name): reason for name, reason in kind.ignored})
+        return ignored
+
+
+def join(path: str, name: str) -> str:
+    """`path.name`, where either may be empty."""
+    return f"{path}.{name}" if path and name else path or name

@@ -1,0 +1,51 @@
+"""Lists of names made short: indices folded into braces, and the nearest known name for one that is not known."""
+
+import difflib
+import re
+from collections.abc import Iterable
+
+# An index as torch writes it: "01" and digits of other scripts are other names, and are not to look the same.
+_NUMBER = re.compile(r"(?<!\d)(0|[1-9][0-9]*)(?!\d)")
+_MOST_NUMBERS = 8  # in a name that is folded; the work grows with their square
+
+
+def fold(names: Iterable[str]) -> list[str]:
+    """Names that differ only by one index at a time joined: `layers.{0-11}.norm1.weight`. Order of first appearance."""
+    # ("layers.", "0", ".norm", "1", ".weight"): odd places are numbers.
+    folded: list[tuple] = [tuple((piece,) for piece in _pieces(name)) for name in dict.fromkeys(names)]
+    width = max((len(pieces) for pieces in folded), default=0)
+    for place in reversed(range(1, width, 2)):
+        groups: dict[tuple, list[str]] = {}
+        for pieces in folded:
+            if place < len(pieces):
+                groups.setdefault((*pieces[:place], None, *pieces[place + 1 :]), []).extend(pieces[place])
+            else:
+                groups.setdefault(pieces, [])
+        folded = [
+            (*key[:place], tuple(numbers), *key[place + 1 :]) if numbers else key for key, numbers in groups.items()
+        ]
+    return ["".join(_spell(choice) for choice in pieces) for pieces in folded]
+
+
+def _pieces(name: str) -> list[str]:
+    pieces = _NUMBER.split(name)
+    return pieces if len(pieces) <= 2 * _MOST_NUMBERS + 1 else [name]
+
+
+def _spell(choice: tuple[str, ...]) -> str:
+    if len(choice) == 1:
+        return choice[0]
+    numbers = sorted({int(word) for word in choice})
+    runs: list[list[int]] = []
+    for number in numbers:
+        if runs and number == runs[-1][1] + 1:
+            runs[-1][1] = number
+        else:
+            runs.append([number, number])
+    return "{" + ",".join(str(a) if a == b else f"{a}-{b}" for a, b in runs) + "}"
+
+
+def nearest(name: str, known: Iterable[str]) -> str | None:
+    """The known name most like `name`, or None when none is alike."""
+    matches = difflib.get_close_matches(name, list(known), n=1, cutoff=0.75)
+    return matches[0] if matches else None

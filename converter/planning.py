@@ -1,0 +1,339 @@
+"""The plan: which tensor fills which variable. A bijection, or one error with every reason why it is not."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from math import prod
+from typing import Any
+
+import keras
+import numpy as np
+
+import tf_models
+from converter.checkpoint import Checkpoint
+from converter.errors import ConversionError, PlanError, printable
+from converter.kinds import Kind, Layout, Leaf
+from converter.mapping import join
+from converter.naming import fold, nearest
+from converter.reading import Reading
+from converter.registry import Pair, locate
+from converter.tensors import FLOATS, Entry
+from converter.variables import by_path
+from tf_models.abstract import TooLarge, abstract
+from tf_models.loading import places
+
+# A checkpoint may hold views that repeat values (expanded tensors), but not to claim far more than it holds.
+_ROOM_FOR_VIEWS = 64 << 20
+# A model may have this many more variables than tensors were found for, so that what is missing can be listed.
+_SPARE_VARIABLES = 1000
+
+
+@dataclass(frozen=True)
+class Target:
+    """A Keras variable, and how (its part of) the torch tensor is laid out in it."""
+
+    path: str
+    shape: tuple[int, ...]
+    layout: Layout
+
+
+@dataclass(frozen=True)
+class Step:
+    """One tensor of the checkpoint and the variables it fills.
+
+    Attributes:
+        source: name in the checkpoint.
+        canonical: the torch reference's name.
+        entry: the tensor.
+        kind: the kind of its module.
+        targets: the variables; more than one where torch packs what Keras keeps apart.
+    """
+
+    source: str
+    canonical: str
+    entry: Entry
+    kind: Kind
+    targets: tuple[Target, ...]
+
+    def lay_out(self, values: np.ndarray) -> Iterator[tuple[Target, np.ndarray]]:
+        """Each target with its values (views where numpy can make them)."""
+        for target in self.targets:
+            yield target, target.layout.to_keras(values, target.shape)
+
+    def undo(self, values: list[np.ndarray]) -> np.ndarray:
+        """The torch tensor out of its targets' values."""
+        parts = [target.layout.to_torch(value) for target, value in zip(self.targets, values, strict=True)]
+        return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+
+@dataclass
+class Plan:
+    """How a checkpoint becomes a model's weights.
+
+    Attributes:
+        pair, config: the model and its sizes and options.
+        dialect: the spelling of the checkpoint's names.
+        key, prefix: where in the file the state dict is, and what stands before every canonical name.
+        steps: one for each tensor used, in the mapping's order.
+        dropped: source name -> why TensorFlow does not need the tensor.
+        out_of_scope: first word of a name -> how many tensors under it belong to other parts of the checkpoint.
+        variables: attribute path -> shape, of every variable of the Keras model.
+        places: attribute path -> the variable's dataset in a weights file, as Keras lays it out.
+    """
+
+    pair: Pair
+    config: dict[str, Any]
+    dialect: str
+    key: str
+    prefix: str
+    steps: list[Step]
+    dropped: dict[str, str]
+    out_of_scope: dict[str, int]
+    variables: dict[str, tuple[int, ...]]
+    places: dict[str, str] = field(repr=False)
+
+    @property
+    def values(self) -> int:
+        """Count of all values written."""
+        return sum(prod(shape) for shape in self.variables.values())
+
+    def to_dict(self) -> dict[str, Any]:
+        """The plan as JSON can hold it."""
+        return {
+            "model": self.pair.name,
+            "config": self.config,
+            "dialect": self.dialect,
+            "key": self.key,
+            "prefix": self.prefix,
+            "steps": [
+                {
+                    "tensor": step.source,
+                    "canonical": step.canonical,
+                    "shape": list(step.entry.shape),
+                    "dtype": step.entry.dtype,
+                    "kind": step.kind.name,
+                    "variables": [
+                        {"path": target.path, "shape": list(target.shape), "axes": target.layout.pattern}
+                        for target in step.targets
+                    ],
+                }
+                for step in self.steps
+            ],
+            "dropped": self.dropped,
+            "out_of_scope": self.out_of_scope,
+        }
+
+    def __str__(self) -> str:
+        rows = [("tensor", "shape", "variable", "shape", "axes")]
+        for step in self.steps:
+            for target in step.targets:
+                shapes = [str(tuple(shape)) for shape in (step.entry.shape, target.shape)]
+                rows.append((printable(step.source), shapes[0], target.path, shapes[1], target.layout.pattern))
+        widths = [max(len(row[i]) for row in rows) for i in range(5)]
+        lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+        lines.append("")
+        lines.append(
+            f"{self.pair.name}: {len(self.steps)} tensors fill {len(self.variables)} variables, {self.values:,} values;"
+            f" spelling {self.dialect}"
+        )
+        lines += [f"dropped {printable(name)}: {reason}" for name, reason in self.dropped.items()]
+        if self.out_of_scope:
+            lines.append(f"out of scope: {counted(self.out_of_scope)}")
+        return "\n".join(lines)
+
+
+def counted(out_of_scope: dict[str, int]) -> str:
+    """`image_encoder. 177 tensors, prompt_encoder. 16`, as text."""
+    words = [f"{printable(word, 40)}.* {count}" for word, count in out_of_scope.items()]
+    return ", ".join(words[:8]) + (f", and {len(words) - 8} more prefixes" if len(words) > 8 else "")
+
+
+def make_plan(checkpoint: Checkpoint, reading: Reading) -> Plan:
+    """Match every tensor in scope with the model's variables, one to one.
+
+    Raises:
+        PlanError: what is missing, unexpected, misshapen, of a wrong dtype or used twice, all at once.
+    """
+    headline = f"{printable(checkpoint.path.name)} does not fit {reading.pair.name}"
+    if reading.config is None:
+        raise PlanError(headline, [reading.unsized or "its sizes cannot be read"])
+    held = sum(path.stat().st_size for path in checkpoint.files)
+    claimed = sum(entry.nbytes for entry in reading.entries.values())
+    if claimed > held + _ROOM_FOR_VIEWS:  # before anything is made of that size
+        raise PlanError(headline, [f"its tensors claim {claimed:,} bytes, but the file holds {held:,}"])
+    model = _build_abstract(reading, headline)
+    match = _Match(reading, {path: tuple(variable.shape) for path, variable in by_path(model).items()})
+    problems = match.problems()
+    if problems:
+        raise PlanError(headline, problems)
+    return Plan(
+        reading.pair,
+        reading.config,
+        reading.dialect.name,
+        reading.key,
+        reading.prefix,
+        match.steps,
+        match.dropped,
+        reading.out_of_scope,
+        match.variables,
+        _places(reading.pair, model),
+    )
+
+
+def _build_abstract(reading: Reading, headline: str) -> Any:
+    """The model without values; when its sizes make no model, the names still tell what is wrong."""
+    pair, config = reading.pair, reading.config or {}
+    try:
+        return abstract(lambda: build_tf(pair, config), _SPARE_VARIABLES + 4 * len(reading.entries))
+    except TooLarge:
+        reason = "its names and shapes claim a model far larger than it holds"
+    except (ValueError, TypeError, ArithmeticError) as error:
+        reason = f"{pair.name} cannot be built with {config}: {printable(str(error).partition(chr(10))[0], 160)}"
+    names = [
+        f"{what}: {_folded(names)}"
+        for what, names in (("missing", reading.missing), ("unexpected", reading.unexpected))
+        if names
+    ]
+    raise PlanError(headline, [*names, reason])
+
+
+class _Match:
+    """The table's rows, the tensors in scope and the model's variables, held against one another."""
+
+    def __init__(self, reading: Reading, variables: dict[str, tuple[int, ...]]):
+        self.reading = reading
+        self.variables = variables
+        self.steps: list[Step] = []
+        self.missing: list[str] = []
+        self.unreadable: dict[str, str] = {}
+        self.wrong_shape: dict[str, tuple] = {}
+        self.wrong_dtype: dict[str, str] = {}
+        self.filled: dict[str, str] = {}  # variable path -> canonical name
+        self.clashes: list[str] = []
+        table = reading.table
+        for torch_path, keras_path, kind in table.modules():
+            for leaf in kind.leaves:
+                self._leaf(join(torch_path, leaf.torch), keras_path, kind, leaf)
+        self.known = {name for name, _ in table.tensors()}
+        ignored = table.ignored()
+        others = [name for name in reading.entries if name not in self.known]
+        self.dropped = {reading.entries[name].name: ignored[name] for name in others if name in ignored}
+        self.unexpected = [name for name in others if name not in ignored]
+
+    def _leaf(self, canonical: str, keras_path: str, kind: Kind, leaf: Leaf) -> None:
+        entry = self.reading.entries.get(canonical)
+        paths = [join(keras_path, variable) for variable, _ in leaf.variables]
+        absent = [path for path in paths if path not in self.variables]
+        if entry is None:
+            if not (leaf.optional and len(absent) == len(paths)):
+                self.missing.append(canonical)
+                self.filled.update(dict.fromkeys(paths, canonical))
+            return
+        if absent:
+            self.clashes += [f"{printable(entry.name)} has no variable {path}" for path in absent]
+            return
+        for path in paths:
+            if path in self.filled:
+                self.clashes.append(f"{path} is filled by both {self.filled[path]} and {canonical}")
+            self.filled[path] = canonical
+        layouts = [layout for _, layout in leaf.variables]
+        targets = tuple(Target(path, self.variables[path], layout) for path, layout in zip(paths, layouts, strict=True))
+        expected = _expected_shape(targets)
+        if entry.shape != expected:
+            self.wrong_shape[canonical] = (entry.shape, expected)
+        elif entry.problem:
+            self.unreadable[entry.name] = entry.problem
+        elif entry.dtype not in FLOATS:
+            self.wrong_dtype[canonical] = entry.dtype
+        else:
+            self.steps.append(Step(entry.name, canonical, entry, kind, targets))
+
+    def problems(self) -> list[str]:
+        """Everything that keeps this from being a bijection, a line each."""
+        lines = []
+        if self.missing:
+            lines.append(f"missing: {_folded(self.missing)}")
+        if self.unexpected:
+            near = _nearest(self.unexpected, self.missing or sorted(self.known))
+            lines.append(f"unexpected: {_folded(self.unexpected)}" + (f" (nearest known: {near})" if near else ""))
+        for name, (shape, expected) in self.wrong_shape.items():
+            lines.append(f"wrong shape: {printable(name)} is {_shape(shape)}, expected {_shape(expected)}")
+        if self.wrong_dtype:
+            shown = ", ".join(sorted({printable(dtype, 20) for dtype in self.wrong_dtype.values()}))
+            lines.append(f"wrong dtype ({shown}; convertible are {', '.join(FLOATS)}): {_folded(self.wrong_dtype)}")
+        for name, problem in self.unreadable.items():
+            lines.append(f"{printable(name)} cannot be read: {problem}")
+        for name, sources in self.reading.doubled.items():
+            lines.append(f"used twice: {' and '.join(map(printable, sources))} are both {printable(name)}")
+        lines += self.clashes
+        empty = [path for path in self.variables if path not in self.filled]
+        if empty:
+            lines.append(f"variables that no row of the mapping fills: {_folded(empty)}")
+        if self.reading.unsized and not lines:
+            lines.append(self.reading.unsized)
+        return lines
+
+
+def _places(pair: Pair, model: Any) -> dict[str, str]:
+    """Attribute path -> dataset path.
+
+    Raises:
+        ConversionError: Keras leaves a variable out when it saves.
+    """
+    place = {id(variable): where for where, variable in places(model).items()}
+    lost = [path for path, variable in by_path(model).items() if id(variable) not in place]
+    if lost:
+        raise ConversionError(f"Keras does not save {len(lost)} variables of {pair.name}, first {lost[0]}")
+    return {path: place[id(variable)] for path, variable in by_path(model).items()}
+
+
+def build_tf(pair: Pair, config: dict[str, Any]) -> Any:
+    """The pair's Keras model, built in float32 whatever policy the caller has set.
+
+    Raises:
+        ConversionError: the builder returned something else, or Keras does not run on TensorFlow.
+    """
+    if keras.backend.backend() != "tensorflow":
+        raise ConversionError(f"Keras runs on {keras.backend.backend()}; set KERAS_BACKEND=tensorflow")
+    policy = keras.config.dtype_policy()
+    keras.config.set_dtype_policy("float32")
+    try:
+        if pair.build_tf is None:
+            model = tf_models.create(pair.name, **config)
+        else:
+            model = (locate(pair.build_tf) if isinstance(pair.build_tf, str) else pair.build_tf)(**config)
+    finally:
+        keras.config.set_dtype_policy(policy)
+    if not isinstance(model, keras.Model):
+        raise ConversionError(
+            f"the TensorFlow builder of {pair.name} returned a {type(model).__name__}, not a keras.Model"
+        )
+    if not model.weights:
+        raise ConversionError(
+            f"the TensorFlow builder of {pair.name} returned a model without variables; build it first"
+        )
+    return model
+
+
+def _expected_shape(targets: tuple[Target, ...]) -> tuple[int, ...]:
+    try:
+        shapes = {target.layout.torch_shape(target.shape) for target in targets}
+    except ValueError as error:
+        raise ConversionError(f"the mapping does not fit the model at {targets[0].path}: {error}") from None
+    if len(shapes) > 1:
+        raise ConversionError(f"the mapping does not fit the model: {targets[0].path} and its like differ in shape")
+    return shapes.pop()
+
+
+def _folded(names: Any) -> str:
+    folded = [printable(name) for name in fold(names)]
+    return ", ".join(folded[:12]) + (f" and {len(folded) - 12} more" if len(folded) > 12 else "")
+
+
+def _nearest(names: list[str], known: list[str]) -> str:
+    """The known names nearest to the first few of `names`."""
+    near = [nearest(name, known[:5000]) for name in names[:5]]
+    return _folded([name for name in near if name])
+
+
+def _shape(shape: tuple[int, ...]) -> str:
+    return "x".join(str(n) for n in shape[:8]) or "a single value"

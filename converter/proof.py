@@ -1,0 +1,242 @@
+"""The two proofs: that no bit was lost on the way into the file, and that both networks compute the same."""
+
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import tensorflow as tf
+
+from converter.checkpoint import Checkpoint
+from converter.errors import ConversionError, printable
+from converter.kinds import Kind, channels_last
+from converter.planning import Plan, Step, build_tf
+from converter.report import Comparison, Lossless, Numerical
+from converter.tensors import FLOATS
+from converter.torch_process import TorchProcess
+from converter.torch_side import Request
+from converter.variables import layer_at
+from converter.weights_file import THREADS, cast, dense
+from tf_models.loading import WeightsError, datasets
+
+SEED = 20_240_229
+
+
+def lossless(
+    path: Path,
+    plan: Plan,
+    checkpoint: Checkpoint,
+    dtype: str | None = None,
+    progress: Callable[[int], None] = lambda nbytes: None,
+) -> Lossless:
+    """Read the file back, undo the layout, and compare every tensor bit for bit with the checkpoint's.
+
+    `dtype` is what the file must hold (None: what it does hold). Values that were narrowed on the way are compared with
+    the checkpoint's, narrowed.
+
+    Raises:
+        ConversionError: the file does not hold exactly the model's variables, in shape and dtype.
+    """
+    home = plan.places
+    with h5py.File(path, "r") as file:
+        held = dict(datasets(file))
+        problems = [f"{name} is not in it" for name, place in home.items() if place not in held]
+        problems += [f"{place} is no variable of the model" for place in held if place not in set(home.values())]
+        for name, place in home.items():
+            dataset = held.get(place)
+            if dataset is None:
+                continue
+            found = _stored_dtype(dataset)
+            if dataset.shape != plan.variables[name]:
+                problems.append(f"{name} has shape {dataset.shape}, not {plan.variables[name]}")
+            elif found not in FLOATS or (dtype is not None and found != dtype):
+                problems.append(f"{name} has dtype {found}")
+        if problems:
+            raise ConversionError(
+                f"{printable(path.name)} does not hold {plan.pair.name}'s variables: {'; '.join(problems[:4])}"
+                + (f"; and {len(problems) - 4} more" if len(problems) > 4 else "")
+            )
+
+        def same(step: Step) -> tuple[str | None, int]:
+            values = [held[home[target.path]][()] for target in step.targets]
+            stored = _stored_dtype(held[home[step.targets[0].path]])
+            values = [value.view(FLOATS[stored]) for value in values]
+            back = dense(step.undo(values))
+            expected, _ = cast(checkpoint.read(step.entry), stored, step.source)
+            equal = back.shape == expected.shape and np.array_equal(_bits(back), _bits(expected))
+            return (None if equal else step.source), expected.nbytes
+
+        differing, nbytes = [], 0
+        with ThreadPoolExecutor(THREADS) as pool:
+            for wrong, count in pool.map(same, plan.steps):
+                nbytes += count
+                progress(count)
+                if wrong is not None:
+                    differing.append(wrong)
+    return Lossless(len(plan.steps), nbytes, tuple(differing))
+
+
+def _bits(values: np.ndarray) -> np.ndarray:
+    return values.reshape(-1).view(f"u{values.dtype.itemsize}")
+
+
+def stored_dtype(path: Path, plan: Plan) -> str:
+    """The dtype that every variable in the file has.
+
+    Raises:
+        ConversionError: not an HDF5 file, or of several dtypes.
+    """
+    try:
+        with h5py.File(path, "r") as file:
+            found = {_stored_dtype(dataset) for _, dataset in datasets(file)}
+    except (OSError, WeightsError):
+        raise ConversionError(f"{printable(str(path), 160)} is not a readable HDF5 file") from None
+    if len(found) != 1 or not found <= set(FLOATS):
+        raise ConversionError(
+            f"{printable(str(path), 160)} does not hold {plan.pair.name}'s variables in one float dtype"
+        )
+    return found.pop()
+
+
+def _stored_dtype(dataset: h5py.Dataset) -> str:
+    if dataset.attrs.get("dtype") == "bfloat16":
+        return "bfloat16"
+    return str(dataset.dtype)
+
+
+def request_for(plan: Plan, checkpoint: Checkpoint, dtype: str) -> Request:
+    """What the torch side must do to prove `plan`: seeded probe inputs, and the layers to record."""
+    files = {path.name: str(path.resolve()) for path in checkpoint.files}
+    table = plan.pair.mapping(plan.config)
+    sources = {step.canonical: (files[step.entry.file], step.entry.key, step.source) for step in plan.steps}
+    modules = {path: kind.probe_scales for path, _, kind in table.modules() if kind.callable_alone}
+    return Request(
+        model=plan.pair.name,
+        build=plan.pair.build_torch,  # type: ignore[arg-type]
+        config=plan.config,
+        sources=sources,
+        dtype=dtype,
+        ignored=set(table.ignored()),
+        modules=modules,
+        probes=plan.pair.probes(plan.config, np.random.default_rng(SEED)),
+    )
+
+
+def numerical(
+    path: Path,
+    plan: Plan,
+    request: Request,
+    torch_process: TorchProcess,
+    progress: Callable[[int], None] = lambda layers: None,
+) -> Numerical:
+    """Load the file into a fresh model, and compare its outputs and each of its layers with torch's.
+
+    Each mapped layer is also proven on its own, on the input that torch's module received: outputs alone are nearly
+    blind to a layer that is slightly wrong.
+
+    Raises:
+        ConversionError: the model does not load the file, or the torch side fails.
+    """
+    with tf.device("CPU:0"):  # the rule is about float32; a GPU may compute with less
+        return _numerical(path, plan, request, torch_process, progress)
+
+
+def _numerical(
+    path: Path, plan: Plan, request: Request, torch_process: TorchProcess, progress: Callable[[int], None]
+) -> Numerical:
+    model = build_tf(plan.pair, plan.config)
+    try:
+        model.load_weights(str(path))
+    except Exception as error:
+        raise ConversionError(
+            f"Keras does not load the file: {printable(str(error).partition(chr(10))[0], 160)}"
+        ) from None
+    kinds = {torch_path: (keras_path, kind) for torch_path, keras_path, kind in request_table(plan)}
+    runs = torch_process.answer()
+    outputs: dict[str, Comparison] = {}
+    layers: dict[str, Comparison] = {}
+    for probe, run in zip(request.probes, runs, strict=True):
+        for call in run.calls:
+            keras_path, kind = kinds[call.path]
+            ours = _call(layer_at(model, keras_path), kind, call.args, call.kwargs)
+            _pool(layers, _compare(call.path, ours, *(_arrange(r, kind) for r in (call.result, call.truth))))
+            progress(1)
+        first = plan.pair.channels_first
+        inputs = {name: channels_last(value) if name in first else value for name, value in probe.inputs.items()}
+        results = _flat(_call_model(model, list(inputs.values()), probe.options))
+        for name, *values in _named(plan.pair.outputs, results, run.outputs, run.truth):
+            torch_values = [channels_last(value) if name in first else value for value in values[1:]]
+            _pool(outputs, _compare(name, values[0], *torch_values))
+    uncalled = tuple(path for path in kinds if path not in layers)
+    return Numerical(tuple(outputs.values()), tuple(layers.values()), uncalled, len(runs))
+
+
+def _call_model(model: Any, inputs: list, options: dict[str, Any]) -> Any:
+    """A Functional model takes all its inputs as one argument, a subclassed one each as its own."""
+    if any(base.__name__ == "Functional" for base in type(model).__mro__):
+        return model(inputs if len(inputs) > 1 else inputs[0], **options)
+    return model(*inputs, **options)
+
+
+def request_table(plan: Plan) -> Iterator[tuple[str, str, Kind]]:
+    """(torch path, Keras path, kind) of every module of the plan's mapping."""
+    return plan.pair.mapping(plan.config).modules()
+
+
+def _named(names: tuple[str, ...], *results: tuple) -> Iterator[tuple]:
+    count = max(map(len, results))
+    names = (*names, *(f"output {i}" for i in range(len(names), count)))[:count]
+    if any(len(result) != count for result in results):
+        raise ConversionError(f"TensorFlow returns {len(results[0])} outputs, torch {len(results[1])}")
+    yield from zip(names, *results, strict=True)
+
+
+def _call(layer: Any, kind: Kind, args: tuple, kwargs: dict[str, Any]) -> Any:
+    if layer is None:
+        return None
+    args, kwargs = _arrange(args, kind), _arrange(kwargs, kind)
+    if kind.call is not None:
+        return kind.call(layer, *args, **kwargs)
+    return layer(*args, *kwargs.values())
+
+
+def _arrange(value: Any, kind: Kind) -> Any:
+    """Torch's activations as the Keras layer has them."""
+    if isinstance(value, tuple):
+        return tuple(_arrange(part, kind) for part in value)
+    if isinstance(value, dict):
+        return {name: _arrange(part, kind) for name, part in value.items()}
+    return channels_last(value) if kind.channels_first and isinstance(value, np.ndarray) else value
+
+
+def _flat(results: Any) -> tuple:
+    if isinstance(results, dict):
+        results = tuple(results.values())
+    return tuple(results) if isinstance(results, (tuple, list)) else (results,)
+
+
+def _compare(name: str, ours: Any, torch_result: Any, truth: Any) -> Comparison:
+    """The first (or only) result of a call on both sides."""
+    if ours is None:
+        return Comparison(name, note="the TensorFlow model has no layer there")
+    result, single, exact = (np.asarray(_flat(value)[0], np.float64) for value in (ours, torch_result, truth))
+    if result.shape != exact.shape:
+        return Comparison(name, note=f"TensorFlow's shape is {result.shape}, torch's {exact.shape}")
+    finite = np.isfinite(exact)
+    if not (np.isfinite(result) == finite).all():
+        return Comparison(name, note="TensorFlow and torch are not finite at the same places")
+    result, single, exact = result[finite], single[finite], exact[finite]
+    return Comparison(
+        name,
+        error=float(np.abs(result - exact).max(initial=0.0)),
+        torch_error=float(np.abs(single - exact).max(initial=0.0)),
+        scale=float(np.abs(exact).max(initial=0.0)),
+    )
+
+
+def _pool(found: dict[str, Comparison], one: Comparison) -> None:
+    """Join what several probes show of the same output or layer: a single number may be right by luck on one side."""
+    known = found.get(one.name)
+    found[one.name] = one if known is None else known.joined(one)

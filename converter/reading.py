@@ -1,0 +1,191 @@
+"""Which network a checkpoint holds, and how it spells it: state dict, wrapping, scope, dialect and sizes."""
+
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from converter import dialects
+from converter.checkpoint import Checkpoint
+from converter.errors import ConversionError, UsageError, printable
+from converter.mapping import Mapping
+from converter.registry import Pair, get, pairs
+from converter.tensors import Entry
+
+# Names of a state dict, and of these times the ways to unwrap them: beyond any model here, and tried within seconds.
+_MOST_NAMES = 10_000
+_MOST_SPELLINGS = 30_000
+
+
+class Ambiguous(ConversionError):
+    """Several state dicts of a file fit the same model."""
+
+
+@dataclass
+class Reading:
+    """One way to read a state dict as a pair's network.
+
+    Attributes:
+        key: dotted path of the state dict inside the file.
+        prefix: what stands before every canonical name: wrappers and scope.
+        entries: canonical name -> entry, of everything in scope.
+        doubled: canonical name -> source names, where several spell the same.
+        out_of_scope: first word of the name -> how many tensors under it are not of this network.
+        config: the sizes, or None where they could not be read; `unsized` says why.
+    """
+
+    pair: Pair
+    key: str
+    prefix: str
+    dialect: dialects.Dialect
+    entries: dict[str, Entry] = field(default_factory=dict)
+    doubled: dict[str, list[str]] = field(default_factory=dict)
+    out_of_scope: dict[str, int] = field(default_factory=dict)
+    config: dict[str, Any] | None = None
+    unsized: str | None = None
+    missing: list[str] = field(default_factory=list)
+    unexpected: list[str] = field(default_factory=list)
+
+    @property
+    def table(self) -> Mapping:
+        """The pair's rows at this reading's sizes."""
+        assert self.config is not None
+        return self.pair.mapping(self.config)
+
+    @property
+    def fits(self) -> bool:
+        """Every name that the network needs is there, and no other in scope."""
+        return self.config is not None and not (self.missing or self.unexpected or self.doubled or self.unsized)
+
+    @property
+    def matched(self) -> int:
+        """How many tensors in scope the network knows."""
+        return len(self.entries) - len(self.unexpected) if self.config is not None else 0
+
+
+def readings(checkpoint: Checkpoint, pair: Pair, options: dict[str, Any], key: str | None = None) -> Iterator[Reading]:
+    """Every way to read the checkpoint as `pair`'s network."""
+    for state_key, state in checkpoint.states.items():
+        if key is not None and state_key != key:
+            continue
+        if len(state) > _MOST_NAMES:
+            raise ConversionError(f"it names {len(state)} tensors, and no model here has more than {_MOST_NAMES}")
+        compiled: dict[str, list[Entry]] = {}
+        for name, entry in state.items():
+            compiled.setdefault(dialects.strip_compiled(name), []).append(entry)
+        wrappers = dialects.prefixes(compiled)
+        if len(compiled) * len(wrappers) > _MOST_SPELLINGS:
+            raise ConversionError(f"its names are wrapped in {len(wrappers)} different ways")
+        for wrapper in wrappers:
+            for scope in pair.scopes:
+                prefix = wrapper + scope
+                if any(name.startswith(prefix) for name in compiled):
+                    for dialect in (dialects.CANONICAL, *pair.dialects):
+                        yield _read(pair, options, state_key, prefix, dialect, compiled)
+
+
+def _read(
+    pair: Pair,
+    options: dict[str, Any],
+    key: str,
+    prefix: str,
+    dialect: dialects.Dialect,
+    state: dict[str, list[Entry]],
+) -> Reading:
+    reading = Reading(pair, key, prefix, dialect)
+    spelled: dict[str, list[Entry]] = {}
+    outside: Counter[str] = Counter()
+    for name, entries in state.items():
+        if name.startswith(prefix):
+            spelled.setdefault(dialect.canonical(name.removeprefix(prefix)), []).extend(entries)
+        else:
+            outside[name.split(".")[0]] += len(entries)
+    reading.entries = {name: entries[0] for name, entries in spelled.items()}
+    reading.doubled = {name: [e.name for e in entries] for name, entries in spelled.items() if len(entries) > 1}
+    reading.out_of_scope = dict(outside)
+    shapes = {name: entry.shape for name, entry in reading.entries.items()}
+    try:
+        reading.config = pair.configure(shapes, options)
+        pair.mapping(reading.config)
+    except KeyError as error:
+        reading.unsized = f"{printable(error.args[0])} is missing, and sizes are read from it"
+        reading.config = pair.fallback
+    except (ValueError, IndexError, TypeError, ZeroDivisionError) as error:
+        reading.unsized = f"its shapes are not those of this network ({printable(str(error), 80)})"
+        reading.config = pair.fallback
+    if reading.config is not None:
+        table = reading.table
+        needed, ignored = dict(table.tensors()), table.ignored()
+        reading.missing = [name for name, optional in needed.items() if name not in spelled and not optional]
+        reading.unexpected = [name for name in spelled if name not in needed and name not in ignored]
+    return reading
+
+
+def read_as(checkpoint: Checkpoint, pair: Pair, options: dict[str, Any], key: str | None = None) -> Reading:
+    """The reading of the checkpoint as `pair`'s network that fits, else the one that comes nearest.
+
+    Raises:
+        ConversionError: nothing in it is of this network, or two state dicts fit alike.
+        UsageError: there is no state dict at `key`.
+    """
+    if key is not None and key not in checkpoint.states:
+        known = ", ".join(printable(name or "(the file itself)") for name in checkpoint.states)
+        raise UsageError(f"the file has no state dict at {printable(key)}; it has: {known}")
+    found = list(readings(checkpoint, pair, options, key))
+    fitting = [reading for reading in found if reading.fits]
+    keys = list(dict.fromkeys(reading.key for reading in fitting))
+    if len(keys) > 1:
+        shown = ", ".join(printable(name or "(the file itself)") for name in keys)
+        raise Ambiguous(f"several state dicts in the file fit {pair.name}: {shown}; choose one with --key")
+    if fitting:
+        return max(fitting, key=lambda reading: reading.matched)
+    # A reading that sizes itself tells more than one that fell back.
+    best = max(found, key=lambda r: (r.matched - len(r.missing) - len(r.doubled), -len(r.unexpected)), default=None)
+    if best is None or best.matched == 0:
+        names = Counter(entry.name.split(".")[0] for entry in checkpoint.entries())
+        shown = ", ".join(f"{printable(name, 40)} ({count})" for name, count in names.most_common(6))
+        raise ConversionError(f"it holds no tensor of {pair.name}; its names start with: {shown}")
+    return best
+
+
+def recognise(
+    checkpoint: Checkpoint, known: Iterable[Pair], options: dict[str, Any], key: str | None = None
+) -> Reading:
+    """The reading as the one pair whose network the checkpoint holds; a pair that uses every tensor goes first.
+
+    Raises:
+        ConversionError: none fits or several do; they are listed.
+    """
+    fitting: list[Reading] = []
+    tried = []
+    for pair in known:
+        tried.append(pair.name)
+        own = {name: value for name, value in options.items() if name in pair.options}
+        try:
+            reading = read_as(checkpoint, pair, pair.parse_options(own), key)
+        except (UsageError, Ambiguous):
+            raise
+        except ConversionError:
+            continue
+        if reading.fits:
+            fitting.append(reading)
+    whole = [reading for reading in fitting if not reading.out_of_scope]
+    chosen = whole or fitting
+    if len(chosen) == 1:
+        chosen[0].pair.parse_options(options)  # an option that this pair does not know is an error
+        return chosen[0]
+    if not chosen:
+        raise ConversionError(
+            f"no model fits this checkpoint; known: {', '.join(tried)}; name one with --model to see why"
+        )
+    names = ", ".join(reading.pair.name for reading in chosen)
+    raise ConversionError(f"several models fit this checkpoint: {names}; choose one with --model")
+
+
+def find_reading(checkpoint: Checkpoint, model: str | None, options: dict[str, Any], key: str | None) -> Reading:
+    """The checkpoint read as the named model, or as the one that its names show ("auto" or None)."""
+    if model in (None, "auto"):
+        return recognise(checkpoint, pairs(), options, key)
+    assert model is not None
+    pair = get(model)
+    return read_as(checkpoint, pair, pair.parse_options(options), key)

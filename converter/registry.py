@@ -1,0 +1,175 @@
+"""The pairs that can be converted, by name. Importing this names the builders but imports neither framework."""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from importlib import import_module
+from typing import Any
+
+import numpy as np
+
+import tf_models
+import torch_refs
+from converter.dialects import Dialect
+from converter.errors import UsageError, printable
+from converter.mapping import Mapping as Table
+
+Shapes = Mapping[str, tuple[int, ...]]
+
+
+@dataclass(frozen=True)
+class Option:
+    """Something about a model that its state dict cannot reveal, with the value it usually has.
+
+    `default` also gives the type: an int, float, bool, str, or a tuple of ints.
+    """
+
+    default: Any
+    help: str
+
+    def parse(self, name: str, value: Any) -> Any:
+        """`value` (text from a command line, or already of the type) as the type of the default.
+
+        Raises:
+            UsageError: it is not one.
+        """
+        kind = type(self.default)
+        try:
+            if isinstance(value, str) and kind is bool:
+                return {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}[value.lower()]
+            if isinstance(value, str) and kind is tuple:
+                return tuple(int(part) for part in value.replace("x", ",").split(","))
+            if kind is tuple:
+                return (value,) if isinstance(value, int) else tuple(int(part) for part in value)
+            if isinstance(value, str):
+                return kind(value)
+            if type(value) is kind or (kind is float and type(value) is int):
+                return kind(value)
+        except (ValueError, TypeError, KeyError):
+            pass
+        raise UsageError(f"option {name} takes {_spelled(self.default)}, not {printable(value, 60)}")
+
+
+def _spelled(default: Any) -> str:
+    words = {bool: "true or false", int: "a whole number", float: "a number", tuple: "whole numbers, as 2,3"}
+    return words.get(type(default), "a word")
+
+
+@dataclass(frozen=True)
+class Probe:
+    """One set of inputs to prove a model with.
+
+    `inputs` are arrays in torch's layout, by torch's parameter name; `options` are passed to both sides as they are.
+    """
+
+    inputs: dict[str, np.ndarray]
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A TensorFlow model and a torch reference of the same network, and what links them.
+
+    Attributes:
+        name: what `--model` takes.
+        summary: a line for the list of models.
+        mapping: configuration -> the table of rows.
+        probes: (configuration, seeded generator) -> sets of probe inputs; lengths of all axes should differ.
+        outputs: names of the outputs, in the order both sides return them.
+        channels_first: the inputs and outputs that have the channels at axis 1 in torch and last in Keras.
+        build_tf, build_torch: callables, or where to find them ("module:callable"), that take the configuration and
+            return a built keras.Model and a torch.nn.Module; None: the models registered under `name`.
+        configure: (shapes by canonical name, options) -> configuration; raises KeyError or ValueError when the
+            shapes are not of this network. By default the options are the configuration.
+        fallback: a configuration to report problems against when the sizes cannot be read.
+        options: what the state dict cannot reveal.
+        scopes: prefixes under which a checkpoint may hold the model; tensors outside are out of scope. "" is a
+            checkpoint of the model alone.
+        dialects: other spellings of its names.
+    """
+
+    name: str
+    mapping: Callable[[dict[str, Any]], Table]
+    probes: Callable[[dict[str, Any], np.random.Generator], list[Probe]]
+    outputs: tuple[str, ...] = ("output",)
+    channels_first: frozenset[str] = frozenset()
+    build_tf: str | Callable[..., Any] | None = None
+    build_torch: str | Callable[..., Any] | None = None
+    configure: Callable[[Shapes, dict[str, Any]], dict[str, Any]] = lambda shapes, options: dict(options)
+    fallback: dict[str, Any] | None = None
+    options: Mapping[str, Option] = field(default_factory=dict)
+    scopes: tuple[str, ...] = ("",)
+    dialects: tuple[Dialect, ...] = ()
+    summary: str = ""
+
+    def tensor_count(self) -> int | None:
+        """How many tensors a checkpoint of the usual sizes has, or None where there are no usual sizes."""
+        config = self.fallback or {name: option.default for name, option in self.options.items()}
+        try:
+            return sum(1 for _ in self.mapping(config).tensors())
+        except (KeyError, TypeError, ValueError):
+            return None
+
+    def parse_options(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        """Every option's value: as given, else its default.
+
+        Raises:
+            UsageError: an unknown option (the known are listed), or a value of the wrong type.
+        """
+        for name in given:
+            if name not in self.options:
+                known = ", ".join(f"{key} ({option.help})" for key, option in self.options.items()) or "none"
+                raise UsageError(f"model {self.name} has no option {printable(name)}; known: {known}")
+        return {
+            name: option.parse(name, given[name]) if name in given else option.default
+            for name, option in self.options.items()
+        }
+
+
+_BUILTIN = {"sam_decoder": "converter.mappings.sam:SAM_DECODER"}
+_registered: dict[str, Pair] = {}
+
+
+def register(pair: Pair) -> Pair:
+    """Make a pair known by its name, to `convert` as to `tf_models.load` and `create`.
+
+    Raises:
+        UsageError: the name is a built-in one's.
+    """
+    if pair.name in _BUILTIN:
+        raise UsageError(f"{printable(pair.name)} is the name of a built-in model; choose another")
+    if pair.build_tf is not None:
+        tf_models.register(pair.name, pair.build_tf)
+    if pair.build_torch is not None:
+        torch_refs.register(pair.name, pair.build_torch)
+    _registered[pair.name] = pair
+    return pair
+
+
+def names() -> list[str]:
+    """Names of all pairs, sorted."""
+    return sorted({*_BUILTIN, *_registered})
+
+
+def get(name: str) -> Pair:
+    """The pair of that name.
+
+    Raises:
+        UsageError: there is none; the known are listed.
+    """
+    if name in _registered:
+        return _registered[name]
+    if name not in _BUILTIN:
+        raise UsageError(f"no model is named {printable(name)}; known: {', '.join(names())}")
+    return locate(_BUILTIN[name])
+
+
+def pairs() -> Iterator[Pair]:
+    """Every pair, in the order of the names."""
+    for name in names():
+        yield get(name)
+
+
+def locate(place: str) -> Any:
+    """The object at "module:attribute"."""
+    module, _, attribute = place.partition(":")
+    return getattr(import_module(module), attribute)

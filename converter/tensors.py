@@ -1,0 +1,147 @@
+"""A tensor of a checkpoint file: what the file declares of it, and how its values are read, one tensor at a time."""
+
+import os
+from dataclasses import dataclass, field
+from math import prod
+
+import ml_dtypes
+import numpy as np
+
+# torch's name -> numpy dtype (little-endian), of what can be converted.
+FLOATS = {
+    "float16": np.dtype("<f2"),
+    "bfloat16": np.dtype(ml_dtypes.bfloat16),
+    "float32": np.dtype("<f4"),
+    "float64": np.dtype("<f8"),
+}
+# Bytes of one element, of everything that may be listed.
+ITEM_SIZES = {
+    **{name: dtype.itemsize for name, dtype in FLOATS.items()},
+    **{"bool": 1, "uint8": 1, "int8": 1, "quint8": 1, "qint8": 1, "qint32": 4, "quint4x2": 1, "quint2x4": 1},
+    **{"int16": 2, "uint16": 2, "int32": 4, "uint32": 4, "int64": 8, "uint64": 8},
+    **{"complex32": 4, "complex64": 8, "complex128": 16},
+    **{f"float8_{kind}": 1 for kind in ("e4m3fn", "e5m2", "e4m3fnuz", "e5m2fnuz", "e8m0fnu")},
+}
+_SPAN = 1 << 18  # elements of a view's span that are read at once, however few of them the view picks
+
+
+@dataclass(frozen=True)
+class Storage:
+    """A run of bytes in an open file that tensors are views of.
+
+    `crc` is the zip record's CRC-32, or None where the container has none.
+    """
+
+    descriptor: int
+    start: int
+    nbytes: int
+    big_endian: bool = False
+    crc: int | None = None
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One named tensor of a checkpoint.
+
+    Attributes:
+        name: the name in the state dict.
+        shape: lengths of the axes.
+        dtype: torch's name of the element type, without "torch.".
+        key: dotted path of the state dict inside the file ("" when the file is one).
+        file: name of the file that holds the values.
+        problem: why its values cannot be read, or None.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    key: str = ""
+    file: str = ""
+    problem: str | None = None
+    storage: Storage | None = field(default=None, repr=False)
+    offset: int = 0
+    strides: tuple[int, ...] = ()
+    negated: bool = False
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of its values laid out densely; stride tricks can make this far more than the file holds."""
+        return prod(self.shape) * ITEM_SIZES.get(self.dtype, 1)
+
+    def read(self) -> np.ndarray:
+        """Its values as a C-contiguous native array of the declared dtype; reads no other bytes when it is contiguous.
+
+        Raises:
+            ValueError: `problem` is set, or the dtype is not a float that can be converted.
+            OSError: the file is shorter than it was.
+        """
+        if self.problem or self.storage is None or self.dtype not in FLOATS:
+            raise ValueError(self.problem or f"its dtype is {self.dtype}")
+        dtype = FLOATS[self.dtype]
+        stored = dtype.newbyteorder(">") if self.storage.big_endian else dtype
+        start = self.storage.start + self.offset * dtype.itemsize
+        if prod(self.shape) == 0:
+            values = np.empty(self.shape, stored)
+        elif self.strides == dense_strides(self.shape):
+            values = np.empty(self.shape, stored)
+            read_into(self.storage.descriptor, start, values)
+        else:
+            values = self._gather(stored, start, self.shape, self.strides)
+        if self.negated:
+            values = -values
+        return values.astype(dtype, copy=False)
+
+    def _gather(self, stored: np.dtype, start: int, shape: tuple[int, ...], strides: tuple[int, ...]) -> np.ndarray:
+        """A view that is not dense: read the span that it covers, in halves where it picks little of it.
+
+        The file is never mapped: one that shrinks meanwhile would end the process.
+        """
+        assert self.storage is not None
+        reach = [(n - 1) * stride for n, stride in zip(shape, strides, strict=True)]
+        span = 1 + sum(reach)
+        if span <= max(_SPAN, 4 * prod(shape)):
+            flat = np.empty(span, stored)
+            read_into(self.storage.descriptor, start, flat)
+            steps = [stride * stored.itemsize for stride in strides]
+            return np.array(np.lib.stride_tricks.as_strided(flat, shape, steps, writeable=False), order="C")
+        axis = reach.index(max(reach))
+        half = shape[axis] // 2
+        first, second = ((*shape[:axis], n, *shape[axis + 1 :]) for n in (half, shape[axis] - half))
+        middle = start + half * strides[axis] * stored.itemsize
+        halves = self._gather(stored, start, first, strides), self._gather(stored, middle, second, strides)
+        return np.concatenate(halves, axis)
+
+
+def dense_strides(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Strides, in elements, of a C-contiguous array."""
+    strides = []
+    stride = 1
+    for n in reversed(shape):
+        strides.append(stride)
+        stride *= n
+    return tuple(reversed(strides))
+
+
+def strided_problem(shape: tuple[int, ...], strides: tuple[int, ...], offset: int, available: int) -> str | None:
+    """Why a view does not lie inside its storage of `available` elements, or None."""
+    if len(shape) != len(strides):
+        return f"{len(shape)} axes but {len(strides)} strides"
+    span = 0 if 0 in shape else 1 + sum((n - 1) * stride for n, stride in zip(shape, strides, strict=True))
+    if offset + span > available:
+        return f"reaches element {offset + span} of a storage of {available}"
+    return None
+
+
+def read_into(descriptor: int, start: int, values: np.ndarray) -> None:
+    """Fill the C-contiguous `values` with the file's bytes from `start`.
+
+    Raises:
+        OSError: the file ends before.
+    """
+    view = values.reshape(-1).view(np.uint8).data
+    done = 0
+    while done < len(view):
+        count = os.preadv(descriptor, [view[done : done + (1 << 30)]], start + done)
+        if count == 0:
+            raise OSError(f"the file ends at byte {start + done}, {len(view) - done} bytes early")
+        done += count

@@ -1,0 +1,77 @@
+"""The child process that runs the torch side of the proof, as the caller sees it."""
+
+import contextlib
+import os
+import pickle
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import cloudpickle
+
+from converter.atomic import scratch
+from converter.errors import ConversionError, printable
+from converter.torch_side import Request, Run
+
+
+class TorchProcess:
+    """The process that runs the torch reference. Started early, it imports torch while the caller does other work."""
+
+    def __init__(self) -> None:
+        self._stack = contextlib.ExitStack()
+        self._folder = self._stack.enter_context(scratch(Path(tempfile.gettempdir()), "weightbridge"))
+        paths = os.pathsep.join(path or os.getcwd() for path in sys.path)
+        environment = {**os.environ, "PYTHONPATH": paths, "CUDA_VISIBLE_DEVICES": "-1"}
+        self._log = self._stack.enter_context(open(self._folder / "log", "w+b"))
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "converter.torch_side", str(self._folder)],
+            stdin=subprocess.PIPE,
+            stdout=self._log,
+            stderr=self._log,
+            env=environment,
+            start_new_session=True,  # Ctrl-C reaches the caller, which ends this process
+        )
+
+    def ask(self, request: Request) -> None:
+        """Send the request; `answer` waits for what comes of it."""
+        assert self._process.stdin is not None
+        # A file, because a pipe holds little, and the process reads only when torch is there.
+        (self._folder / "request.pickle").write_bytes(cloudpickle.dumps(request))
+        with contextlib.suppress(BrokenPipeError):
+            self._process.stdin.write(b"\n")
+            self._process.stdin.close()
+
+    def answer(self) -> list[Run]:
+        """What the torch side measured.
+
+        Raises:
+            ConversionError: it failed; the message says how.
+        """
+        self._process.wait()
+        place = self._folder / "answer.pickle"
+        if not place.exists():
+            self._log.seek(0)
+            lines = self._log.read().decode("utf-8", "replace").strip().splitlines()
+            last = printable(lines[-1], 200) if lines else f"exit code {self._process.returncode}"
+            raise ConversionError(f"the torch reference failed: {last}")
+        with open(place, "rb") as file:
+            answer = pickle.load(file)
+        if isinstance(answer, str):
+            raise ConversionError(answer)
+        return answer
+
+    def close(self) -> None:
+        """End the process and remove its files."""
+        self._process.kill()
+        self._process.wait()
+        if self._process.stdin is not None and not self._process.stdin.closed:
+            with contextlib.suppress(BrokenPipeError):
+                self._process.stdin.close()
+        self._stack.close()
+
+    def __enter__(self) -> "TorchProcess":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()

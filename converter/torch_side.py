@@ -1,0 +1,265 @@
+"""The torch half of the numerical proof, in a process of its own.
+
+A process that has imported TensorFlow aborts when it then imports what torchvision needs, and callers import in any
+order. So torch never enters the caller's process: `python -m converter.torch_side FOLDER` imports torch, waits for a
+byte on standard input, and answers the request that then lies in the folder. It reads the checkpoint with torch's own
+loader, so that the proof also covers how the converter itself read the file.
+"""
+
+import argparse
+import copy
+import os
+import pickle
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import cloudpickle
+import numpy as np
+
+from converter.checkpoint import Checkpoint
+from converter.registry import Probe
+
+
+@dataclass
+class Request:
+    """What the torch side needs to know.
+
+    Attributes:
+        build: the reference's builder, or its registered name.
+        sources: canonical name -> (file, dotted path of the state dict, name there).
+        dtype: what the values were written as; the reference computes with values rounded to it.
+        ignored: canonical names that the mapping leaves out.
+        modules: torch path -> factors for the recorded inputs, of each layer to record.
+    """
+
+    model: str
+    build: str | Callable[..., Any]
+    config: dict[str, Any]
+    sources: dict[str, tuple[str, str, str]]
+    dtype: str
+    ignored: set[str]
+    modules: dict[str, tuple[float, ...]]
+    probes: list[Probe]
+
+
+@dataclass
+class Call:
+    """One call of a layer: its inputs, torch's float32 result, and the float64 result for the same inputs."""
+
+    path: str
+    args: tuple
+    kwargs: dict[str, Any]
+    result: Any
+    truth: Any
+
+
+@dataclass
+class Run:
+    """One probe: the outputs in float32 and float64, and every recorded call in the order they were made."""
+
+    outputs: tuple
+    truth: tuple
+    calls: list[Call]
+
+
+class ReferenceFailed(Exception):
+    """The torch side cannot do what was asked, for a reason a user can act on."""
+
+
+def main(folder: str) -> None:
+    """Answer one request: `answer.pickle` in the folder holds a list of Runs, or the text of what went wrong."""
+    import torch
+
+    if not sys.stdin.buffer.read(1):
+        return  # the caller has changed its mind
+    request: Request = cloudpickle.loads(Path(folder, "request.pickle").read_bytes())
+    answer: Any
+    try:
+        answer = _answer(request, torch)
+    except ReferenceFailed as error:
+        answer = str(error)
+    partial = Path(folder, "answer.partial")
+    with open(partial, "wb") as file:
+        pickle.dump(answer, file, protocol=5)
+    os.replace(partial, Path(folder, "answer.pickle"))
+
+
+def _answer(request: Request, torch: Any) -> list[Run]:
+    torch.manual_seed(0)
+    torch.backends.mha.set_fastpath_enabled(False)  # the fast path computes without calling the layers
+    model = _build(request).eval()
+    _load(model, request, torch)
+    with torch.no_grad():
+        exact = copy.deepcopy(model).double()
+        return [_run(model, exact, probe, request.modules, torch) for probe in request.probes]
+
+
+def _build(request: Request) -> Any:
+    import torch_refs
+    from converter.registry import locate
+
+    build = request.build
+    if build is None:
+        return torch_refs.create(request.model, **request.config)
+    return (locate(build) if isinstance(build, str) else build)(**request.config)
+
+
+def _load(model: Any, request: Request, torch: Any) -> None:
+    """Fill the reference with the checkpoint's values, rounded as they were written."""
+    wanted: dict[str, dict[str, list[tuple[str, str]]]] = {}  # file -> key -> (canonical, source)
+    for name, (file, key, source) in request.sources.items():
+        wanted.setdefault(file, {}).setdefault(key, []).append((name, source))
+    state = {}
+    written = getattr(torch, request.dtype)
+    for file, keys in wanted.items():
+        for key, names in keys.items():
+            values = _values(file, key, [source for _, source in names], torch)
+            for canonical, source in names:
+                tensor = values[source].detach()
+                state[canonical] = tensor.to(written).to(torch.float32) if tensor.is_floating_point() else tensor
+    try:
+        result = model.load_state_dict(state, strict=False)
+    except RuntimeError as error:
+        raise ReferenceFailed(f"the torch reference has other shapes: {str(error).splitlines()[-1].strip()}") from None
+    missing = [name for name in result.missing_keys if name not in request.ignored]
+    if missing or result.unexpected_keys:
+        shown = ", ".join((missing + list(result.unexpected_keys))[:5])
+        raise ReferenceFailed(f"the torch reference and the mapping do not name the same tensors: {shown}")
+
+
+def _values(file: str, key: str, names: list[str], torch: Any) -> Any:
+    """The named tensors of the state dict at `key`, as torch or the safetensors library reads them."""
+    with open(file, "rb") as stream:
+        head = stream.read(9)
+    if not head.startswith((b"PK", b"\x80")):
+        import safetensors.torch
+
+        return safetensors.torch.load_file(file)
+    try:
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            tree = torch.load(file, map_location="cpu", weights_only=True, mmap=head.startswith(b"PK"))
+        return _descend(tree, key)
+    except pickle.UnpicklingError:
+        # torch declines company that our reader leaves aside, such as numpy scalars of a training run.
+        with Checkpoint(file) as checkpoint:
+            entries = checkpoint.states[key]
+            return {name: torch.from_numpy(_as_float(checkpoint.read(entries[name]))) for name in names}
+
+
+def _descend(node: Any, key: str) -> Any:
+    """The dict at a dotted path of keys that may hold dots themselves."""
+    if not key:
+        return node
+    for name, child in node.items():
+        if isinstance(name, str) and isinstance(child, Mapping) and f"{key}.".startswith(f"{name}."):
+            found = _descend(child, key[len(name) + 1 :])
+            if found is not None:
+                return found
+    return None
+
+
+def _as_float(values: np.ndarray) -> np.ndarray:
+    return values if values.dtype.kind == "f" and values.dtype.itemsize > 2 else values.astype(np.float32)
+
+
+def _run(model: Any, exact: Any, probe: Probe, modules: dict[str, tuple[float, ...]], torch: Any) -> Run:
+    inputs = {name: torch.from_numpy(np.ascontiguousarray(value)) for name, value in probe.inputs.items()}
+    doubled = {
+        name: _map(value, lambda t: t.double() if t.is_floating_point() else t) for name, value in inputs.items()
+    }
+    recorded: list[tuple[str, tuple, dict, Any]] = []
+    seen: set[str] = set()
+
+    def record(path: str) -> Callable[..., None]:
+        def hook(_module: Any, args: tuple, kwargs: dict, result: Any) -> None:
+            if path not in seen:
+                seen.add(path)
+                recorded.append((path, _copied(args), _copied(kwargs), _copied(result)))
+
+        return hook
+
+    hooks = []
+    for path in modules:
+        try:
+            module = model.get_submodule(path)
+        except AttributeError:
+            raise ReferenceFailed(f"the torch reference has no module {path}, which the mapping names") from None
+        hooks.append(module.register_forward_hook(record(path), with_kwargs=True))
+    outputs = _tuple(model(**inputs, **probe.options))
+    for hook in hooks:
+        hook.remove()
+    truth = _tuple(exact(**doubled, **probe.options))
+
+    calls = []
+    for path, given, named, result in recorded:
+        args, kwargs = given, named
+        layer, exact_layer = model.get_submodule(path), exact.get_submodule(path)
+        for factor in modules[path]:
+            if factor != 1:
+                args, kwargs = _scaled((given, named), factor)
+                result = layer(*_copied(args), **_copied(kwargs))
+            doubled_args = _map((args, kwargs), lambda t: t.double() if t.is_floating_point() else t)
+            exact_result = exact_layer(*doubled_args[0], **doubled_args[1])
+            numpy_args = _batch_first(layer, args, kwargs)
+            calls.append(
+                Call(
+                    path, *_numpy(numpy_args), *(_numpy(_batch_first_result(layer, r)) for r in (result, exact_result))
+                )
+            )
+    return Run(_numpy(outputs), _numpy(truth), calls)
+
+
+def _batch_first(layer: Any, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
+    """Keras's attention has the batch first; torch's may have it second."""
+    if getattr(layer, "batch_first", True):
+        return args, kwargs
+    return tuple(a.transpose(0, 1) for a in args[:3]) + tuple(args[3:]), {
+        name: value.transpose(0, 1) if name in ("query", "key", "value") else value for name, value in kwargs.items()
+    }
+
+
+def _batch_first_result(layer: Any, result: Any) -> Any:
+    if getattr(layer, "batch_first", True):
+        return result
+    return (result[0].transpose(0, 1), *result[1:])
+
+
+def _scaled(value: Any, factor: float) -> Any:
+    return _map(value, lambda tensor: tensor * factor if tensor.is_floating_point() else tensor)
+
+
+def _copied(value: Any) -> Any:
+    return _map(value, lambda t: t.clone())
+
+
+def _numpy(value: Any) -> Any:
+    return _map(value, lambda t: t.detach().contiguous().numpy())
+
+
+def _map(value: Any, function: Callable[[Any], Any]) -> Any:
+    """`value` with `function` applied to every tensor in its tuples, lists and dicts."""
+    if isinstance(value, (tuple, list)):
+        return (
+            type(value)(_map(part, function) for part in value)
+            if not hasattr(value, "_fields")
+            else tuple(_map(part, function) for part in value)
+        )
+    if isinstance(value, dict):
+        return {name: _map(part, function) for name, part in value.items()}
+    return function(value) if hasattr(value, "is_floating_point") else value
+
+
+def _tuple(value: Any) -> tuple:
+    if isinstance(value, dict):
+        return tuple(value.values())
+    return tuple(value) if isinstance(value, (tuple, list)) else (value,)
+
+
+if __name__ == "__main__":
+    # The classes of the request and the answer must be those of the importable module, not of "__main__".
+    from converter import torch_side
+
+    torch_side.main(sys.argv[1])

@@ -1,0 +1,68 @@
+"""A Keras model as a table of variables by attribute path.
+
+Keras's own `variable.path` changes with every instance (`dense_47/kernel`); attribute paths do not, and they are what
+the torch side's names are.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import keras
+
+
+def by_path(model: Any) -> dict[str, Any]:
+    """Attribute path -> variable, of every weight of the model: `transformer.layers.0.norm1.gamma`.
+
+    A layer in a list or a Sequential is reached by its index, one in a dict or a Functional model by its name. A weight
+    that can be reached by several paths stands under the first.
+    """
+    weights = {id(weight) for weight in model.weights}
+    found: dict[int, tuple[str, Any]] = {}
+    for path, variable in _walk(model, "", set()):
+        if id(variable) in weights:
+            found.setdefault(id(variable), (path, variable))
+    return dict(found.values())
+
+
+def layer_at(model: Any, path: str) -> Any:
+    """The layer that `by_path` reaches by `path`, or None."""
+    node = model
+    for word in path.split(".") if path else []:
+        node = dict(_children(node)).get(word)
+        if node is None:
+            return None
+    return node
+
+
+def _walk(node: Any, path: str, above: set[int]) -> Iterator[tuple[str, Any]]:
+    if isinstance(node, keras.Variable):
+        yield path, node
+    elif id(node) not in above:
+        for word, child in _children(node):
+            yield from _walk(child, f"{path}.{word}" if path else word, above | {id(node)})
+
+
+def _children(node: Any) -> Iterator[tuple[str, Any]]:
+    if isinstance(node, (list, tuple)):
+        for index, child in enumerate(node):
+            yield str(index), child
+    elif isinstance(node, dict):
+        for key, child in node.items():
+            yield str(key), child
+    elif isinstance(node, keras.Layer):
+        if isinstance(node, keras.Sequential):
+            yield from ((str(index), layer) for index, layer in enumerate(node.layers))
+        elif any(base.__name__ == "Functional" for base in type(node).__mro__):
+            yield from ((layer.name, layer) for layer in node.layers)
+        for attribute, child in list(vars(node).items()):
+            public = attribute.lstrip("_")
+            if attribute == public or _shown_as(node, public):
+                yield public, child
+
+
+def _shown_as(node: Any, name: str) -> bool:
+    """The layer's own class shows its private attribute under the public name, as Dense does with `_kernel`.
+
+    What every layer or model has (`layers`, `trainable_variables`) is Keras's bookkeeping, not a path.
+    """
+    return isinstance(getattr(type(node), name, None), property) and not hasattr(keras.Model, name)

@@ -1,0 +1,50 @@
+"""A mask decoder small enough to convert in every test, and checkpoints of it."""
+
+from pathlib import Path
+
+import torch
+
+import torch_refs
+
+# Every size differs from every other, so that a swapped axis shows.
+SMALL = {
+    "transformer_dim": 32,
+    "num_multimask_outputs": 3,
+    "iou_head_depth": 3,
+    "iou_head_hidden_dim": 24,
+    "depth": 2,
+    "num_heads": 4,
+    "mlp_dim": 40,
+    "attention_downsample_rate": 2,
+}
+OPTIONS = {"num_heads": 4}
+
+
+def small_state(seed: int = 0) -> dict[str, torch.Tensor]:
+    """Seeded weights in which no parameter is left at 0 or 1."""
+    model = torch_refs.create("sam_decoder", **SMALL)
+    rng = torch.Generator().manual_seed(seed)
+    state = {}
+    for name, tensor in model.state_dict().items():
+        values = torch.randn(tensor.shape, generator=rng)
+        is_norm = "norm" in name or name.startswith("output_upscaling.1.")
+        if is_norm and name.endswith("weight"):
+            values = 1 + 0.1 * values
+        elif tensor.ndim > 1:
+            values = values / tensor[0].numel() ** 0.5
+        else:
+            values = 0.1 * values
+        state[name] = values
+    return state
+
+
+def save(state: object, folder: Path, name: str = "ckpt.pth", **options: object) -> Path:
+    """torch.save into the folder."""
+    path = folder / name
+    torch.save(state, path, **options)  # type: ignore[arg-type]
+    return path
+
+
+def prefixed(state: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
+    """The same tensors, every name behind a prefix."""
+    return {prefix + name: tensor for name, tensor in state.items()}

@@ -1,0 +1,90 @@
+"""Convolutions that pad as torch's do, against torch, at every option; the layouts are those of `converter.kinds`."""
+
+import keras
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from converter import kinds
+from tf_models import layers
+
+SIZES = {1: (9,), 2: (9, 12), 3: (5, 6, 7)}
+CONVS = {1: (nn.Conv1d, layers.Conv1D), 2: (nn.Conv2d, layers.Conv2D), 3: (nn.Conv3d, layers.Conv3D)}
+TRANSPOSED = {
+    1: (nn.ConvTranspose1d, layers.Conv1DTranspose, kinds.CONV_TRANSPOSE_1D),
+    2: (nn.ConvTranspose2d, layers.Conv2DTranspose, kinds.CONV_TRANSPOSE_2D),
+    3: (nn.ConvTranspose3d, layers.Conv3DTranspose, kinds.CONV_TRANSPOSE_3D),
+}
+
+
+def carry(theirs: nn.Module, ours: keras.Layer, kind: kinds.Kind) -> None:
+    """Fill the Keras layer as the kind says."""
+    for leaf in kind.leaves:
+        tensor = getattr(theirs, leaf.torch)
+        if tensor is not None:
+            [(name, layout)] = leaf.variables
+            variable = getattr(ours, name)
+            variable.assign(layout.to_keras(tensor.detach().numpy(), tuple(variable.shape)))
+
+
+def assert_equal(theirs: nn.Module, ours: keras.Layer, kind: kinds.Kind, x: np.ndarray) -> None:
+    """Both sides on the same input, in float64."""
+    ours.build(kinds.channels_last(x).shape)
+    carry(theirs, ours, kind)
+    expected = kinds.channels_last(theirs(torch.from_numpy(x)).detach().numpy())
+    got = ours(kinds.channels_last(x))
+    assert got.shape == expected.shape
+    assert tuple(ours.compute_output_shape(kinds.channels_last(x).shape)) == expected.shape
+    np.testing.assert_allclose(got, expected, rtol=0, atol=1e-12)
+    again = type(ours).from_config(ours.get_config())
+    assert again.get_config() == ours.get_config()
+
+
+@pytest.mark.parametrize("rank", [1, 2, 3])
+@pytest.mark.parametrize("groups", [1, 2])
+@pytest.mark.parametrize(
+    ("kernel", "stride", "padding", "dilation"), [(3, 1, 1, 1), (3, 2, 1, 1), (2, 2, 0, 1), (3, 1, 2, 2)]
+)
+def test_convolution(rank, groups, kernel, stride, padding, dilation):
+    torch.manual_seed(0)
+    conv, layer = CONVS[rank]
+    kind = (kinds.CONV_1D, kinds.CONV_2D, kinds.CONV_3D)[rank - 1]
+    theirs = conv(4, 6, kernel, stride, padding, dilation, groups).double()
+    ours = layer(6, kernel, strides=stride, padding=padding, dilation_rate=dilation, groups=groups, dtype="float64")
+    assert_equal(theirs, ours, kind, torch.randn(3, 4, *SIZES[rank], dtype=torch.float64).numpy())
+
+
+def test_depthwise_convolution():
+    theirs = nn.Conv2d(4, 12, 3, 2, (1, 2), groups=4).double()
+    ours = layers.DepthwiseConv2D(3, strides=2, depth_multiplier=3, padding=(1, 2), dtype="float64")
+    assert_equal(theirs, ours, kinds.DEPTHWISE_CONV_2D, torch.randn(3, 4, 9, 12, dtype=torch.float64).numpy())
+
+
+@pytest.mark.parametrize("rank", [1, 2, 3])
+@pytest.mark.parametrize("groups", [1, 2])
+@pytest.mark.parametrize(
+    ("kernel", "stride", "padding", "output_padding", "dilation"),
+    [
+        (2, 2, 0, 0, 1),
+        (3, 2, 1, 1, 1),
+        (3, 1, 1, 0, 1),
+        (4, 3, 0, 2, 1),
+        (3, 1, 0, 0, 2),
+        (2, 3, 0, 0, 1),
+        (1, 2, 0, 1, 1),
+    ],
+)
+def test_transposed_convolution(rank, groups, kernel, stride, padding, output_padding, dilation):
+    torch.manual_seed(0)
+    conv, layer, kind = TRANSPOSED[rank]
+    theirs = conv(4, 6, kernel, stride, padding, output_padding, groups, dilation=dilation).double()
+    ours = layer(6, kernel, stride, padding, output_padding, dilation, groups, dtype="float64")
+    assert_equal(theirs, ours, kind, torch.randn(3, 4, *SIZES[rank], dtype=torch.float64).numpy())
+
+
+def test_a_padding_that_is_not_one_is_named():
+    with pytest.raises(ValueError, match="padding: expected a whole number from 0, or 2 of them"):
+        layers.Conv2D(3, 3, padding=(1, 1, 1))
+    with pytest.raises(ValueError, match="groups"):
+        layers.Conv2DTranspose(3, 2, groups=2)

@@ -1,0 +1,106 @@
+"""Tables, dialects and lists of names: everything that works on text alone."""
+
+import pytest
+
+from converter.dialects import Dialect, prefixes, strip_compiled
+from converter.errors import printable, shorten
+from converter.kinds import BATCH_NORM, DENSE
+from converter.mapping import Drop, Mapping, Row, expand, join
+from converter.naming import fold, nearest
+
+
+@pytest.mark.parametrize(
+    ("path", "expected"),
+    [
+        ("a.b", ["a.b"]),
+        ("{q,k}_proj", ["q_proj", "k_proj"]),
+        ("l.{0-2}.n{1-2}", ["l.0.n1", "l.0.n2", "l.1.n1", "l.1.n2", "l.2.n1", "l.2.n2"]),
+        ("x{9-11}", ["x9", "x10", "x11"]),
+        ("x{1,3-4,b}", ["x1", "x3", "x4", "xb"]),
+    ],
+)
+def test_braces_expand(path, expected):
+    assert expand(path) == expected
+
+
+@pytest.mark.parametrize("path", ["{", "a}", "{}", "{3-1}", "{a,}", "{{a}}"])
+def test_bad_braces_are_errors(path):
+    with pytest.raises(ValueError, match=r"brace|choice"):
+        expand(path)
+
+
+def test_a_table_names_modules_tensors_and_what_it_leaves_out():
+    table = Mapping([Row("l.{0-1}", DENSE, "layer.{0-1}"), Row("bn", BATCH_NORM), Drop("mask", "it is rebuilt")])
+    assert list(table.modules())[1] == ("l.1", "layer.1", DENSE)
+    assert ("l.0.weight", False) in list(table.tensors())
+    assert ("l.0.bias", True) in list(table.tensors())
+    assert set(table.ignored()) == {"mask", "bn.num_batches_tracked"}
+
+
+def test_a_path_in_two_rows_is_an_error():
+    with pytest.raises(ValueError, match=r"two rows name 'l\.1'"):
+        Mapping([Row("l.{0-1}", DENSE), Row("l.1", DENSE)])
+    with pytest.raises(ValueError, match="names 2 modules"):
+        Mapping([Row("l.{0-1}", DENSE, "m")])
+
+
+def test_a_dialect_renames_modules_whatever_their_number():
+    dialect = Dialect("theirs", (("block.{i}.ln{j}", "layers.{i}.norm{j}"), ("head.0", "head.1")))
+    assert dialect.canonical("block.12.ln2.weight") == "layers.12.norm2.weight"
+    assert dialect.canonical("block.12.ln2") == "layers.12.norm2"
+    assert dialect.canonical("block.12.ln2x.weight") == "block.12.ln2x.weight"
+    assert dialect.canonical("block.012.ln2.weight") == "block.012.ln2.weight"
+    assert dialect.canonical("head.0.bias") == "head.1.bias"
+    assert dialect.canonical("head.1.bias") == "head.1.bias"
+
+
+def test_two_rules_for_one_name_are_an_error():
+    with pytest.raises(ValueError, match="two rules claim"):
+        Dialect("theirs", (("a", "b"), ("a.{i}", "c.{i}"))).canonical("a.0.weight")
+
+
+def test_wrappers():
+    assert strip_compiled("_orig_mod.a._orig_mod.weight") == "a.weight"
+    assert strip_compiled("a_orig_mod.weight") == "a_orig_mod.weight"
+    assert prefixes(["module.model.a.weight", "module.b"]) == ["", "module.", "module.model."]
+    assert prefixes(["model"]) == [""]
+
+
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        ([f"l.{i}.n{j}.w" for i in range(12) for j in (1, 2)], ["l.{0-11}.n{1-2}.w"]),
+        (["l.0.w", "l.2.w", "l.3.w", "m"], ["l.{0,2-3}.w", "m"]),
+        (["a.w", "b.w"], ["a.w", "b.w"]),
+        (["l.0.a", "l.1.a", "l.0.b"], ["l.{0-1}.a", "l.0.b"]),
+        ([], []),
+    ],
+)
+def test_indices_fold(names, expected):
+    assert fold(names) == expected
+
+
+def test_folding_loses_no_name():
+    names = [f"l.{i}.n{j}" for i in range(3) for j in range(3) if (i, j) != (1, 1)]
+    assert sorted(name for path in fold(names) for name in expand(path)) == sorted(names)
+
+
+def test_nearest():
+    assert nearest("transformer.layers.0.nrom1.weight", ["transformer.layers.0.norm1.weight", "x"]) == (
+        "transformer.layers.0.norm1.weight"
+    )
+    assert nearest("abc", ["xyz"]) is None
+
+
+def test_join():
+    assert join("a", "b") == "a.b"
+    assert join("a", "") == "a"
+    assert join("", "b") == "b"
+
+
+def test_untrusted_text_is_escaped_and_shortened():
+    assert printable("a\n\x1b[31m\u202eb") == r"a\n\x1b[31m\u202eb"
+    assert len(printable("x" * 10**6)) <= 100
+    assert printable("e\u0301") != printable("\u00e9")
+    assert len(shorten("y" * 10**4, 480)) <= 480
+    assert "more characters" in shorten("y" * 10**4, 480)

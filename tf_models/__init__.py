@@ -1,0 +1,45 @@
+"""The TensorFlow side of every pair: Keras models, and the sampling ops they are built on.
+
+Nothing here imports torch, and importing this package does not import TensorFlow.
+"""
+
+from collections.abc import Callable
+from importlib import import_module
+from typing import Any
+
+# Model name -> "module:callable"; the callable takes the configuration and returns a built keras.Model.
+_BUILDERS: dict[str, str | Callable[..., Any]] = {
+    "sam_decoder": "tf_models.sam.mask_decoder:build_mask_decoder",
+}
+
+
+def __getattr__(name: str) -> Any:
+    # Loading needs h5py; whoever only asks for names should not wait for it.
+    if name in ("WeightsError", "load"):
+        return getattr(import_module("tf_models.loading"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def names() -> list[str]:
+    """Names of the models that `create` builds, sorted."""
+    return sorted(_BUILDERS)
+
+
+def register(name: str, builder: str | Callable[..., Any]) -> None:
+    """Let `create(name)` and `load` build a model: `builder` is a callable, or where to find one ("module:callable")."""
+    _BUILDERS[name] = builder
+
+
+def create(name: str, **config: Any) -> Any:
+    """Build the Keras model `name`, all its variables made, with fresh weights.
+
+    Raises:
+        ValueError: no such name; the known ones are listed.
+    """
+    if name not in _BUILDERS:
+        raise ValueError(f"unknown model {name!r}; known: {', '.join(names())}")
+    builder = _BUILDERS[name]
+    if isinstance(builder, str):
+        module, _, attribute = builder.partition(":")
+        builder = getattr(import_module(module), attribute)
+    return builder(**config)

@@ -1,0 +1,38 @@
+"""The torch side of every pair: reference modules whose state dicts carry the canonical names.
+
+Nothing here imports TensorFlow, and importing this package does not import torch.
+"""
+
+from collections.abc import Callable
+from importlib import import_module
+from typing import Any
+
+# Model name -> "module:callable"; the callable takes the configuration and returns a torch.nn.Module.
+_BUILDERS: dict[str, str | Callable[..., Any]] = {
+    "sam_decoder": "torch_refs.sam.mask_decoder:build_mask_decoder",
+}
+
+
+def names() -> list[str]:
+    """Names of the models that `create` builds, sorted."""
+    return sorted(_BUILDERS)
+
+
+def register(name: str, builder: str | Callable[..., Any]) -> None:
+    """Let `create(name)` build a model: `builder` is a callable, or where to find one ("module:callable")."""
+    _BUILDERS[name] = builder
+
+
+def create(name: str, **config: Any) -> Any:
+    """Build the torch reference `name` with fresh weights.
+
+    Raises:
+        ValueError: no such name; the known ones are listed.
+    """
+    if name not in _BUILDERS:
+        raise ValueError(f"unknown model {name!r}; known: {', '.join(names())}")
+    builder = _BUILDERS[name]
+    if isinstance(builder, str):
+        module, _, attribute = builder.partition(":")
+        builder = getattr(import_module(module), attribute)
+    return builder(**config)
