@@ -39,8 +39,6 @@ def replacing(output: Path, overwrite: bool) -> Iterator[Path]:
             else:
                 _link(temporary, output)
             _sync(output.parent)
-        except FileExistsError:
-            raise ConversionError(f"the output {shown} exists; --overwrite replaces it") from None
         except OSError as error:
             raise ConversionError(f"{shown} cannot be written: {_reason(error)}") from None
 
@@ -49,6 +47,9 @@ def _link(temporary: Path, output: Path) -> None:
     """Give the file its name; unlike a rename, this fails when another converter was first."""
     try:
         os.link(temporary, output)
+    except FileExistsError:
+        refuse(output, overwrite=False)
+        raise  # it is gone again
     except OSError as error:
         if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.ENOSYS):
             raise
@@ -104,9 +105,9 @@ def _folders(folder: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def scratch(parent: Path, name: str) -> Iterator[Path]:
-    """A new folder of our own in `parent`, removed at the end; those that killed runs left under `name` are removed first.
+    """A new folder of our own in `parent`, removed at the end.
 
-    A living run keeps its folder locked; what is not locked has been abandoned.
+    Those that killed runs left under `name` are removed first: a living run keeps its folder locked.
     """
     ours = re.compile(re.escape(name) + "[.][0-9a-f]{8}[.]partial")
     for entry in os.listdir(parent):

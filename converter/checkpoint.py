@@ -176,12 +176,13 @@ class Checkpoint:
         descriptor = self._descriptor(path)
         head = os.pread(descriptor, 16, 0)
         try:
+            # First, because its first bytes are a length, which may look like the others' magic.
+            if head[8:9] == b"{" and int.from_bytes(head[:8], "little") <= LONGEST_HEADER:
+                return "safetensors", read_safetensors(descriptor, path.name)
             if head.startswith((b"PK\x03\x04", b"PK\x05\x06")):
                 return "zip", read_zip(descriptor, path.name)
             if head.startswith(b"\x80"):
                 return "legacy", read_legacy(descriptor, path.name)
-            if len(head) >= 9 and head[8:9] == b"{" and int.from_bytes(head[:8], "little") <= LONGEST_HEADER:
-                return "safetensors", read_safetensors(descriptor, path.name)
             if head.lstrip().startswith(b"{") and not is_shard:
                 return "sharded", self._open_shards(path, descriptor)
             raise ConversionError(_not_a_checkpoint(descriptor, head))

@@ -23,7 +23,7 @@ class TorchProcess:
         self._folder = self._stack.enter_context(scratch(Path(tempfile.gettempdir()), "weightbridge"))
         paths = os.pathsep.join(path or os.getcwd() for path in sys.path)
         environment = {**os.environ, "PYTHONPATH": paths, "CUDA_VISIBLE_DEVICES": "-1"}
-        self._log = self._stack.enter_context(open(self._folder / "log", "w+b"))
+        self._log = self._stack.enter_context(open(self._folder / "log", "w+b"))  # noqa: SIM115
         self._process = subprocess.Popen(
             [sys.executable, "-m", "converter.torch_side", str(self._folder)],
             stdin=subprocess.PIPE,

@@ -214,9 +214,20 @@ def test_an_image_per_prompt_and_one_dense_embedding_for_all(small):
     small.check(small.model, [images, pe, sparse, dense[:1]])
 
 
-def test_gradients_of_every_variable_are_torchs():
+@pytest.mark.parametrize("multimask_output", [True, False])
+@pytest.mark.parametrize("prompts", [8, 9])
+def test_many_prompts_are_decoded_in_groups(small, prompts, multimask_output):
+    image, pe, sparse, dense = inputs(32, prompts, 5, 4, 2)
+    images = torch.randn(prompts, 32, 5, 4)
+    for args in ([image, pe, sparse, dense], [images, pe, sparse, dense], [image, pe, sparse, dense[:1]]):
+        small.check(small.model, args, multimask_output)
+    small.check(tf.function(small.model), [images, pe, sparse, dense], multimask_output)
+
+
+@pytest.mark.parametrize("prompts", [3, 9])
+def test_gradients_of_every_variable_are_torchs(prompts):
     """In float64, where only a wrong formula makes a difference; the loss weighs each output by its own factor."""
-    args = inputs(32, 3, 6, 5, 2)
+    args = inputs(32, prompts, 6, 5, 2)
     module = seeded_torch(SMALL).double()
     model = build_mask_decoder(**SMALL, dtype="float64")
     carry(module, model)

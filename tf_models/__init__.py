@@ -26,7 +26,7 @@ def names() -> list[str]:
 
 
 def register(name: str, builder: str | Callable[..., Any]) -> None:
-    """Let `create(name)` and `load` build a model: `builder` is a callable, or where to find one ("module:callable")."""
+    """Let `create(name)` and `load` build a model: `builder` is a callable, or its place ("module:callable")."""
     _BUILDERS[name] = builder
 
 

@@ -12,7 +12,6 @@ import stat
 import tempfile
 import zlib
 from collections.abc import Iterator, Mapping
-from math import prod
 from typing import Any
 
 FORMAT = 1
@@ -22,6 +21,7 @@ DIGEST = "crc32"  # the attribute of each dataset with the digest of its values
 DTYPES = ("float32", "float16")
 _LONGEST_TEXT = 60_000  # HDF5 holds no longer attribute
 _MOST_OBJECTS = 100_000
+_SPARE_VARIABLES = 100  # a model may have this many more variables than the file, so that what is missing can be named
 SUFFIX = ".weights.h5"
 NO_PROVENANCE = "carries no provenance"
 
@@ -93,9 +93,7 @@ def load(path: str | os.PathLike) -> Any:
             raise WeightsError(f"holds the model {_printable(name)}, which is not known here; known: {known}")
         held = _held(file, attributes)
         try:
-            plan = abstract(
-                lambda: tf_models.create(name, **config), len(held), sum(prod(d.shape) for d in held.values())
-            )
+            plan = abstract(lambda: tf_models.create(name, **config), _SPARE_VARIABLES + 4 * len(held))
             _compare(held, {place: tuple(variable.shape) for place, variable in places(plan).items()}, name)
             model = tf_models.create(name, **config)
             homes = places(model)
@@ -259,6 +257,8 @@ def _attribute(node: Any, name: str) -> str | int:
     """
     import h5py
 
+    if not h5py.h5a.exists(node.id, name.encode("utf-8", "surrogateescape")):
+        raise WeightsError(f"{_printable(str(node.name))} has no {name}")
     kept = h5py.h5a.open(node.id, name.encode("utf-8", "surrogateescape"))
     kind = kept.get_type()
     if kept.get_space().get_simple_extent_type() == h5py.h5s.SCALAR:

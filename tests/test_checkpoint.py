@@ -1,0 +1,319 @@
+"""Every container and every way of laying out a tensor is read as torch itself reads it, bit for bit."""
+
+import argparse
+import json
+import struct
+from collections import OrderedDict
+from pathlib import Path
+
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+
+import converter
+from converter.checkpoint import Checkpoint
+from converter.errors import printable
+from converter.naming import fold
+from tests.hardening.files import P, checkpoint_legacy, checkpoint_zip, put
+
+FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+FORMATS = ("zip", "legacy", "safetensors")
+
+
+def seeded(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(len(shape))).to(dtype)
+
+
+def save(state: object, path: Path, container: str = "zip") -> Path:
+    if container == "safetensors":
+        safetensors.torch.save_file(state, path)  # type: ignore[arg-type]
+    else:
+        torch.save(state, path, _use_new_zipfile_serialization=container == "zip")
+    return path
+
+
+def bits(tensor: torch.Tensor) -> np.ndarray:
+    """The tensor's values, in its order, as whole numbers of the same width."""
+    tensor = tensor.detach().resolve_neg().contiguous()
+    whole = {2: torch.int16, 4: torch.int32, 8: torch.int64}[tensor.itemsize]
+    return tensor.reshape(-1).view(whole).numpy().reshape(tensor.shape)
+
+
+def assert_read(path: Path, expected: dict[str, torch.Tensor], key: str = "") -> None:
+    """Names, shapes, dtypes and bits of the state dict at `key` are those expected, in that order."""
+    with Checkpoint(path) as checkpoint:
+        state = checkpoint.states[key]
+        assert list(state) == list(expected)
+        for name, tensor in expected.items():
+            entry, values = state[name], checkpoint.read(state[name])
+            assert entry.shape == values.shape == tuple(tensor.shape), name
+            assert f"torch.{entry.dtype}" == str(tensor.dtype), name
+            assert entry.nbytes == values.nbytes == tensor.numel() * tensor.itemsize, name
+            assert values.flags.c_contiguous, name
+            np.testing.assert_array_equal(values.view(f"i{values.itemsize}"), bits(tensor), err_msg=name)
+
+
+@pytest.mark.parametrize("container", FORMATS)
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+def test_dtypes_and_shapes(tmp_path, container, dtype):
+    shapes = [(), (1,), (7,), (3, 5), (2, 3, 4), (2, 1, 3, 1), (0,), (3, 0, 2)]
+    state = {f"layer.{i}.weight": seeded(*shape, dtype=dtype) for i, shape in enumerate(shapes)}
+    state["special"] = torch.tensor([0.0, -0.0, float("inf"), float("-inf"), float("nan"), 1e-40, 6e4]).to(dtype)
+    path = save(state, tmp_path / "ckpt", container)
+    with Checkpoint(path) as checkpoint:
+        assert checkpoint.container == container
+    # safetensors sorts by dtype and name
+    assert_read(path, dict(sorted(state.items())) if container == "safetensors" else state)
+
+
+@pytest.mark.parametrize("container", ["zip", "legacy"])
+def test_views_are_read_as_torch_reads_them(tmp_path, container):
+    base = seeded(6, 8, 10)
+    image = seeded(2, 3, 5, 7).to(memory_format=torch.channels_last)
+    state = {
+        "base": base,
+        "transposed": base.transpose(0, 2),
+        "permuted": base.permute(1, 2, 0),
+        "row": base[3],
+        "column": base[:, 2, 5],
+        "steps": base[::2, 1::3, ::4],
+        "expanded": base[0, 0, :1].expand(4, 10),
+        "diagonal": base[0].diagonal(),
+        "channels_last": image,
+        "fortran": torch.from_numpy(np.asfortranarray(np.arange(12, dtype=np.float32).reshape(3, 4))),
+        "overlapping": base.as_strided((4, 6), (1, 1)),
+        "tail": base.reshape(-1)[-3:],
+        "odd strides of ones": base.as_strided((1, 4, 1), (999, 2, 777)),
+    }
+    path = save(state, tmp_path / "ckpt.pth", container)
+    assert_read(path, torch.load(path, weights_only=True))
+    assert_read(path, state)
+
+
+def test_a_view_that_picks_little_of_a_large_storage(tmp_path):
+    base = torch.arange(3_000_000, dtype=torch.float32)
+    state = {
+        "far": base[:: 1 << 20],
+        "grid": base[:2_000_000].reshape(1000, 2000)[::400, ::700],
+        "two": base[::2_999_999],
+    }
+    path = save(state, tmp_path / "ckpt.pth")
+    assert_read(path, state)
+
+
+@pytest.mark.parametrize("container", ["zip", "legacy"])
+def test_tied_weights_and_parameters(tmp_path, container):
+    weight = torch.nn.Parameter(seeded(4, 3))
+    state = OrderedDict(encoder=weight, decoder=weight, part=weight.detach()[1:], buffer=seeded(3))
+    path = save(state, tmp_path / "ckpt.pth", container)
+    assert_read(path, {name: tensor.detach() for name, tensor in state.items()})
+
+
+@pytest.mark.parametrize("container", ["zip", "legacy"])
+def test_negative_bit(tmp_path, container):
+    values = torch.view_as_complex(seeded(5, 2)).conj().imag
+    assert values.is_neg()
+    path = save({"negated": values, "plain": seeded(2)}, tmp_path / "ckpt.pth", container)
+    assert_read(path, {"negated": values.resolve_neg(), "plain": seeded(2)})
+
+
+def test_conjugate_and_complex_are_listed_but_not_read(tmp_path):
+    values = torch.view_as_complex(seeded(5, 2))
+    path = save({"complex": values, "conjugate": values.conj(), "real": seeded(2)}, tmp_path / "ckpt.pth")
+    with Checkpoint(path) as checkpoint:
+        for name in ("complex", "conjugate"):
+            entry = checkpoint.states[""][name]
+            assert (entry.shape, entry.dtype) == ((5,), "complex64")
+            with pytest.raises(converter.ConversionError, match="complex"):
+                checkpoint.read(entry)
+        assert checkpoint.read(checkpoint.states[""]["real"]).shape == (2,)
+
+
+def test_a_subclass_and_python_attributes(tmp_path):
+    weight = torch.nn.Parameter(seeded(2, 3))
+    weight.tag = "kept"  # type: ignore[attr-defined]
+    path = save({"weight": weight}, tmp_path / "ckpt.pth")
+    assert_read(path, {"weight": weight.detach()})
+
+
+@pytest.mark.parametrize("kind", ["Float", "Double", "Half", "BFloat16"])
+@pytest.mark.parametrize("container", ["zip", "legacy"])
+def test_big_endian_files(tmp_path, container, kind):
+    values = torch.tensor([1.5, -2.25, 3e4, 0.0078125, 5.0, 6.0]).to(getattr(torch, f"{kind.lower()}"))
+    data = bits(values).astype(f">i{values.itemsize}").tobytes()
+    storage = P.storage(count=6, kind=f"{kind}Storage")
+    body = P.table(
+        ("plain", P.tensor((6,), (1,), storage=storage)), ("view", P.tensor((2, 3), (1, 2), storage=storage))
+    )
+    if container == "zip":
+        whole = checkpoint_zip(body, {"0": data}, byteorder=b"big")
+    else:
+        whole = checkpoint_legacy(body, {"0": data}, values.itemsize, ">")
+    assert_read(put(tmp_path, "big.pth", whole), {"plain": values, "view": values.reshape(3, 2).T})
+
+
+def test_training_checkpoint(tmp_path):
+    model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.BatchNorm1d(4))
+    optimizer = torch.optim.AdamW(model.parameters())
+    model(seeded(5, 3)).sum().backward()
+    optimizer.step()
+    whole = {
+        "model": model.state_dict(),
+        "model_ema": {name: value.clone() for name, value in model.state_dict().items()},
+        "optimizer": optimizer.state_dict(),
+        "epoch": 7,
+        "best": np.float64(0.5),
+        "history": np.arange(4),
+        "args": argparse.Namespace(lr=1e-3, layers=[1, 2]),
+        "rng": torch.get_rng_state(),
+        0: "a key that is no name",
+    }
+    path = save(whole, tmp_path / "training.pth")
+    with Checkpoint(path) as checkpoint:
+        assert set(checkpoint.states) == {"", "model", "model_ema"}
+        assert list(checkpoint.states[""]) == ["rng"]
+        for key in ("model", "model_ema"):
+            for name, tensor in whole[key].items():  # type: ignore[attr-defined]
+                entry = checkpoint.states[key][name]
+                if tensor.is_floating_point():
+                    np.testing.assert_array_equal(checkpoint.read(entry), tensor.numpy())
+                else:
+                    assert entry.dtype == "int64"
+
+
+def test_nested_dicts_are_found_by_their_path(tmp_path):
+    whole = {"a": {"b": {"w": seeded(2)}}, "c": {"w": seeded(3), "again": None}}
+    whole["c"]["again"] = whole["a"]["b"]
+    with Checkpoint(save(whole, tmp_path / "ckpt.pth")) as checkpoint:
+        assert {key: list(state) for key, state in checkpoint.states.items()} == {"c": ["w"], "a.b": ["w"]}
+
+
+def test_the_container_is_told_by_its_bytes_not_its_name(tmp_path):
+    state = {"w": seeded(3)}
+    for container, name in (("zip", "a.safetensors"), ("legacy", "b.index.json"), ("safetensors", "c.pth")):
+        assert_read(save(state, tmp_path / name, container), state)
+
+
+def test_a_safetensors_header_as_long_as_the_magic_of_a_pickle(tmp_path):
+    # 1 of 256 files has a header of such a length.
+    state = {"w": seeded(3), "v" * 70: seeded(2)}
+    path = tmp_path / "ckpt.safetensors"
+    for padding in range(256):
+        safetensors.torch.save_file(state, path, {"padding": "x" * 8 * padding})
+        if path.read_bytes()[0] == 0x80:
+            break
+    assert path.read_bytes()[0] == 0x80
+    assert_read(path, dict(sorted(state.items())))
+
+
+def sharded(folder: Path, names: tuple[str, ...] = ("one.safetensors", "two.bin")) -> dict[str, torch.Tensor]:
+    """An index with a shard of safetensors and one of torch's; returns all tensors."""
+    folder.mkdir(parents=True, exist_ok=True)
+    first, second = {"a.weight": seeded(2, 3), "a.bias": seeded(2)}, {"b.weight": seeded(4)}
+    save(first, folder / names[0], "safetensors")
+    save(second, folder / names[1])
+    table = {**dict.fromkeys(first, names[0]), **dict.fromkeys(second, names[1])}
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": table}))
+    return {**dict(sorted(first.items())), **second}
+
+
+def test_shard_index_and_the_folder_that_holds_it(tmp_path):
+    expected = sharded(tmp_path)
+    for path in (tmp_path / "model.safetensors.index.json", tmp_path):
+        assert_read(path, expected)
+        with Checkpoint(path) as checkpoint:
+            assert checkpoint.container == "sharded"
+            assert [file.name for file in checkpoint.files] == [
+                "model.safetensors.index.json", "one.safetensors", "two.bin"
+            ]  # fmt: skip
+
+
+def test_the_cache_of_hugging_face_is_made_of_links(tmp_path):
+    blobs, snapshot = tmp_path / "models--x" / "blobs", tmp_path / "models--x" / "snapshots" / "abc"
+    expected = sharded(blobs)
+    snapshot.mkdir(parents=True)
+    for file in blobs.iterdir():
+        (snapshot / file.name).symlink_to(Path("..", "..", "blobs", file.name))
+    assert_read(snapshot, expected)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "pytorch_model.bin"])
+def test_a_folder_with_one_file(tmp_path, name):
+    state = {"w": seeded(3)}
+    save(state, tmp_path / name, "safetensors" if name.endswith("safetensors") else "zip")
+    assert_read(tmp_path, state)
+
+
+def test_a_file_by_a_link_to_it(tmp_path):
+    state = {"w": seeded(3)}
+    save(state, tmp_path / "real.pth")
+    (tmp_path / "link.pth").symlink_to("real.pth")
+    assert_read(tmp_path / "link.pth", state)
+
+
+def test_sha256_is_that_of_the_file(tmp_path):
+    import hashlib
+
+    path = save({"w": seeded(3)}, tmp_path / "ckpt.pth")
+    with Checkpoint(path) as checkpoint:
+        assert checkpoint.sha256() == hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def test_names_that_look_alike_are_told_apart(tmp_path):
+    names = ["caf\u00e9.w", "cafe\u0301.w", "Caf\u00e9.w", "layer.1.w", "layer.01.w", "layer.\u0661.w"]
+    state = {name: torch.full((2,), float(i)) for i, name in enumerate(names)}
+    assert_read(save(state, tmp_path / "ckpt.pth"), state)
+    assert len({printable(name) for name in names}) == len(names)
+    assert fold(names) == names
+
+
+def test_inspect_lists_what_is_there_without_reading_it(tmp_path):
+    path = save({"model": {"w": seeded(2, 3)}, "ema": {"w": seeded(2, 3, dtype=torch.float16)}}, tmp_path / "ckpt.pth")
+    rows = [(entry.name, entry.shape, entry.dtype, entry.nbytes) for entry in converter.inspect(path)]
+    assert rows == [("model.w", (2, 3), "float32", 24), ("ema.w", (2, 3), "float16", 12)]
+
+
+def test_only_the_bytes_of_a_contiguous_tensor_are_read(tmp_path, monkeypatch):
+    import os
+
+    whole = {"large": torch.zeros(1_000_000), "small": seeded(10)}
+    path = save(whole, tmp_path / "ckpt.pth", "safetensors")
+    with Checkpoint(path) as checkpoint:
+        entry, count = checkpoint.states[""]["small"], 0
+        preadv = os.preadv
+
+        def counted(descriptor, buffers, offset):
+            nonlocal count
+            count += sum(map(len, buffers))
+            return preadv(descriptor, buffers, offset)
+
+        monkeypatch.setattr(os, "preadv", counted)
+        checkpoint.read(entry)
+    assert count == 40
+
+
+def test_storages_without_checksums_are_noted(tmp_path):
+    computed = torch.serialization.get_crc32_options()
+    torch.serialization.set_crc32_options(False)
+    try:
+        path = save({"w": seeded(3)}, tmp_path / "ckpt.pth")
+    finally:
+        torch.serialization.set_crc32_options(computed)
+    with Checkpoint(path) as checkpoint:
+        assert checkpoint.notes == []
+        checkpoint.read(checkpoint.states[""]["w"])
+        assert len(checkpoint.notes) == 1
+        assert "checksums" in checkpoint.notes[0]
+
+
+def test_damage_is_seen_every_time_it_is_read(tmp_path):
+    path = save({"w": seeded(300), "view": seeded(300)[::2]}, tmp_path / "ckpt.pth")
+    data = bytearray(path.read_bytes())
+    place = data.index(struct.pack("<f", seeded(300)[7].item()))
+    data[place] ^= 1
+    path.write_bytes(data)
+    with Checkpoint(path) as checkpoint:
+        for _ in range(2):
+            with pytest.raises(converter.ConversionError, match="w: its bytes do not match their checksum"):
+                checkpoint.read(checkpoint.states[""]["w"])

@@ -1,0 +1,240 @@
+"""The commands in processes of their own: what they print, where, and with which exit code."""
+
+import json
+import os
+import pty
+import signal
+import subprocess
+import time
+
+import pytest
+import safetensors.torch
+import torch
+
+from tests.running import BIN, environment, run
+from tests.small_sam import prefixed, save, small_state
+
+HEADS = ("--option", "num_heads=4")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A folder with a small full-model checkpoint, and the decoder converted from it."""
+    folder = tmp_path_factory.mktemp("cli")
+    full = {**prefixed(small_state(), "mask_decoder."), "image_encoder.pos_embed": torch.zeros(2, 3)}
+    save(full, folder)
+    done = run("convert", "--model", "sam_decoder", "ckpt.pth", *HEADS, cwd=folder)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == "", "nothing but the report, and no bar in a pipe"
+    (folder / "said").write_text(done.stdout)
+    return folder
+
+
+def test_convert_says_what_it_did_in_aligned_lines(folder):
+    lines = (folder / "said").read_text().splitlines()
+    assert (folder / "weights" / "sam_decoder.weights.h5").is_file()
+    headings = [line.split()[0] for line in lines]
+    assert headings == ["model", "source", "left", "lossless", "layers", "output", "output", "written", "load"]
+    assert lines[-1] == 'load it   tf_models.load("weights/sam_decoder.weights.h5")'
+    assert "120 tensors" in lines[3]
+    assert "61 of 61 agree" in lines[4]
+
+
+def test_an_existing_output_needs_overwrite(folder):
+    path = folder / "weights" / "sam_decoder.weights.h5"
+    before = path.read_bytes()
+    done = run("convert", "ckpt.pth", *HEADS, cwd=folder)
+    assert done.returncode == 1
+    assert done.stderr == f"error: the output {path.relative_to(folder)} exists; --overwrite replaces it\n"
+    done = run("convert", "ckpt.pth", *HEADS, "--overwrite", "--verify", "none", "--quiet", cwd=folder)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    assert path.read_bytes() != before, "the proof is no longer recorded"
+    path.write_bytes(before)
+
+
+def test_dry_run_prints_the_plan_and_writes_nothing(folder):
+    before = sorted(path.name for path in folder.iterdir())
+    done = run("weightbridge", "convert", "ckpt.pth", *HEADS, "--dry-run", cwd=folder)
+    assert done.returncode == 0, done.stderr
+    assert "mask_decoder.iou_token.weight" in done.stdout
+    assert "120 tensors fill 120 variables" in done.stdout
+    done = run("convert", "ckpt.pth", *HEADS, "--dry-run", "--json", cwd=folder)
+    assert len(json.loads(done.stdout)["steps"]) == 120
+    assert sorted(path.name for path in folder.iterdir()) == before
+
+
+def test_json_report(folder, tmp_path):
+    output = tmp_path / "new" / "folder" / "o.weights.h5"
+    done = run("convert", "ckpt.pth", *HEADS, "--verify", "lossless", "--json", "-o", output, cwd=folder)
+    report = json.loads(done.stdout)
+    assert report["lossless"]["passed"] is True
+    assert report["numerical"]["ran"] is False
+    assert report["output"] == str(output)
+    assert output.is_file()
+
+
+def test_verify(folder, tmp_path):
+    weights = "weights/sam_decoder.weights.h5"
+    done = run("weightbridge", "verify", "--model", "sam_decoder", "ckpt.pth", weights, cwd=folder)
+    assert done.returncode == 0, done.stderr
+    assert "61 of 61 agree" in done.stdout
+    other = save(prefixed(small_state(seed=1), "mask_decoder."), tmp_path)
+    done = run("weightbridge", "verify", other, weights, "--level", "lossless", cwd=folder)
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: the proof failed: lossless: 120 tensors differ")
+    assert done.stderr.count("\n") == 1
+
+
+def test_models_lists_names_tensors_and_options(folder):
+    done = run("weightbridge", "models", cwd=folder)
+    assert done.returncode == 0
+    assert "sam_decoder   120 tensors" in done.stdout
+    assert "--option num_heads=8" in done.stdout
+    listed = json.loads(run("weightbridge", "models", "--json", cwd=folder).stdout)
+    assert next(one for one in listed if one["name"] == "sam_decoder")["options"]["num_heads"]["default"] == 8
+
+
+@pytest.mark.parametrize("file", ["ckpt.pth", "weights/sam_decoder.weights.h5", "model.safetensors"])
+def test_inspect(file, folder):
+    safetensors.torch.save_file({"a.weight": torch.zeros(2, 3, dtype=torch.bfloat16)}, folder / "model.safetensors")
+    done = run("weightbridge", "inspect", file, cwd=folder)
+    assert done.returncode == 0, done.stderr
+    as_json = json.loads(run("weightbridge", "inspect", file, "--json", cwd=folder).stdout)
+    if file == "model.safetensors":
+        assert done.stdout.splitlines()[0].split() == ["a.weight", "2x3", "bfloat16", "12"]
+        assert as_json["entries"] == [{"name": "a.weight", "shape": [2, 3], "dtype": "bfloat16", "nbytes": 12}]
+    elif file == "ckpt.pth":
+        assert "zip: 121 tensors" in done.stdout
+    else:
+        assert "source_sha256" in done.stdout
+        assert as_json["provenance"]["model"] == "sam_decoder"
+
+
+def test_help_and_version_answer_at_once_and_import_neither_framework(folder):
+    code = (
+        "import sys; sys.argv = ['convert', '--help']\n"
+        "import cli\n"
+        "try: cli.convert()\n"
+        "except SystemExit: pass\n"
+        "heavy = {'torch', 'tensorflow', 'keras', 'numpy', 'h5py'} & set(sys.modules)\n"
+        "assert not heavy, heavy"
+    )
+    done = run("python", "-c", code, cwd=folder)
+    assert done.returncode == 0, done.stderr
+    assert "--dry-run" in done.stdout
+    for command in ("convert", "weightbridge"):
+        assert run(command, "--version", cwd=folder).stdout.startswith("weightbridge 0.")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "told"),
+    [
+        (["convert", "ckpt.pth", "--model", "nobody"], 2, "no model is named nobody"),
+        (["convert", "ckpt.pth", "--model", "sam_decoder", "--option", "x=1"], 2, "no option x; known: num_heads"),
+        (["convert", "ckpt.pth", "--option", "x"], 2, "is not KEY=VALUE"),
+        (["convert", "ckpt.pth", "--verify", "some"], 2, "'some' is not one of"),
+        (["convert"], 2, "Missing argument"),
+        (["convert", "ckpt.pth", "--pair", "no.such:PAIR"], 2, "not to be found"),
+        (["convert", "nowhere.pth"], 1, "nowhere.pth: no such file"),
+        (["convert", "empty"], 1, "empty: the file is empty"),
+        (["convert", "text.pth"], 1, "text.pth: it is not a checkpoint"),
+        (["convert", "cut.pth"], 1, "cut.pth: its zip directory is damaged or cut off"),
+        (["convert", "folder"], 1, "folder: the folder holds no checkpoint (looked for model.safetensors"),
+        (["convert", "other.pth", "--model", "sam_decoder"], 1, "it holds no tensor of sam_decoder"),
+        (["convert", "ckpt.pth", *HEADS, "-o", "folder"], 1, "must end in .weights.h5"),
+        (["convert", "ckpt.pth", *HEADS, "-o", "text.pth/o.weights.h5"], 1, "cannot be written"),
+        (["weightbridge", "inspect", "text.pth"], 1, "it is not a checkpoint"),
+        (["weightbridge", "verify", "ckpt.pth", "text.pth"], 1, "is not a readable HDF5 file"),
+    ],
+)
+def test_bad_input_gives_one_line_and_an_exit_code(arguments, code, told, folder):
+    (folder / "empty").write_bytes(b"")
+    (folder / "text.pth").write_text("these are not weights")
+    (folder / "cut.pth").write_bytes((folder / "ckpt.pth").read_bytes()[:-1000])
+    (folder / "folder").mkdir(exist_ok=True)
+    save({"fc.weight": torch.zeros(2, 2)}, folder, "other.pth")
+    before = {path: path.stat().st_mtime_ns for path in sorted(folder.rglob("*"))}
+    done = run(*arguments, cwd=folder)
+    assert done.returncode == code
+    assert told in done.stderr
+    assert done.stdout == ""
+    assert "Traceback" not in done.stderr
+    if "Usage:" not in done.stderr:  # click shows how a command is called when its words do not fit
+        assert done.stderr.count("\n") == 1
+        assert len(done.stderr) <= 500
+    assert {path: path.stat().st_mtime_ns for path in sorted(folder.rglob("*"))} == before
+
+
+def test_debug_shows_the_traceback(folder):
+    done = run("convert", "nowhere.pth", "--debug", cwd=folder)
+    assert done.returncode == 1
+    assert "Traceback" in done.stderr
+    assert done.stderr.splitlines()[-1] == "error: nowhere.pth: no such file"
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_an_interrupted_conversion_leaves_nothing(number, code, folder, tmp_path):
+    process = subprocess.Popen(
+        [str(BIN / "convert"), str(folder / "ckpt.pth"), *HEADS, "-o", str(tmp_path / "o.weights.h5")],
+        env=environment(),
+        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
+    waited = time.monotonic() + 60
+    while not list(tmp_path.iterdir()) and time.monotonic() < waited and process.poll() is None:
+        time.sleep(0.01)
+    assert list(tmp_path.iterdir()), "it has begun to write"
+    process.send_signal(number)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == code
+    assert said.decode().count("\n") <= 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_terminal_gets_a_progress_bar(folder, tmp_path):
+    ours, theirs = pty.openpty()
+    process = subprocess.Popen(
+        [str(BIN / "convert"), str(folder / "ckpt.pth"), *HEADS, "-o", str(tmp_path / "o.weights.h5")],
+        env={**environment(), "TERM": "xterm-256color", "COLUMNS": "100"},
+        stderr=theirs,
+        stdout=subprocess.PIPE,
+        stdin=subprocess.DEVNULL,
+    )
+    os.close(theirs)
+    shown = b""
+    while True:
+        try:
+            chunk = os.read(ours, 1 << 16)
+        except OSError:  # the other end is closed
+            break
+        if not chunk:
+            break
+        shown += chunk
+    process.communicate(timeout=60)
+    os.close(ours)
+    assert process.returncode == 0
+    assert b"numerical" in shown
+
+
+ORDERS = ["import tensorflow", "import torch, torchvision", "", "import torch, torchvision; import tensorflow"]
+
+
+@pytest.mark.parametrize("first", ORDERS)
+def test_it_works_whatever_was_imported_first(first, folder, tmp_path):
+    code = f"""
+{first}
+import converter
+report = converter.convert("sam_decoder", "ckpt.pth", {str(tmp_path / "o.weights.h5")!r}, options={{"num_heads": 4}})
+assert report.lossless and report.numerical
+import tf_models
+tf_models.load(report.output)
+"""
+    done = run("python", "-c", code, cwd=folder)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_pair_cannot_be_mistaken(folder):
+    (folder / "mine.py").write_text("PAIR = 3\n")
+    done = run("convert", "ckpt.pth", "--pair", "mine:PAIR", cwd=folder)
+    assert done.returncode == 2
+    assert "mine:PAIR is a int, not a converter.Pair" in done.stderr
