@@ -4,7 +4,7 @@ BIN := .venv/bin
 export TF_CPP_MIN_LOG_LEVEL ?= 3
 export CUDA_VISIBLE_DEVICES ?= -1
 
-.PHONY: help demo test test-all lint format clean
+.PHONY: help demo test test-all lint format bench-ops fuzz clean
 
 help:
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -39,6 +39,12 @@ lint: .venv/.installed-test  ## ruff and mypy
 format: .venv/.installed-test  ## let ruff lay out the code
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+bench-ops: .venv/.installed-test  ## the sampling ops against torch: a table and a plot
+	$(BIN)/python -m benchmarks.ops
+
+fuzz: .venv/.installed-test  ## 100,000 mutants of every file format; prints what it saw
+	$(BIN)/python -m tests.hardening.fuzzing --mutants 100000
 
 clean:  ## remove what the targets above made, except weights/
 	rm -rf .venv demo build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -90,13 +90,34 @@ def _heed_signals() -> None:
         signal.signal(each, stop)
 
 
+class _Stoppable(click.Command):
+    """A command that heeds signals from the first, also while its arguments are read, which may import modules."""
+
+    def main(self, *args: Any, **kwargs: Any) -> Any:
+        try:
+            _heed_signals()
+            status = super().main(*args, **{**kwargs, "standalone_mode": False})
+            sys.exit(status if isinstance(status, int) else 0)
+        except click.exceptions.Abort:
+            sys.exit(INTERRUPTED)
+        except click.ClickException as error:
+            click.echo(f"error: {error.format_message()}", err=True)
+            sys.exit(error.exit_code)
+        except _Stopped as stopped:
+            click.echo(f"error: {stopped}", err=True)
+            sys.exit(stopped.code)
+
+
+class _StoppableGroup(_Stoppable, click.Group):
+    pass
+
+
 def _answering(command: Callable[..., None]) -> Callable[..., None]:
     """Turn what a command raises into one line and an exit code."""
 
     @click.option("--debug", is_flag=True, help="Show the traceback of an error, and what libraries print.")
     @functools.wraps(command)
     def run(debug: bool, **arguments: Any) -> None:
-        _heed_signals()
         message, code = "", FAILED
         try:
             with _hushed(debug):
@@ -111,14 +132,12 @@ def _answering(command: Callable[..., None]) -> Callable[..., None]:
             raise
         except click.ClickException as error:
             message, code = error.format_message(), error.exit_code
-        except _Stopped as stopped:
-            message, code = str(stopped), stopped.code
         except BrokenPipeError:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             sys.exit(FAILED)
         except Exception as error:
             message, code = _explained(error)
-        click.echo(f"error: {message}", err=True)
+        click.echo(f"error: {' '.join(message.split())[:490]}", err=True)
         sys.exit(code)
 
     return run
@@ -142,27 +161,30 @@ def _options(_context: click.Context, _parameter: click.Parameter, values: tuple
         name, equals, text = value.partition("=")
         if not equals or not name:
             raise click.BadParameter(f"{value!r} is not KEY=VALUE")
+        if name.strip() in options:
+            raise click.BadParameter(f"{name.strip()} is given twice")
         options[name.strip()] = text.strip()
     return options
 
 
-def _pair(_context: click.Context, _parameter: click.Parameter, place: str | None) -> str | None:
-    """Register the user's own pair; returns its name."""
+def _chosen(model: str, place: str | None) -> str:
+    """The model's name, after the user's own pair at `place` was registered; that one goes before "auto"."""
     if place is None:
-        return None
+        return model
     import converter
 
     module, colon, attribute = place.partition(":")
     if not colon:
-        raise click.BadParameter("name it as MODULE:ATTRIBUTE")
+        raise click.BadParameter(f"--pair {place}: name it as MODULE:ATTRIBUTE")
     sys.path.insert(0, os.getcwd())
     try:
         pair = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
-        raise click.BadParameter(f"{place} is not to be found: {error}") from None
+    except Exception as error:  # the module is the user's own program
+        raise click.BadParameter(f"--pair {place} cannot be imported: {type(error).__name__}: {error}") from None
     if not isinstance(pair, converter.Pair):
-        raise click.BadParameter(f"{place} is a {type(pair).__name__}, not a converter.Pair")
-    return converter.register(pair).name
+        raise click.BadParameter(f"--pair {place} is a {type(pair).__name__}, not a converter.Pair")
+    name = converter.register(pair).name
+    return name if model == "auto" else model
 
 
 def _version(context: click.Context, _parameter: click.Parameter, wanted: bool) -> None:
@@ -181,13 +203,13 @@ _OPTION = click.option(
     "--option", "options", multiple=True, callback=_options, metavar="KEY=VALUE",
     help="What the checkpoint cannot reveal; `weightbridge models` lists the keys.",
 )  # fmt: skip
-_PAIR = click.option("--pair", callback=_pair, metavar="MODULE:PAIR", help="Your own pair, from an importable module.")
+_PAIR = click.option("--pair", metavar="MODULE:PAIR", help="Your own pair, from an importable module.")
 _KEY = click.option("--key", help="Which state dict of the file, where several fit, as model_ema.")
 _JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 _QUIET = click.option("--quiet", "-q", is_flag=True, help="Print nothing but errors.")
 
 
-@click.command()
+@click.command(cls=_Stoppable)
 @click.argument("checkpoint", type=click.Path(path_type=Path))
 @_MODEL
 @click.option("--output", "-o", type=click.Path(path_type=Path), help="Default: weights/MODEL.weights.h5.")
@@ -224,7 +246,7 @@ def convert(
     """
     import converter
 
-    model = pair if pair and model == "auto" else model
+    model = _chosen(model, pair)
     if dry_run:
         plan = converter.plan(model, checkpoint, options, key=key)
         if not quiet:
@@ -249,7 +271,7 @@ def convert(
             click.echo(f'{"load it":<9} tf_models.load("{report.output}")')
 
 
-@click.group()
+@click.group(cls=_StoppableGroup)
 @_SHOW_VERSION
 def main() -> None:
     """Carry PyTorch weights over to TensorFlow and prove that they arrived."""
@@ -264,6 +286,7 @@ main.add_command(convert)
 @_answering
 def models(pair: str | None, as_json: bool) -> None:
     """List the models that can be converted, with their tensors and options."""
+    _chosen("auto", pair)
     from converter.registry import pairs
 
     rows: list[dict[str, Any]] = [
@@ -344,7 +367,7 @@ def verify(
     """Prove existing WEIGHTS against the torch CHECKPOINT they came from."""
     import converter
 
-    model = pair if pair and model == "auto" else model
+    model = _chosen(model, pair)
     with _progress(quiet) as progress:
         report = converter.verify(model, checkpoint, weights, options, level=level, key=key, progress=progress)
     if not quiet:

@@ -79,7 +79,7 @@ def convert(
         reading = _read(source, model, options, key)
         if output is None:
             output = Path("weights", f"{reading.pair.name}.weights.h5")
-        output = Path(output)
+        output = Path(output).expanduser()
         refuse(output, overwrite)
         torch = stack.enter_context(TorchProcess()) if verify == "full" and reading.fits else None
         hashing = stack.enter_context(ThreadPoolExecutor(1)).submit(source.sha256)
@@ -172,10 +172,10 @@ def verify(
     """
     from tf_models.loading import NO_PROVENANCE, WeightsError, provenance
 
-    _one_of("level", level, LEVELS)
+    _one_of("level", level, LEVELS[:2])
     progress = progress or _Silent()
     began = time.monotonic()
-    weights = Path(weights)
+    weights = Path(weights).expanduser()
     options = dict(options or {})
     with ExitStack() as stack:
         source = stack.enter_context(Checkpoint(checkpoint))
@@ -228,9 +228,11 @@ def verify(
         if torch is not None:
             request = proofs.request_for(plan, source, dtype)
             torch.ask(request)
-        if level != "none":
-            progress.start("lossless", sum(step.entry.nbytes for step in plan.steps))
+        progress.start("lossless", sum(step.entry.nbytes for step in plan.steps))
+        try:
             report.lossless = proofs.lossless(weights, plan, source, dtype, progress.advance)
+        except (WeightsError, OSError) as error:
+            raise ConversionError(f"{printable(str(weights))}: {error}") from None
         if torch is not None:
             progress.start("numerical", len(request.modules) * len(request.probes))
             report.numerical = proofs.numerical(weights, plan, request, torch, progress.advance)
@@ -276,8 +278,9 @@ def inspect(path: str | os.PathLike) -> Inspection:
     Raises:
         ConversionError: it is neither.
     """
-    if _is_hdf5(Path(path)):
-        return _inspect_weights(Path(path))
+    path = Path(path).expanduser()
+    if _is_hdf5(path):
+        return _inspect_weights(path)
     with Checkpoint(path) as source:
         several = len(source.states) > 1
         entries = tuple(

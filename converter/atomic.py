@@ -116,10 +116,13 @@ def scratch(parent: Path, name: str) -> Iterator[Path]:
     while True:
         folder = parent / f"{name}.{secrets.token_hex(4)}.partial"
         folder.mkdir(mode=0o700)
-        lock = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            lock = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            continue  # another run took it for abandoned before it was locked
         try:
             fcntl.flock(lock, fcntl.LOCK_EX)
-            if not folder.exists():  # another run took it for abandoned before it was locked
+            if not folder.exists():
                 continue
             yield folder
             return

@@ -15,7 +15,7 @@ import numpy as np
 
 from converter.errors import ConversionError, printable
 from converter.safetensors_file import LONGEST_HEADER, json_object, read_bytes, read_safetensors
-from converter.tensors import Entry, Storage, dense_strides, read_into
+from converter.tensors import Entry, Scratch, Storage, dense_strides, read_into
 from converter.torch_file import read_legacy, read_zip
 
 # What a folder may hold, in the order transformers itself looks.
@@ -50,7 +50,7 @@ class Checkpoint:
         Raises:
             ConversionError: it cannot be read as a checkpoint; the message starts with the file's name.
         """
-        self.path = Path(path)
+        self.path = Path(path).expanduser()
         self.files: list[Path] = []
         self.notes: list[str] = []
         self.states: dict[str, dict[str, Entry]] = {}
@@ -106,14 +106,16 @@ class Checkpoint:
         for state in self.states.values():
             yield from state.values()
 
-    def read(self, entry: Entry) -> np.ndarray:
+    def read(self, entry: Entry, scratch: Scratch | None = None) -> np.ndarray:
         """The entry's values, C-contiguous, in its own dtype, after its record's checksum was found right.
+
+        With `scratch`, the array is good until the thread's next read.
 
         Raises:
             ConversionError: the file cannot be read or its bytes are damaged.
         """
         try:
-            values = entry.read()
+            values = entry.read(scratch)
             self._check_crc(entry, values)
             return values
         except (OSError, ValueError, MemoryError) as error:

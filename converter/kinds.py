@@ -170,16 +170,40 @@ ACTIVATION_2D = Kind("ACTIVATION_2D", (), channels_first=True)
 PARAMETER = Kind("PARAMETER", (leaf("", "", "... -> ..."),), callable_alone=False)
 
 
-def _call_attention(layer: Any, query: Any, key: Any, value: Any, **masks: Any) -> Any:
+def _call_attention(
+    layer: Any,
+    query: Any,
+    key: Any,
+    value: Any,
+    key_padding_mask: Any = None,
+    need_weights: bool = True,
+    attn_mask: Any = None,
+    average_attn_weights: bool = True,
+    is_causal: bool = False,
+) -> Any:
     """keras.layers.MultiHeadAttention takes (query, value, key), and masks that are True where one may look."""
-    key_padding_mask, attn_mask = masks.get("key_padding_mask"), masks.get("attn_mask")
     allowed = None
     if attn_mask is not None:
-        allowed = ~np.asarray(attn_mask)  # (Lq, Lk)
+        allowed = _allowed(attn_mask)  # (Lq, Lk) or (N*h, Lq, Lk)
+        if allowed.ndim == 3:
+            allowed = allowed.reshape(query.shape[0], -1, *allowed.shape[1:])  # (N, h, Lq, Lk)
     if key_padding_mask is not None:
-        keys = ~np.asarray(key_padding_mask)[:, None, :]  # (N, 1, Lk)
+        keys = _allowed(key_padding_mask)  # (N, Lk)
+        keys = keys[:, None, None, :] if allowed is not None and allowed.ndim == 4 else keys[:, None, :]
         allowed = keys if allowed is None else allowed & keys
+    if query.ndim == 2:  # torch takes a single sequence without a batch
+        return layer(query[None], value[None], key[None], attention_mask=allowed)[0]
     return layer(query, value, key, attention_mask=allowed)
+
+
+def _allowed(mask: Any) -> np.ndarray:
+    """Where one may look, of a torch mask: True, or minus infinity, where one may not."""
+    mask = np.asarray(mask)
+    if mask.dtype == bool:
+        return ~mask
+    if not np.isin(mask, (0.0, -np.inf)).all():
+        raise ValueError("an attention mask with weights of its own has no counterpart in Keras")
+    return mask == 0
 
 
 def _thirds(suffix: str, pattern: str) -> tuple[tuple[str, Layout], ...]:

@@ -33,7 +33,7 @@ def _choices(text: str, path: str) -> list[str]:
         span = re.fullmatch(r"(\d+)-(\d+)", word)
         if span and int(span[1]) <= int(span[2]) < int(span[1]) + _MOST_PATHS:
             words += [str(i) for i in range(int(span[1]), int(span[2]) + 1)]
-        elif word and not span:
+        elif word and not span and not re.search(r"\d-|-\d", word):
             words.append(word)
         else:
             raise ValueError(f"bad choice {word!r} in {path!r}")

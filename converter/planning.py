@@ -255,7 +255,8 @@ class _Match:
         if self.unexpected:
             near = _nearest(self.unexpected, self.missing or sorted(self.known))
             lines.append(f"unexpected: {_folded(self.unexpected)}" + (f" (nearest known: {near})" if near else ""))
-        for name, (shape, expected) in self.wrong_shape.items():
+        # Shapes say little against sizes that are not this checkpoint's.
+        for name, (shape, expected) in () if self.reading.unsized else self.wrong_shape.items():
             lines.append(f"wrong shape: {printable(name)} is {_shape(shape)}, expected {_shape(expected)}")
         if self.wrong_dtype:
             shown = ", ".join(sorted({printable(dtype, 20) for dtype in self.wrong_dtype.values()}))

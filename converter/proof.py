@@ -1,5 +1,6 @@
 """The two proofs: that no bit was lost on the way into the file, and that both networks compute the same."""
 
+import re
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -14,7 +15,7 @@ from converter.errors import ConversionError, printable
 from converter.kinds import Kind, channels_last
 from converter.planning import Plan, Step, build_tf
 from converter.report import Comparison, Lossless, Numerical
-from converter.tensors import FLOATS
+from converter.tensors import FLOATS, Scratch
 from converter.torch_process import TorchProcess
 from converter.torch_side import Request
 from converter.variables import layer_at
@@ -59,12 +60,14 @@ def lossless(
                 + (f"; and {len(problems) - 4} more" if len(problems) > 4 else "")
             )
 
+        scratch = Scratch()
+
         def same(step: Step) -> tuple[str | None, int]:
             values = [held[home[target.path]][()] for target in step.targets]
             stored = _stored_dtype(held[home[step.targets[0].path]])
             values = [value.view(FLOATS[stored]) for value in values]
-            back = dense(step.undo(values))
-            expected, _ = cast(checkpoint.read(step.entry), stored, step.source)
+            back = dense(step.undo(values), scratch)
+            expected, _ = cast(checkpoint.read(step.entry, scratch), stored, step.source)
             equal = back.shape == expected.shape and np.array_equal(_bits(back), _bits(expected))
             return (None if equal else step.source), expected.nbytes
 
@@ -153,20 +156,24 @@ def _numerical(
         raise ConversionError(
             f"Keras does not load the file: {printable(str(error).partition(chr(10))[0], 160)}"
         ) from None
-    kinds = {torch_path: (keras_path, kind) for torch_path, keras_path, kind in request_table(plan)}
+    kinds = {torch_path: (keras_path, kind) for torch_path, keras_path, kind in modules(plan)}
     runs = torch_process.answer()
     outputs: dict[str, Comparison] = {}
     layers: dict[str, Comparison] = {}
     for probe, run in zip(request.probes, runs, strict=True):
         for call in run.calls:
             keras_path, kind = kinds[call.path]
-            ours = _call(layer_at(model, keras_path), kind, call.args, call.kwargs)
-            _pool(layers, _compare(call.path, ours, *(_arrange(r, kind) for r in (call.result, call.truth))))
+            ours = _called(call.path, layer_at(model, keras_path), kind, call.args, call.kwargs)
+            if isinstance(ours, Comparison):
+                _pool(layers, ours)
+            else:
+                theirs = [_arrange(_flat(result)[0], kind) for result in (call.result, call.truth)]
+                _pool(layers, _compare(call.path, None if ours is None else _flat(ours)[0], *theirs))
             progress(1)
         first = plan.pair.channels_first
         inputs = {name: channels_last(value) if name in first else value for name, value in probe.inputs.items()}
         results = _flat(_call_model(model, list(inputs.values()), probe.options))
-        for name, *values in _named(plan.pair.outputs, results, run.outputs, run.truth):
+        for name, *values in _named(plan.pair.outputs, results, _flat(run.outputs), _flat(run.truth)):
             torch_values = [channels_last(value) if name in first else value for value in values[1:]]
             _pool(outputs, _compare(name, values[0], *torch_values))
     uncalled = tuple(path for path in kinds if path not in layers)
@@ -180,7 +187,7 @@ def _call_model(model: Any, inputs: list, options: dict[str, Any]) -> Any:
     return model(*inputs, **options)
 
 
-def request_table(plan: Plan) -> Iterator[tuple[str, str, Kind]]:
+def modules(plan: Plan) -> Iterator[tuple[str, str, Kind]]:
     """(torch path, Keras path, kind) of every module of the plan's mapping."""
     return plan.pair.mapping(plan.config).modules()
 
@@ -191,6 +198,18 @@ def _named(names: tuple[str, ...], *results: tuple) -> Iterator[tuple]:
     if any(len(result) != count for result in results):
         raise ConversionError(f"TensorFlow returns {len(results[0])} outputs, torch {len(results[1])}")
     yield from zip(names, *results, strict=True)
+
+
+def _called(path: str, layer: Any, kind: Kind, args: tuple, kwargs: dict[str, Any]) -> Any:
+    """The layer's result, or a Comparison that says why there is none."""
+    try:
+        return _call(layer, kind, args, kwargs)
+    except Exception as error:  # whatever a user's layer raises on inputs that torch's takes
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        if len(lines) > 1 and lines[0].startswith("Exception encountered"):
+            lines = lines[1:]  # Keras's frame around what went wrong
+        shown = printable(re.sub(r"\x1b\[\d*m", "", lines[0]) if lines else "", 120)
+        return Comparison(path, note=f"the TensorFlow layer fails on torch's input ({type(error).__name__}: {shown})")
 
 
 def _call(layer: Any, kind: Kind, args: tuple, kwargs: dict[str, Any]) -> Any:
@@ -212,20 +231,25 @@ def _arrange(value: Any, kind: Kind) -> Any:
 
 
 def _flat(results: Any) -> tuple:
+    """Every array in nested results, in order."""
     if isinstance(results, dict):
         results = tuple(results.values())
-    return tuple(results) if isinstance(results, (tuple, list)) else (results,)
+    if isinstance(results, (tuple, list)):
+        return tuple(part for result in results for part in _flat(result))
+    return (results,)
 
 
 def _compare(name: str, ours: Any, torch_result: Any, truth: Any) -> Comparison:
-    """The first (or only) result of a call on both sides."""
+    """One result on both sides."""
     if ours is None:
         return Comparison(name, note="the TensorFlow model has no layer there")
-    result, single, exact = (np.asarray(_flat(value)[0], np.float64) for value in (ours, torch_result, truth))
+    result, single, exact = (np.asarray(value, np.float64) for value in (ours, torch_result, truth))
     if result.shape != exact.shape:
         return Comparison(name, note=f"TensorFlow's shape is {result.shape}, torch's {exact.shape}")
     finite = np.isfinite(exact)
-    if not (np.isfinite(result) == finite).all():
+    if not np.isfinite(single[finite]).all():
+        return Comparison(name, note="torch's own float32 result overflows here, and cannot tell what is allowed")
+    if not (np.isfinite(result) == finite).all() or not np.array_equal(result[~finite], exact[~finite], equal_nan=True):
         return Comparison(name, note="TensorFlow and torch are not finite at the same places")
     result, single, exact = result[finite], single[finite], exact[finite]
     return Comparison(

@@ -1,5 +1,6 @@
 """Which network a checkpoint holds, and how it spells it: state dict, wrapping, scope, dialect and sizes."""
 
+import json
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -105,7 +106,7 @@ def _read(
     reading.out_of_scope = dict(outside)
     shapes = {name: entry.shape for name, entry in reading.entries.items()}
     try:
-        reading.config = pair.configure(shapes, options)
+        reading.config = as_recorded(pair, pair.configure(shapes, options))
         pair.mapping(reading.config)
     except KeyError as error:
         reading.unsized = f"{printable(error.args[0])} is missing, and sizes are read from it"
@@ -119,6 +120,18 @@ def _read(
         reading.missing = [name for name, optional in needed.items() if name not in spelled and not optional]
         reading.unexpected = [name for name in spelled if name not in needed and name not in ignored]
     return reading
+
+
+def as_recorded(pair: Pair, config: dict[str, Any]) -> dict[str, Any]:
+    """The configuration as a file gives it back: JSON knows lists, but no tuples.
+
+    Raises:
+        ConversionError: it holds something that JSON cannot.
+    """
+    try:
+        return json.loads(json.dumps(config))
+    except TypeError as error:
+        raise ConversionError(f"the configuration of {pair.name} cannot be recorded: {error}") from None
 
 
 def read_as(checkpoint: Checkpoint, pair: Pair, options: dict[str, Any], key: str | None = None) -> Reading:

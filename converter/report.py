@@ -80,7 +80,7 @@ class Numerical:
     ran: bool = True
 
     def __bool__(self) -> bool:
-        return self.ran and all(self.outputs) and all(self.layers)
+        return self.ran and bool(self.outputs) and all(self.outputs) and all(self.layers)
 
     @property
     def first_difference(self) -> Comparison | None:
@@ -126,6 +126,8 @@ class Report:
             names = ", ".join(printable(name) for name in self.lossless.differing[:5])
             return f"lossless: {len(self.lossless.differing)} tensors differ in the file: {names}"
         if self.numerical.ran and not self.numerical:
+            if not self.numerical.outputs:
+                return "the pair has no probe inputs, so nothing was compared"
             outputs = ", ".join(one.name for one in self.numerical.outputs if not one) or "none"
             return f"first layer that differs: {self.numerical.first_difference}; outputs that differ: {outputs}"
         return ""
@@ -164,6 +166,10 @@ class Report:
             rows.append(
                 ("layers", f"{good} of {len(self.numerical.layers)} agree with torch, each on torch's own input")
             )
+            if self.numerical.uncalled:
+                names = ", ".join(self.numerical.uncalled[:4])
+                more = f" and {len(self.numerical.uncalled) - 4} more" if len(self.numerical.uncalled) > 4 else ""
+                rows.append(("uncalled", f"{names}{more}: proven by the outputs, for torch makes no call of them"))
             rows += [("output", f"{one}{'' if one else '  DIFFERENT'}") for one in self.numerical.outputs]
         rows.append((self.deed, f"{self.output} in {self.seconds:.1f} s"))
         return rows

@@ -14,6 +14,11 @@ from converter.atomic import scratch
 from converter.errors import ConversionError, printable
 from converter.torch_side import Request, Run
 
+_BOOT = (
+    "import sys; sys.path = [path for path in sys.path if path]; import ast; sys.path = ast.literal_eval(sys.argv[1]); "
+    "from converter import torch_side; torch_side.main(sys.argv[2])"
+)
+
 
 class TorchProcess:
     """The process that runs the torch reference. Started early, it imports torch while the caller does other work."""
@@ -21,11 +26,17 @@ class TorchProcess:
     def __init__(self) -> None:
         self._stack = contextlib.ExitStack()
         self._folder = self._stack.enter_context(scratch(Path(tempfile.gettempdir()), "weightbridge"))
-        paths = os.pathsep.join(path or os.getcwd() for path in sys.path)
-        environment = {**os.environ, "PYTHONPATH": paths, "CUDA_VISIBLE_DEVICES": "-1"}
+        environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "-1"}
         self._log = self._stack.enter_context(open(self._folder / "log", "w+b"))  # noqa: SIM115
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "converter.torch_side", str(self._folder)],
+            # Neither -m nor PYTHONPATH: both would let a `torch.py` in the current folder run.
+            [
+                sys.executable,
+                "-c",
+                _BOOT,
+                repr([str(path) if path else os.getcwd() for path in sys.path]),
+                str(self._folder),
+            ],
             stdin=subprocess.PIPE,
             stdout=self._log,
             stderr=self._log,

@@ -1,8 +1,8 @@
 """The torch half of the numerical proof, in a process of its own.
 
 A process that has imported TensorFlow aborts when it then imports what torchvision needs, and callers import in any
-order. So torch never enters the caller's process: `python -m converter.torch_side FOLDER` imports torch, waits for a
-byte on standard input, and answers the request that then lies in the folder. It reads the checkpoint with torch's own
+order. So torch never enters the caller's process: `main`, in a child, imports torch, waits for a byte on standard
+input, and answers the request that then lies in the folder. It reads the checkpoint with torch's own
 loader, so that the proof also covers how the converter itself read the file.
 """
 
@@ -135,9 +135,10 @@ def _values(file: str, key: str, names: list[str], torch: Any) -> Any:
     with open(file, "rb") as stream:
         head = stream.read(9)
     if not head.startswith((b"PK", b"\x80")):
-        import safetensors.torch
+        from safetensors import safe_open
 
-        return safetensors.torch.load_file(file)
+        with safe_open(file, framework="pt") as opened:
+            return {name: opened.get_tensor(name) for name in names}
     try:
         with torch.serialization.safe_globals([argparse.Namespace]):
             tree = torch.load(file, map_location="cpu", weights_only=True, mmap=head.startswith(b"PK"))
@@ -214,7 +215,7 @@ def _run(model: Any, exact: Any, probe: Probe, modules: dict[str, tuple[float, .
 
 def _batch_first(layer: Any, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
     """Keras's attention has the batch first; torch's may have it second."""
-    if getattr(layer, "batch_first", True):
+    if getattr(layer, "batch_first", True) or (args + tuple(kwargs.values()))[0].ndim < 3:
         return args, kwargs
     return tuple(a.transpose(0, 1) for a in args[:3]) + tuple(args[3:]), {
         name: value.transpose(0, 1) if name in ("query", "key", "value") else value for name, value in kwargs.items()
@@ -222,7 +223,7 @@ def _batch_first(layer: Any, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
 
 
 def _batch_first_result(layer: Any, result: Any) -> Any:
-    if getattr(layer, "batch_first", True):
+    if getattr(layer, "batch_first", True) or result[0].ndim < 3:
         return result
     return (result[0].transpose(0, 1), *result[1:])
 
@@ -256,10 +257,3 @@ def _tuple(value: Any) -> tuple:
     if isinstance(value, dict):
         return tuple(value.values())
     return tuple(value) if isinstance(value, (tuple, list)) else (value,)
-
-
-if __name__ == "__main__":
-    # The classes of the request and the answer must be those of the importable module, not of "__main__".
-    from converter import torch_side
-
-    torch_side.main(sys.argv[1])

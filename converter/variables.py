@@ -26,12 +26,15 @@ def by_path(model: Any) -> dict[str, Any]:
 
 def layer_at(model: Any, path: str) -> Any:
     """The layer that `by_path` reaches by `path`, or None."""
-    node = model
-    for word in path.split(".") if path else []:
-        node = dict(_children(node)).get(word)
-        if node is None:
-            return None
-    return node
+    if not path:
+        return model
+    for word, child in _children(model):
+        # A layer of a Functional model may have dots in its name.
+        if path == word or path.startswith(f"{word}."):
+            found = layer_at(child, path[len(word) + 1 :])
+            if found is not None:
+                return found
+    return None
 
 
 def _walk(node: Any, path: str, above: set[int]) -> Iterator[tuple[str, Any]]:

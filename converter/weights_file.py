@@ -4,8 +4,12 @@ Keras says where in the file each variable belongs (`tf_models.loading.places`),
 every variable, and the values go straight to their places, one tensor at a time for each of two threads.
 """
 
+import contextlib
+import io
 import json
 import os
+import signal
+import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -18,7 +22,7 @@ import numpy as np
 from converter.checkpoint import Checkpoint
 from converter.errors import ConversionError, printable
 from converter.planning import Plan, Step
-from converter.tensors import FLOATS
+from converter.tensors import FLOATS, Scratch
 from tf_models.loading import DIGEST, PREFIX, SEAL, digest, seal
 
 THREADS = 2
@@ -59,17 +63,18 @@ def write(
     """
     offsets = _lay_out(path, {plan.places[name]: shape for name, shape in plan.variables.items()}, dtype)
     written = Written()
+    scratch = Scratch()
     descriptor = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
 
     def convert(step: Step) -> tuple[int, float, bool, dict[str, int]]:
-        values = checkpoint.read(step.entry)
+        values = checkpoint.read(step.entry, scratch)
         finite = is_finite(values)
         if not finite and not allow_nonfinite:
             raise ConversionError(f"{printable(step.source)} holds NaN or Inf; --allow-nonfinite converts it as it is")
         narrow, loss = cast(values, dtype, step.source)
         digests = {}
         for target, value in step.lay_out(narrow):
-            value = dense(value)
+            value = dense(value, scratch)
             place = plan.places[target.path]
             digests[place] = digest(place, value)
             _write_at(descriptor, value.reshape(-1).view(np.uint8).data, offsets[place])
@@ -101,13 +106,78 @@ def _map(pool: ThreadPoolExecutor, function: Callable, items: list) -> Iterator[
             future.cancel()
 
 
+class _Patient:
+    """A file whose writes never fail, for HDF5: when the disk is full, closing a file ends the whole process.
+
+    The first error is kept in `error`, and what was to be written is then lost.
+    """
+
+    def __init__(self, file: io.FileIO):
+        self._file = file
+        self.error: OSError | None = None
+        self.seek, self.tell, self.read, self.readinto = file.seek, file.tell, file.read, file.readinto
+
+    def write(self, data: memoryview) -> int:
+        left = data
+        try:
+            while self.error is None and len(left):
+                left = left[self._file.write(left) :]
+        except OSError as error:
+            self.error = error
+        return len(data)
+
+    def truncate(self, size: int) -> int:
+        try:
+            return self._file.truncate(size)
+        except OSError as error:
+            self.error = self.error or error
+            return size
+
+    def flush(self) -> None:
+        """What is written is not buffered."""
+
+
+@contextlib.contextmanager
+def _undisturbed() -> Iterator[None]:
+    """Put off Ctrl-C and SIGTERM to the end of the block: HDF5 cannot pass on what is raised where it calls us."""
+    came: list[int] = []
+    kept = {}
+    if threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGINT, signal.SIGTERM):
+            kept[number] = signal.signal(number, lambda which, _frame: came.append(which))
+    try:
+        yield
+    finally:
+        for number, handler in kept.items():
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+        for which in came[:1]:
+            signal.raise_signal(which)
+
+
+@contextlib.contextmanager
+def _hdf5(path: Path, mode: str) -> Iterator[h5py.File]:
+    """The open HDF5 file.
+
+    Raises:
+        OSError: the disk refuses; what the file holds is then worth nothing.
+    """
+    with open(path, "w+b" if mode == "w" else "r+b", buffering=0) as raw:
+        patient = _Patient(raw)
+        try:
+            with _undisturbed(), h5py.File(patient, mode) as file:
+                yield file
+        finally:
+            if patient.error is not None:
+                raise patient.error
+
+
 def _lay_out(path: Path, shapes: dict[str, tuple[int, ...]], dtype: str) -> dict[str, int]:
     """A file with room for every dataset; returns where in the file each one's values go."""
     properties = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
     properties.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
     properties.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
     offsets = {}
-    with h5py.File(path, "w") as file:
+    with _hdf5(path, "w") as file:
         for place in sorted(shapes):
             dataset = file.create_dataset(place, shapes[place], FLOATS[dtype], dcpl=properties)
             offsets[place] = dataset.id.get_offset() or 0  # None where there is no value
@@ -120,11 +190,11 @@ def _write_at(descriptor: int, data: memoryview, offset: int) -> None:
         done += os.pwrite(descriptor, data[done : done + (1 << 30)], offset + done)
 
 
-def dense(view: np.ndarray) -> np.ndarray:
+def dense(view: np.ndarray, scratch: Scratch) -> np.ndarray:
     """A C-contiguous copy of a transposed view, made block by block along the axis that jumps farthest in memory."""
     if view.flags.c_contiguous:
         return view
-    out = np.empty(view.shape, view.dtype)
+    out = scratch.array("dense", view.shape, view.dtype)
     axis = int(np.argmax(view.strides))
     for start in range(0, view.shape[axis], _BLOCK):
         part = (slice(None),) * axis + (slice(start, start + _BLOCK),)
@@ -169,7 +239,7 @@ def sign(path: Path, attributes: dict[str, Any], digests: dict[str, int]) -> Non
         for name, value in attributes.items()
     }
     plain[SEAL] = seal(plain, digests)
-    with h5py.File(path, "r+") as file:
+    with _hdf5(path, "r+") as file:
         for name, value in sorted(plain.items()):
             # Text of fixed length: HDF5 makes room for any other by what the file claims of it.
             file.attrs[PREFIX + name] = np.bytes_(value.encode()) if isinstance(value, str) else value

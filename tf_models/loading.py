@@ -6,10 +6,10 @@ describes is first built without values and compared with what the file holds.
 """
 
 import contextlib
+import io
 import json
 import os
 import stat
-import tempfile
 import zlib
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -102,7 +102,7 @@ def load(path: str | os.PathLike) -> Any:
         except Exception as error:
             reason = _printable(str(error).partition("\n")[0] or type(error).__name__)
             raise WeightsError(f"records a configuration that {name} cannot be built with: {reason}") from None
-        if sorted(map(id, homes.values())) != sorted(map(id, model.variables)):
+        if sorted(map(id, homes.values())) != sorted(map(id, model.weights)):
             raise WeightsError(f"cannot fill every variable of {name} exactly once: Keras does not save them so")
         for place, variable in homes.items():
             variable.assign(_values(held[place], place))
@@ -118,13 +118,21 @@ def places(model: Any) -> dict[str, Any]:
     import keras
     import numpy as np
 
-    variables = model.variables
-    with tempfile.TemporaryDirectory() as folder, keras.StatelessScope(initialize_variables=False) as scope:
+    variables = model.weights
+    memory = _Memory()
+    with keras.StatelessScope(initialize_variables=False) as scope:
         for number, variable in enumerate(variables):
             scope.add_update((variable, np.asarray(number, np.int32)))
-        model.save_weights(os.path.join(folder, "map" + SUFFIX))
-        with h5py.File(os.path.join(folder, "map" + SUFFIX), "r") as file:
-            return {place: variables[int(dataset[()])] for place, dataset in datasets(file)}
+        model.save_weights(memory)
+    with h5py.File(memory, "r") as file:
+        return {place: variables[int(dataset[()])] for place, dataset in datasets(file)}
+
+
+class _Memory(io.BytesIO):
+    """A file in memory that has a name Keras accepts."""
+
+    def __str__(self) -> str:
+        return "map" + SUFFIX
 
 
 def datasets(file: Any) -> Iterator[tuple[str, Any]]:

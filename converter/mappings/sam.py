@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from converter.dialects import Dialect
+from converter.errors import UsageError
 from converter.kinds import ACTIVATION_2D, CONV_TRANSPOSE_2D, DENSE, LAYER_NORM, LAYER_NORM_2D, TOKENS
 from converter.mapping import Mapping, Row
 from converter.registry import Option, Pair, Probe
@@ -33,23 +34,25 @@ def decoder_config(shapes: Named[str, tuple[int, ...]], options: dict[str, Any])
     """The mask decoder's sizes, read off its tensors; `num_heads` is not in them."""
     width = shapes["transformer.layers.0.self_attn.q_proj.weight"][0]
     inner = shapes["transformer.layers.0.cross_attn_token_to_image.q_proj.weight"][0]
+    heads = options["num_heads"]
+    if heads < 1 or inner % heads:
+        raise UsageError(f"num_heads takes a divisor of {inner}, the width of the attention, not {heads}")
     return {
         "transformer_dim": width,
         "num_multimask_outputs": shapes["mask_tokens.weight"][0] - 1,
-        "iou_head_depth": _count(shapes, "iou_prediction_head.layers.{}.weight"),
+        "iou_head_depth": _count(shapes, "iou_prediction_head.layers."),
         "iou_head_hidden_dim": shapes["iou_prediction_head.layers.0.weight"][0],
-        "depth": _count(shapes, "transformer.layers.{}.norm1.weight"),
-        "num_heads": options["num_heads"],
+        "depth": _count(shapes, "transformer.layers."),
+        "num_heads": heads,
         "mlp_dim": shapes["transformer.layers.0.mlp.lin1.weight"][0],
         "attention_downsample_rate": width // inner,
     }
 
 
-def _count(shapes: Named[str, tuple[int, ...]], pattern: str) -> int:
-    count = 0
-    while pattern.format(count) in shapes:
-        count += 1
-    return count
+def _count(shapes: Named[str, tuple[int, ...]], before: str) -> int:
+    """One more than the largest index in use; a gap is then reported as what is missing."""
+    indices = [name[len(before) :].split(".")[0] for name in shapes if name.startswith(before)]
+    return 1 + max((int(index) for index in indices if index.isdecimal() and len(index) < 5), default=0)
 
 
 def decoder_table(config: dict[str, Any]) -> Mapping:

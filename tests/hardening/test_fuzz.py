@@ -1,0 +1,24 @@
+"""A quick profile of the fuzzing that `make fuzz` does at length."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+from tests.hardening.fuzzing import FORMATS
+from tests.running import environment
+
+ROOT = Path(__file__).parent.parent.parent
+MUTANTS = {"zip": 1500, "legacy": 1500, "safetensors": 1500, "index": 1500, "h5": 600}
+
+
+def test_mutated_files_are_refused_or_hold_what_the_original_holds():
+    """In a process of its own: a library that ends the process must not end the tests."""
+    for name in FORMATS:
+        command = [sys.executable, "-m", "tests.hardening.fuzzing", "--mutants", str(MUTANTS[name]), name]
+        done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment(), check=False)
+        print(done.stdout, end="")
+        assert done.returncode == 0, done.stdout + done.stderr[-1000:]
+        counts = {word: int(count) for count, word in re.findall(r"(\d+) (refused|equal)", done.stdout)}
+        assert counts["refused"] > MUTANTS[name] / 2
+        assert counts["equal"] > 0

@@ -1,0 +1,210 @@
+"""An output appears whole or not at all, whatever stands in its way."""
+
+import errno
+import fcntl
+import os
+import stat
+import time
+from pathlib import Path
+
+import pytest
+
+from converter import ConversionError, atomic
+from converter.atomic import refuse, replacing, scratch
+
+
+def write(output: Path, data: bytes = b"new", overwrite: bool = False) -> None:
+    with replacing(output, overwrite) as temporary:
+        temporary.write_bytes(data)
+
+
+@pytest.fixture
+def output(tmp_path):
+    return tmp_path / "w.weights.h5"
+
+
+def test_it_appears_whole_and_alone(output):
+    with replacing(output, False) as temporary:
+        temporary.write_bytes(b"new")
+        assert not output.exists()
+        assert temporary.stat().st_dev == output.parent.stat().st_dev
+    assert output.read_bytes() == b"new"
+    assert os.listdir(output.parent) == [output.name]
+    assert stat.S_IMODE(output.stat().st_mode) & 0o077 == 0o044  # as any new file under the usual umask
+
+
+def test_a_previous_output_is_replaced_only_when_that_is_wanted(output):
+    write(output, b"old")
+    with pytest.raises(ConversionError, match="exists; --overwrite replaces it"):
+        write(output)
+    assert output.read_bytes() == b"old"
+    write(output, overwrite=True)
+    assert output.read_bytes() == b"new"
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt, SystemExit, MemoryError])
+def test_a_failure_leaves_everything_as_it_was(output, error):
+    write(output, b"old")
+    with pytest.raises(error), replacing(output, True) as temporary:  # noqa: PT012
+        temporary.write_bytes(b"half")
+        raise error
+    assert output.read_bytes() == b"old"
+    assert os.listdir(output.parent) == [output.name]
+
+
+def test_folders_that_were_made_are_removed_after_a_failure(tmp_path):
+    output = tmp_path / "a" / "b" / "w.weights.h5"
+    with pytest.raises(ValueError, match="failed"), replacing(output, False):
+        raise ValueError("failed")
+    assert os.listdir(tmp_path) == []
+    write(output)
+    assert output.read_bytes() == b"new"
+
+
+def test_a_folder_that_was_there_stays(tmp_path):
+    (tmp_path / "a").mkdir()
+    with pytest.raises(ValueError, match="failed"), replacing(tmp_path / "a" / "w.weights.h5", False):
+        raise ValueError("failed")
+    assert os.listdir(tmp_path) == ["a"]
+
+
+def test_what_the_output_must_not_be(tmp_path, output):
+    (tmp_path / "folder.weights.h5").mkdir()
+    (tmp_path / "link.weights.h5").symlink_to("target.weights.h5")
+    os.mkfifo(tmp_path / "pipe.weights.h5")
+    (tmp_path / "file").write_bytes(b"")
+    for name, reason in (
+        ("folder.weights.h5", "is a folder"),
+        ("link.weights.h5", "is a symbolic link"),
+        ("pipe.weights.h5", "is not a regular file"),
+        ("weights.pth", "must end in .weights.h5"),
+        ("x" * 250 + ".weights.h5", "cannot be written: File name too long"),
+        ("a\0b.weights.h5", "cannot be written: .*null"),
+        ("file/w.weights.h5", "cannot be written"),
+    ):
+        with pytest.raises(ConversionError, match=reason):
+            write(tmp_path / name, overwrite=True)
+    assert sorted(os.listdir(tmp_path)) == ["file", "folder.weights.h5", "link.weights.h5", "pipe.weights.h5"]
+
+
+def test_a_link_that_appears_meanwhile_is_not_followed(tmp_path, output):
+    target = tmp_path / "target"
+    with pytest.raises(ConversionError, match="symbolic link"), replacing(output, True) as temporary:  # noqa: PT012
+        temporary.write_bytes(b"new")
+        target.write_bytes(b"old")
+        output.symlink_to(target)
+    assert target.read_bytes() == b"old"
+
+
+def test_another_converter_that_was_first_is_not_overwritten(output, monkeypatch):
+    last_look, looks = atomic.refuse, []
+
+    def look(*args, **options):
+        last_look(*args, **options)
+        looks.append(args)
+        if len(looks) == 2:
+            output.write_bytes(b"first")
+
+    monkeypatch.setattr(atomic, "refuse", look)
+    with pytest.raises(ConversionError, match="exists; --overwrite"):
+        write(output, b"late")
+    assert output.read_bytes() == b"first"
+
+
+def test_a_file_system_without_hard_links(output, monkeypatch):
+    def link(*_):
+        raise OSError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", link)
+    write(output)
+    assert output.read_bytes() == b"new"
+    with pytest.raises(ConversionError, match="exists"):
+        write(output, b"again")
+
+
+@pytest.mark.parametrize(
+    ("number", "reason"),
+    [(errno.ENOSPC, "the disk is full"), (errno.EDQUOT, "the disk is full"), (errno.EROFS, "Read-only file system")],
+)
+@pytest.mark.parametrize("call", ["fsync", "replace", "mkdir"])
+def test_what_the_disk_refuses(output, monkeypatch, number, reason, call):
+    write(output, b"old")
+
+    def refused(*_, **__):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, call, refused)
+    with pytest.raises(ConversionError, match=reason):
+        write(output, overwrite=True)
+    monkeypatch.undo()
+    assert output.read_bytes() == b"old"
+    assert os.listdir(output.parent) == [output.name]
+
+
+def test_the_file_and_its_folder_are_synced_in_this_order(output, monkeypatch):
+    events = []
+    fsync, replace = os.fsync, os.replace
+    monkeypatch.setattr(
+        os, "fsync", lambda fd: (events.append(("sync", os.readlink(f"/proc/self/fd/{fd}"))), fsync(fd))
+    )
+    monkeypatch.setattr(os, "replace", lambda a, b: (events.append(("replace", str(b))), replace(a, b)))
+    with replacing(output, True) as temporary:
+        temporary.write_bytes(b"new")
+    assert events == [("sync", str(temporary)), ("replace", str(output)), ("sync", str(output.parent))]
+
+
+def abandoned(parent: Path, name: str) -> Path:
+    folder = parent / name
+    folder.mkdir()
+    (folder / "half").write_bytes(b"half")
+    return folder
+
+
+def test_what_a_killed_run_left_is_removed_and_nothing_else(tmp_path, output):
+    gone = abandoned(tmp_path, f".{output.name}.0123abcd.partial")
+    kept = [
+        abandoned(tmp_path, name)
+        for name in (
+            ".other.weights.h5.0123abcd.partial",
+            f".{output.name}.mine.partial",
+            f".{output.name}.0123abcd.partial.keep",
+            f"{output.name}.0123abcd.partial",
+        )
+    ]
+    outside = abandoned(tmp_path, "outside")
+    (tmp_path / f".{output.name}.00000000.partial").symlink_to(outside)
+    os.mkfifo(tmp_path / f".{output.name}.11111111.partial")
+    write(output)
+    assert not gone.exists()
+    assert all((folder / "half").exists() for folder in (*kept, outside))
+
+
+def test_what_a_living_run_uses_stays(tmp_path):
+    with scratch(tmp_path, "x") as mine, scratch(tmp_path, "x") as theirs:
+        assert mine != theirs
+        assert mine.exists()
+        assert theirs.exists()
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_folder_taken_for_abandoned_just_before_it_was_locked_is_made_anew(tmp_path, monkeypatch):
+    flock, first = fcntl.flock, []
+
+    def removed(lock, how):
+        if not first:
+            first.append(os.readlink(f"/proc/self/fd/{lock}"))
+            os.rmdir(first[0])
+        flock(lock, how)
+
+    monkeypatch.setattr(fcntl, "flock", removed)
+    with scratch(tmp_path, "x") as folder:
+        assert folder.exists()
+        assert str(folder) != first[0]
+
+
+def test_refuse_does_not_wait(tmp_path):
+    began = time.monotonic()
+    os.mkfifo(tmp_path / "p.weights.h5")
+    with pytest.raises(ConversionError):
+        refuse(tmp_path / "p.weights.h5", True)
+    assert time.monotonic() - began < 1

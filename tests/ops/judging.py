@@ -1,0 +1,72 @@
+"""What an op has to reach next to its torch original: exact in float64, and in less precision as near to the truth."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+import torch
+
+# The same dtypes on both sides.
+DTYPES = {
+    "float64": (tf.float64, torch.float64),
+    "float32": (tf.float32, torch.float32),
+    "float16": (tf.float16, torch.float16),
+    "bfloat16": (tf.bfloat16, torch.bfloat16),
+}
+ROUNDING = {"float32": 2.0**-24, "float16": 2.0**-11, "bfloat16": 2.0**-8}
+
+
+def channels_first(value: np.ndarray) -> torch.Tensor:
+    """(N, ..., C) -> (N, C, ...), contiguous."""
+    return torch.from_numpy(np.ascontiguousarray(np.moveaxis(value, -1, 1)))
+
+
+def channels_last(value: torch.Tensor) -> np.ndarray:
+    """(N, C, ...) -> (N, ..., C)"""
+    return np.moveaxis(value.detach().double().numpy(), 1, -1)
+
+
+def with_gradient(function: Callable[[tf.Tensor], tf.Tensor], x: tf.Tensor, upstream: np.ndarray) -> list[np.ndarray]:
+    """The output and the gradient with respect to `x`, as float64."""
+    with tf.GradientTape() as tape:
+        tape.watch(x)
+        output = function(x)
+    gradient = tape.gradient(output, x, tf.cast(upstream, output.dtype))
+    assert output.dtype == x.dtype == gradient.dtype
+    return [tf.cast(value, tf.float64).numpy() for value in (output, gradient)]
+
+
+def torch_with_gradient(
+    function: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor, upstream: torch.Tensor
+) -> list[torch.Tensor]:
+    x = x.clone().requires_grad_()
+    output = function(x)
+    (gradient,) = torch.autograd.grad(output, x, upstream.to(output.dtype))
+    return [output, gradient]
+
+
+def assert_exact(actual: Sequence[np.ndarray], expected: Sequence[np.ndarray]) -> None:
+    """Equal to 1e-12 of the largest number."""
+    for ours, theirs in zip(actual, expected, strict=True):
+        assert ours.shape == theirs.shape
+        np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-12 * max(np.abs(theirs).max(initial=0), 1e-300))
+
+
+def assert_as_near(
+    ours: Sequence[np.ndarray],
+    theirs: Sequence[np.ndarray | None],
+    truth: Sequence[np.ndarray],
+    dtype: str,
+    scales: Sequence[float] | None = None,
+) -> None:
+    """At most twice torch's error against the truth, or four roundings; None where torch has no such kernel.
+
+    The roundings are those of the largest number, or of `scales` where the terms of the sums are larger.
+    """
+    for value, other, true, scale in zip(ours, theirs, truth, scales or [0.0] * len(truth), strict=True):
+        assert value.shape == true.shape
+        allowed: Any = 4 * ROUNDING[dtype] * max(np.abs(true).max(initial=0), scale)
+        if other is not None:
+            allowed = max(allowed, 2 * np.abs(other - true).max(initial=0))
+        assert np.abs(value - true).max(initial=0) <= allowed

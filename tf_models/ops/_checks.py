@@ -1,0 +1,79 @@
+"""Argument checks of the ops: each raises a ValueError that names the argument, what was expected and what came."""
+
+import operator
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import tensorflow as tf
+
+FLOATS = (tf.float32, tf.float64, tf.float16, tf.bfloat16)
+
+
+def tensor(
+    name: str,
+    value: Any,
+    *,
+    rank: int | tuple[int, ...] | None = None,
+    dtype: tf.DType | tuple[tf.DType, ...] = FLOATS,
+) -> tf.Tensor:
+    """`value` as a tensor of one of the dtypes and ranks; Python numbers take the first dtype."""
+    dtypes = dtype if isinstance(dtype, tuple) else (dtype,)
+    try:
+        # A hint would convert an array, too.
+        result = tf.convert_to_tensor(value, dtype_hint=None if hasattr(value, "dtype") else dtypes[0])
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{name}: expected a tensor, got {type(value).__name__}") from error
+    if result.dtype not in dtypes:
+        raise ValueError(f"{name}: expected dtype {_either(d.name for d in dtypes)}, got {result.dtype.name}")
+    ranks = (rank,) if isinstance(rank, int) else rank
+    if ranks is not None and result.shape.rank not in ranks:
+        got = "an unknown rank" if result.shape.rank is None else f"rank {result.shape.rank}, shape {result.shape}"
+        raise ValueError(f"{name}: expected rank {_either(ranks)}, got {got}")
+    return result
+
+
+def shape(name: str, value: tf.Tensor, axes: str, sizes: Sequence[int | None]) -> None:
+    """Compare the static shape with `sizes`, None on either side matching anything; `axes` spells them: "N Ho Wo 2"."""
+    got = value.shape
+    if len(got) != len(sizes) or any(None not in pair and pair[0] != pair[1] for pair in zip(got, sizes, strict=True)):
+        expected = ", ".join(axes.split())
+        known = ", ".join("?" if size is None else str(size) for size in sizes)
+        raise ValueError(f"{name}: expected shape ({expected}) = ({known}), got {got}")
+
+
+def known(name: str, value: tf.Tensor, axes: str, which: Iterable[int]) -> None:
+    """The sizes of these axes are static."""
+    if any(value.shape[axis] is None for axis in which):
+        expected = ", ".join(axes.split())
+        raise ValueError(
+            f"{name}: expected known sizes of ({', '.join(axes.split()[i] for i in which)}) in ({expected}), "
+            f"got {value.shape}"
+        )
+
+
+def non_empty(name: str, value: tf.Tensor, axes: Iterable[int]) -> None:
+    """None of the axes is known to have size 0."""
+    if any(value.shape[axis] == 0 for axis in axes):
+        raise ValueError(f"{name}: expected non-empty spatial dimensions, got shape {value.shape}")
+
+
+def choice(name: str, value: Any, options: Sequence[str]) -> None:
+    """`value` is one of the strings."""
+    if not isinstance(value, str) or value not in options:
+        raise ValueError(f"{name}: expected {_either(repr(o) for o in options)}, got {value!r}")
+
+
+def integers(name: str, value: Any, count: int, minimum: int) -> tuple[int, ...]:
+    """An int, or `count` of them, each at least `minimum`, as a tuple of `count`."""
+    try:
+        items = (operator.index(value),) * count if not isinstance(value, (list, tuple)) else tuple(value)
+        items = tuple(operator.index(item) for item in items)
+    except TypeError:
+        items = ()
+    if len(items) != count or min(items) < minimum:
+        raise ValueError(f"{name}: expected an int or {count} ints, at least {minimum}, got {value!r}")
+    return items
+
+
+def _either(options: Any) -> str:
+    return " or ".join(str(option) for option in options)

@@ -1,0 +1,187 @@
+"""The gather core: every sampling op is a weighted sum of rows of a matrix.
+
+An image is read as a matrix of pixels, (N*H*W, C). Along each axis a coordinate becomes a few *taps*, pairs of
+(pixel, weight): one for nearest, two for linear, four for cubic. A tap of the op is one tap of every axis: its row is
+the sum of their pixels times strides, its weight the product of their weights. So one core serves any number of axes.
+"""
+
+import functools
+import itertools
+import operator
+from collections.abc import Sequence
+from typing import Any
+
+import tensorflow as tf
+
+Tap = tuple[tf.Tensor, tf.Tensor]
+
+CHUNK = 2**19
+
+
+def sizes(value: tf.Tensor) -> list[Any]:
+    """The sizes of the axes: ints where they are known, scalar tensors elsewhere."""
+    if value.shape.is_fully_defined():
+        return value.shape.as_list()
+    dynamic = tf.shape(value)
+    return [dynamic[axis] if size is None else size for axis, size in enumerate(value.shape)]
+
+
+def linear_taps(x: tf.Tensor, size: Any) -> list[Tap]:
+    """The two pixels around `x` (pixel units); outside [0, size - 1] the weight is zero."""
+    floor = tf.floor(x)
+    above = x - floor
+    # Zero times the fraction: a NaN or infinite coordinate stays NaN, as in torch.
+    return [_zero_outside(floor, 1 - above, above * 0, size), _zero_outside(floor + 1, above, above * 0, size)]
+
+
+def padded_taps(x: tf.Tensor, size: Any, mode: str, padding_mode: str, align_corners: bool, volume: bool) -> list[Tap]:
+    """The taps of grid_sample along one axis; `x` in pixels, `volume` where there are three axes.
+
+    Torch's kernel for volumes differs from the one for images in what it makes of NaN: zeros instead of NaN outside,
+    and the last pixel instead of the first at a border.
+    """
+    last = tf.cast(size - 1, x.dtype)
+
+    def resolve(position: tf.Tensor) -> tf.Tensor:
+        """Bring a position into [0, size - 1]; no gradient passes from a border or beyond it, as in torch."""
+        if padding_mode == "reflection":
+            low = 0.0 if align_corners else -0.5
+            period = 2 * (last - 2 * low)
+            distance = tf.abs(position - low)
+            distance -= tf.floor(distance / period) * period
+            position = tf.minimum(distance, period - distance) + low
+        if volume:
+            ends = tf.where(position <= 0, tf.zeros_like(position), last)
+        else:
+            ends = tf.where(position >= last, last, tf.zeros_like(position))
+        return tf.where((position > 0) & (position < last), position, ends)
+
+    def tap(position: tf.Tensor, weight: tf.Tensor, zero: tf.Tensor) -> Tap:
+        if padding_mode == "zeros":
+            return _zero_outside(position, weight, zero, size)
+        return tf.cast(resolve(position), tf.int32), weight
+
+    if mode == "bicubic":
+        floor = tf.floor(x)
+        above = x - floor
+        return [tap(floor + k, weight, above * 0) for k, weight in zip(range(-1, 3), _cubic(above), strict=True)]
+    if padding_mode != "zeros":
+        x = resolve(x)
+    if mode == "nearest":
+        nearest = tf.round(x)  # half to even
+        return [tap(nearest, tf.ones_like(x), tf.zeros_like(x))]
+    floor = tf.floor(x)
+    above = x - floor
+    zero = tf.zeros_like(x) if volume else above * 0
+    # At the last pixel the one above is outside: its weight is zero under every padding.
+    return [tap(floor, 1 - above, zero), _zero_outside(floor + 1, above, zero, size)]
+
+
+def combine(axes: Sequence[Sequence[Tap]], axis_sizes: Sequence[Any], base: Any, stride: Any = 1) -> list[Tap]:
+    """The taps of all axes together, slowest axis first: rows `base + stride * position`, products of weights."""
+    strides = list(itertools.accumulate(reversed(axis_sizes[1:]), lambda a, b: a * b, initial=stride))[::-1]
+    scaled = [[(i * s, w) for i, w in taps] for taps, s in zip(axes, strides, strict=True)]
+    # One axis after another, so that what two taps share is computed once.
+    combined: list[Tap] = [(base + i, w) for i, w in scaled[0]]
+    for taps in scaled[1:]:
+        combined = [(i + j, w * v) for i, w in combined for j, v in taps]
+    return combined
+
+
+def weighted_sum(rows: tf.Tensor, taps: Sequence[Tap], samples: int = 1) -> tf.Tensor:
+    """Sum of weight * rows[index] over the taps and the samples of each query.
+
+    Args:
+        rows: (R, C).
+        taps: K pairs of index, int32, and weight, of any shape with Q*T numbers, the T samples of a query together.
+        samples: T.
+
+    Returns:
+        (Q, C).
+    """
+    return _weighted_sum(rows, *(tf.reshape(item, (-1, samples)) for tap in taps for item in tap))
+
+
+@tf.custom_gradient
+def _weighted_sum(rows: tf.Tensor, *flat: tf.Tensor) -> Any:
+    index, weight = flat[::2], flat[1::2]
+
+    def gradient(upstream: tf.Tensor) -> list[tf.Tensor | None]:  # (Q, C)
+        d_rows, d_weight = _weighted_sum_gradient(rows, index, weight, upstream)
+        return [d_rows, *itertools.chain.from_iterable((None, d) for d in tf.unstack(d_weight, len(weight)))]
+
+    # One sum of single gathers, which XLA makes one loop of without any temporary.
+    single = [[t for tensor in tensors for t in tf.unstack(tensor, axis=1)] for tensors in (index, weight)]
+    terms = (tf.gather(rows, i) * w[:, tf.newaxis] for i, w in zip(*single, strict=True))
+    return functools.reduce(operator.add, terms), gradient
+
+
+def _weighted_sum_gradient(
+    rows: tf.Tensor, index: Sequence[tf.Tensor], weight: Sequence[tf.Tensor], upstream: tf.Tensor
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """Gradients to the rows (R, C) and the weights (K, Q, T); index and weight are K of (Q, T), upstream is (Q, C).
+
+    All that is between has K*Q*T*C numbers. Where that is known to be many, a loop over queries takes CHUNK of them at
+    a time: fresh memory costs several times more than the arithmetic.
+    """
+
+    def step(index: tf.Tensor, weight: tf.Tensor, upstream: tf.Tensor) -> tuple[Any, Any]:
+        """What to add to the rows, and the gradient to the weights; index and weight (K, q, T), upstream (q, C)."""
+        # The NaN weight of a NaN coordinate belongs to no pixel.
+        weight = tf.where(tf.math.is_nan(weight), tf.zeros_like(weight), weight)
+        upstream = upstream[:, tf.newaxis]  # (q, 1, C)
+        shape = (tf.size(index), tf.shape(rows)[1])
+        updates = tf.reshape(weight[..., tf.newaxis] * upstream, shape)  # (K, q, T, C) -> (K*q*T, C)
+        # A product with ones and not a sum: XLA has a fast one.
+        products = tf.reshape(tf.gather(rows, index) * upstream, shape)  # (K, q, T, C) -> (K*q*T, C)
+        return updates, tf.reshape(tf.matmul(products, tf.ones((shape[1], 1), rows.dtype)), tf.shape(index))
+
+    taps, (queries, samples), channels = len(index), index[0].shape, rows.shape[1]
+    chunk = None if None in (queries, channels) else max(1, CHUNK // max(1, taps * samples * channels))
+    if chunk is None or chunk >= queries:
+        all_index = tf.stack(index)
+        updates, d_weight = step(all_index, tf.stack(weight), upstream)
+        return tf.math.unsorted_segment_sum(updates, tf.reshape(all_index, (-1,)), tf.shape(rows)[0]), d_weight
+
+    chunks = -(-queries // chunk)
+
+    def body(i: tf.Tensor, d_rows: tf.Tensor, d_weight: tf.TensorArray) -> tuple[Any, ...]:
+        # The last chunk reaches back to be as long as the others; what it sees again has no weight.
+        start = tf.minimum(i * chunk, queries - chunk)
+        fresh = start + tf.range(chunk) >= i * chunk
+        some_index, some_weight = (  # (K, chunk, T)
+            tf.stack([tf.slice(tensor, (start, 0), (chunk, samples)) for tensor in tensors])
+            for tensors in (index, weight)
+        )
+        some_weight = tf.where(fresh[:, tf.newaxis], some_weight, tf.zeros((), rows.dtype))
+        updates, d_part = step(some_index, some_weight, tf.slice(upstream, (start, 0), (chunk, channels)))
+        d_rows = tf.tensor_scatter_nd_add(d_rows, tf.reshape(some_index, (-1, 1)), updates)
+        return i + 1, d_rows, d_weight.write(i, d_part)
+
+    parts = tf.TensorArray(rows.dtype, chunks, element_shape=(taps, chunk, samples))
+    _, d_rows, parts = tf.while_loop(
+        lambda i, *_: i < chunks, body, (0, tf.zeros_like(rows), parts), maximum_iterations=chunks
+    )
+    d_weight = parts.stack()  # (chunks, K, chunk, T)
+    # (chunks - 1, K, chunk, T) -> (K, (chunks - 1)*chunk, T)
+    whole = tf.reshape(tf.transpose(d_weight[:-1], (1, 0, 2, 3)), (taps, (chunks - 1) * chunk, samples))
+    return d_rows, tf.concat([whole, d_weight[-1, :, chunks * chunk - queries :]], 1)
+
+
+def _zero_outside(position: tf.Tensor, weight: tf.Tensor, zero: tf.Tensor, size: Any) -> Tap:
+    """A tap whose weight is `zero` unless 0 <= position <= size - 1; the pixel is then any valid one."""
+    inside = (position >= 0) & (position <= tf.cast(size - 1, position.dtype))
+    return tf.cast(tf.where(inside, position, tf.zeros_like(position)), tf.int32), tf.where(inside, weight, zero)
+
+
+def _cubic(t: tf.Tensor) -> list[tf.Tensor]:
+    """Weights of the pixels -1, 0, 1, 2 at the fraction t, by the cubic convolution with a = -0.75 (Keys, 1981)."""
+    a = -0.75
+
+    def near(d: tf.Tensor) -> tf.Tensor:  # 0 <= d <= 1
+        return ((a + 2) * d - (a + 3)) * d * d + 1
+
+    def far(d: tf.Tensor) -> tf.Tensor:  # 1 <= d <= 2
+        return ((a * d - 5 * a) * d + 8 * a) * d - 4 * a
+
+    return [far(t + 1), near(t), near(1 - t), far(2 - t)]

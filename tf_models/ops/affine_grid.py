@@ -1,0 +1,67 @@
+"""`torch.nn.functional.affine_grid`: the sampling grid of an affine map, for `grid_sample`."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import tensorflow as tf
+
+from tf_models.ops import _checks
+from tf_models.ops._precision import opmath
+
+# Length of `size` -> axes of `size`, rows and columns of a matrix.
+_LAYOUTS = {4: ("N H W C", 2, 3), 5: ("N D H W C", 3, 4)}
+
+
+@tf.autograph.experimental.do_not_convert
+def affine_grid(theta: Any, size: Any, align_corners: bool = False) -> tf.Tensor:
+    """Where each output sample lies in the input: output coordinates in [-1, 1], mapped by an affine matrix per batch.
+
+    Args:
+        theta: (N, 2, 3), rows x and y, columns x, y, 1; or (N, 3, 4), rows x, y and z, columns x, y, z, 1. float32,
+            float64, float16 or bfloat16; half types are computed in float32 and rounded once.
+        size: shape of the output tensor, CHANNELS LAST: (N, H, W, C) or (N, D, H, W, C), where torch takes (N, C, H, W)
+            or (N, C, D, H, W). Ints or an int32/int64 vector. C is not used; N must be that of `theta`. Sizes may be 0.
+        align_corners: True puts -1 and 1 at the centers of the corner samples, False at their outer edges.
+
+    Returns:
+        (N, H, W, 2) with (x, y), or (N, D, H, W, 3) with (x, y, z), in the dtype of `theta`. An axis of one sample lies
+        at 0. To be given to `grid_sample` with the same `align_corners`.
+
+    Raises:
+        ValueError: `theta` or `size` of a wrong rank, shape or dtype.
+
+    Follows `torch.nn.functional.affine_grid`, which refuses empty sizes. Differentiable with respect to `theta`.
+    """
+    theta = _checks.tensor("theta", theta, rank=3)
+    sizes = _output_shape(size)
+    axes, rows, columns = _LAYOUTS[len(sizes)]
+    batch = sizes[0] if isinstance(sizes[0], int) else None
+    _checks.shape("theta", theta, f"N {rows} {columns} of size {axes}", (batch, rows, columns))
+    dtype = opmath(theta.dtype)
+    spatial = sizes[1:-1]
+    coordinates = [tf.cast(_centers(count, align_corners), dtype) for count in spatial]
+    points = tf.stack([*reversed(tf.meshgrid(*coordinates, indexing="ij")), tf.ones(spatial, dtype)], axis=-1)
+    # (D, H, W, 4) -> (D * H * W, 4): the same points for every matrix
+    points = tf.reshape(points, (-1, columns))
+    grid = tf.matmul(points, tf.cast(theta, dtype), transpose_b=True)
+    # (N, D * H * W, 3) -> (N, D, H, W, 3)
+    return tf.cast(tf.reshape(grid, (tf.shape(theta)[0], *spatial, rows)), theta.dtype)
+
+
+def _output_shape(size: Any) -> Sequence[int | tf.Tensor]:
+    if tf.is_tensor(size):
+        if size.shape.rank != 1 or size.shape[0] not in _LAYOUTS or not size.dtype.is_integer:
+            raise ValueError(f"size: expected a vector of 4 or 5 integers, got {size.dtype.name}, shape {size.shape}")
+        known = tf.get_static_value(size)
+        size = [int(n) for n in known] if known is not None else tf.unstack(tf.cast(size, tf.int32))
+    if not isinstance(size, (list, tuple, tf.TensorShape)) or len(size) not in _LAYOUTS:
+        raise ValueError(f"size: expected (N, H, W, C) or (N, D, H, W, C), got {size!r}")
+    if any(map(tf.is_tensor, size)):
+        return [_checks.tensor("size", n, rank=0, dtype=(tf.int32, tf.int64)) if tf.is_tensor(n) else n for n in size]
+    return _checks.integers("size", tuple(size), len(size), 0)
+
+
+def _centers(count: int | tf.Tensor, align_corners: bool) -> tf.Tensor:
+    """Coordinates of the samples of one axis, (count,), float64."""
+    steps = 2.0 * tf.cast(tf.range(count), tf.float64) - tf.cast(count - 1, tf.float64)
+    return steps / tf.cast(tf.maximum(count - 1 if align_corners else count, 1), tf.float64)
