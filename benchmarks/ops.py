@@ -1,15 +1,15 @@
 """The sampling ops beside torch's: `python -m benchmarks.ops` prints a markdown table and draws a plot.
 
-Every round of a case runs each contender once, one after another, so that all see the same machine; the figures are
-medians over the rounds, and a ratio is taken between medians of one run. Each number of threads has a process of its
-own, since TensorFlow takes it at the start. Peak memory is what a fresh process adds to what it held before the call.
+Every round of a case runs each contender once, one after another, so that all see the same machine. The figures are the
+least of the rounds, as other load only ever adds, and a ratio is taken between figures of one run. Each number of
+threads has a process of its own, since TensorFlow takes it at the start. Peak memory is what a fresh process adds to
+what it held before the call.
 """
 
 import argparse
 import json
 import os
 import resource
-import statistics
 import subprocess
 import sys
 import time
@@ -270,7 +270,7 @@ def measure(threads: int, rounds: int, only: str) -> list[dict[str, Any]]:
                 for side, calls in sides.items():
                     times[side].append(timed(calls[index]))
             row = {"case": case, "direction": direction, "threads": threads, "target": targets[index]}
-            row |= {"first": first_calls[index], "times": {side: statistics.median(t) for side, t in times.items()}}
+            row |= {"first": first_calls[index], "times": {side: min(t) for side, t in times.items()}}
             rows.append(row)
             print(json.dumps(row), file=sys.stderr, flush=True)
     return rows

@@ -55,8 +55,8 @@ def test_a_conversion_of_a_file_that_changes_writes_nothing(tmp_path, monkeypatc
     path = save(tmp_path, [1.0, 2.0, 3.0, 4.0])
     read = Checkpoint.read
 
-    def meddled(self, entry):
-        values = read(self, entry)
+    def meddled(self, entry, scratch=None):
+        values = read(self, entry, scratch)
         os.utime(path, ns=(0, 0))
         return values
 

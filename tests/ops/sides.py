@@ -52,6 +52,13 @@ def always_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_jit, "WORTHWHILE", 0)
 
 
+def assert_equal_sums(ours: Sequence[np.ndarray], theirs: Sequence[np.ndarray]) -> None:
+    """Equal to 1e-12 of the largest number or of the summands, which are of size one: a sum may come to nothing."""
+    for actual, expected in zip(ours, theirs, strict=True):
+        atol = 1e-12 * max(np.abs(expected).max(initial=0), 1)
+        np.testing.assert_allclose(actual, expected, rtol=0, atol=atol, strict=True)
+
+
 def second_order(
     function: Callable[..., Any], arrays: Sequence[np.ndarray]
 ) -> tuple[list[np.ndarray], list[np.ndarray]]:

@@ -53,7 +53,7 @@ class compiled:
     def __init__(self, function: Callable[..., tf.Tensor]) -> None:
         functools.update_wrapper(self, function)
         self.function = function
-        self._variants: dict[Any, tuple[_Runner, _Runner]] = {}
+        self._variants: dict[Any, tuple[Callable[..., tf.Tensor], _Runner]] = {}
         self._batches: dict[Any, set[int]] = {}  # of each sample shape
 
     def __call__(self, *tensors: tf.Tensor, **options: Any) -> tf.Tensor:
@@ -61,33 +61,34 @@ class compiled:
         if key not in self._variants:
             if len(self._variants) >= OPTIONS:
                 return self.function(*tensors, **options)
-            self._variants[key] = self._runners(options)
-        forward, backward = self._variants[key]
-        pieces = self._pieces(key, tensors)
+            self._variants[key] = self._variant(key)
+        return self._variants[key][0](*tensors)
+
+    def _variant(self, key: Any) -> tuple[Callable[..., tf.Tensor], "_Runner"]:
+        """The function with its options bound, its gradient with it; and what runs its forward pass."""
+        options = dict(key)
+
+        def function(*tensors: tf.Tensor) -> tf.Tensor:
+            return self.function(*tensors, **options)
+
+        def gradient(*tensors: tf.Tensor) -> list[tf.Tensor]:
+            *inputs, upstream = tensors
+            with tf.GradientTape() as tape:
+                tape.watch(inputs)
+                output = function(*inputs)
+            return tape.gradient(output, inputs, upstream, unconnected_gradients=tf.UnconnectedGradients.ZERO)
+
+        forward, backward = _Runner(function), _Runner(gradient)
 
         @tf.custom_gradient
         def call(*tensors: tf.Tensor) -> Any:
+            pieces = self._pieces(key, tensors)
             # Recomputing in the backward pass keeps nothing between the passes but the arguments.
             # With the gradient stopped, a tape does not make the forward pass keep its intermediate results.
             output = forward(pieces, *map(tf.stop_gradient, tensors))
             return output, lambda upstream: backward(pieces, *tensors, upstream)
 
-        return call(*tensors)
-
-    def _runners(self, options: dict[str, Any]) -> tuple["_Runner", "_Runner"]:
-        """The function with its options bound, and its gradient: (*tensors, upstream) -> gradients."""
-
-        def forward(*tensors: tf.Tensor) -> tf.Tensor:
-            return self.function(*tensors, **options)
-
-        def backward(*tensors: tf.Tensor) -> list[tf.Tensor]:
-            *inputs, upstream = tensors
-            with tf.GradientTape() as tape:
-                tape.watch(inputs)
-                output = forward(*inputs)
-            return tape.gradient(output, inputs, upstream, unconnected_gradients=tf.UnconnectedGradients.ZERO)
-
-        return _Runner(forward), _Runner(backward)
+        return call, forward
 
     def _pieces(self, key: Any, tensors: Sequence[tf.Tensor]) -> list[int] | None:
         """The batch sizes to compile for, [] where the graph's own shapes are to be compiled, None for plain ops."""
