@@ -242,7 +242,8 @@ def test_gradients_in_chunks_are_the_same(monkeypatch):
     arrays = arguments(*EXACT[2], channels=5)
     whole = tf_side(_unwrapped_bilinear, arrays)
     for chunk in (1, 333, 700):  # 1, 16 and 35 queries of 70 at a time
-        monkeypatch.setattr("tf_models.ops._sampling.CHUNK", chunk)
+        monkeypatch.setattr("tf_models.ops._sampling.ROWS_CHUNK", chunk)
+        monkeypatch.setattr("tf_models.ops._sampling.WEIGHTS_CHUNK", chunk)
         assert_exact(tf_side(_unwrapped_bilinear, arrays), whole)
         assert_second_order(_unwrapped_bilinear, [array[:, :2, :3] for array in arrays])
 
@@ -271,7 +272,7 @@ class Memory:
 
     def graphs(self):
         """How many there are: executables, and graphs for every shape."""
-        keys = [key for _, forward in self.op._variants.values() for key in forward._functions]
+        keys = [key for both in self.op._variants.values() for graphs in both.values() for key in graphs._graphs]
         plain = sum(isinstance(key[0][1], int) for key in keys)  # the rank, and not the shape
         return len(keys) - plain, plain
 

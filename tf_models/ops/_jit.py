@@ -53,7 +53,7 @@ class compiled:
     def __init__(self, function: Callable[..., tf.Tensor]) -> None:
         functools.update_wrapper(self, function)
         self.function = function
-        self._variants: dict[Any, tuple[Callable[..., tf.Tensor], _Runner]] = {}
+        self._variants: dict[Any, dict[bool, _Graphs]] = {}  # options -> is compiled -> its graphs
         self._batches: dict[Any, set[int]] = {}  # of each sample shape
 
     def __call__(self, *tensors: tf.Tensor, **options: Any) -> tf.Tensor:
@@ -61,34 +61,18 @@ class compiled:
         if key not in self._variants:
             if len(self._variants) >= OPTIONS:
                 return self.function(*tensors, **options)
-            self._variants[key] = self._variant(key)
-        return self._variants[key][0](*tensors)
-
-    def _variant(self, key: Any) -> tuple[Callable[..., tf.Tensor], "_Runner"]:
-        """The function with its options bound, its gradient with it; and what runs its forward pass."""
-        options = dict(key)
-
-        def function(*tensors: tf.Tensor) -> tf.Tensor:
-            return self.function(*tensors, **options)
-
-        def gradient(*tensors: tf.Tensor) -> list[tf.Tensor]:
-            *inputs, upstream = tensors
-            with tf.GradientTape() as tape:
-                tape.watch(inputs)
-                output = function(*inputs)
-            return tape.gradient(output, inputs, upstream, unconnected_gradients=tf.UnconnectedGradients.ZERO)
-
-        forward, backward = _Runner(function), _Runner(gradient)
-
-        @tf.custom_gradient
-        def call(*tensors: tf.Tensor) -> Any:
-            pieces = self._pieces(key, tensors)
-            # Recomputing in the backward pass keeps nothing between the passes but the arguments.
-            # With the gradient stopped, a tape does not make the forward pass keep its intermediate results.
-            output = forward(pieces, *map(tf.stop_gradient, tensors))
-            return output, lambda upstream: backward(pieces, *tensors, upstream)
-
-        return call, forward
+            bound = functools.partial(self.function, **options)
+            self._variants[key] = {compiles: _Graphs(bound, compiles) for compiles in (False, True)}
+        pieces = self._pieces(key, tensors)
+        graphs = self._variants[key][pieces is not None]
+        if not tf.executing_eagerly():
+            return graphs.inline(*tensors)
+        if pieces is None:
+            return graphs.of_rank(tensors)(*tensors)
+        if len(pieces) == 1:
+            return graphs.of_shape(tensors)(*tensors)
+        parts = zip(*(tf.split(tensor, pieces) for tensor in tensors), strict=True)
+        return tf.concat([graphs.of_shape(part)(*part) for part in parts], 0)
 
     def _pieces(self, key: Any, tensors: Sequence[tf.Tensor]) -> list[int] | None:
         """The batch sizes to compile for, [] where the graph's own shapes are to be compiled, None for plain ops."""
@@ -111,42 +95,47 @@ class compiled:
         return [1 << bit for bit in reversed(range(batch.bit_length())) if batch >> bit & 1]
 
 
-class _Runner:
-    """Runs a function compiled in pieces, compiled as it is, or plain."""
+class _Graphs:
+    """A function of tensors with its gradient, in graphs of plain ops or, if it `compiles`, of XLA executables."""
 
-    def __init__(self, function: Callable[..., Any]) -> None:
-        self._function = function
-        self._plain = tf.function(function, autograph=False)
-        self._jitted = tf.function(function, jit_compile=True, autograph=False)
-        # Kept here and not by tf.function, which warns of many shapes.
-        self._functions: dict[Any, Callable[..., Any]] = {}
+    def __init__(self, function: Callable[..., tf.Tensor], compiles: bool) -> None:
+        def gradient(which: slice, *tensors: tf.Tensor) -> list[tf.Tensor]:
+            *inputs, upstream = tensors
+            with tf.GradientTape() as tape:
+                tape.watch(inputs[which])
+                output = function(*inputs)
+            return tape.gradient(output, inputs[which], upstream, unconnected_gradients=tf.UnconnectedGradients.ZERO)
 
-    def __call__(self, pieces: list[int] | None, *tensors: tf.Tensor) -> Any:
-        if pieces is None:
-            return self._traced(tensors)(*tensors) if tf.executing_eagerly() else self._function(*tensors)
-        if not pieces:
-            return self._jitted(*tensors)
-        if len(pieces) == 1:
-            return self._executable(tensors)(*tensors)
-        parts = [
-            self._executable(part)(*part)
-            for part in zip(*(tf.split(tensor, pieces) for tensor in tensors), strict=True)
-        ]
-        if isinstance(parts[0], (list, tuple)):
-            return [tf.concat(part, 0) for part in zip(*parts, strict=True)]
-        return tf.concat(parts, 0)
+        def part(run: Callable[..., Any]) -> Callable[..., Any]:
+            return tf.function(run, jit_compile=True, autograph=False) if compiles else run
 
-    def _traced(self, tensors: Sequence[tf.Tensor]) -> Callable[..., Any]:
-        """One graph of plain ops for every shape."""
-        key = tuple((tensor.dtype, tensor.shape.rank) for tensor in tensors)
-        if key not in self._functions:
-            specs = (tf.TensorSpec((None,) * tensor.shape.rank, tensor.dtype) for tensor in tensors)
-            self._functions[key] = self._plain.get_concrete_function(*specs)
-        return self._functions[key]
+        forward = part(function)
+        # What is sampled and what says where: two executables run side by side, and one that nobody needs not at all.
+        backward = [part(functools.partial(gradient, which)) for which in (slice(0, 1), slice(1, None))]
 
-    def _executable(self, tensors: Sequence[tf.Tensor]) -> Callable[..., Any]:
-        """The executable for these very shapes."""
+        @tf.custom_gradient
+        def inline(*tensors: tf.Tensor) -> Any:
+            # Recomputing in the backward pass keeps nothing between the passes but the arguments.
+            # With the gradient stopped, a tape does not make the forward pass keep its intermediate results.
+            output = forward(*map(tf.stop_gradient, tensors))
+            return output, lambda upstream: [g for part in backward for g in part(*tensors, upstream)]
+
+        self.inline = inline
+        self._function = tf.function(inline, autograph=False)
+        # Kept here and not by tf.function, which warns of many shapes and takes longer to choose.
+        self._graphs: dict[Any, Callable[..., tf.Tensor]] = {}
+
+    def of_shape(self, tensors: Sequence[tf.Tensor]) -> Callable[..., tf.Tensor]:
+        """The graph for these very shapes."""
         key = tuple((tensor.dtype, tuple(tensor.shape)) for tensor in tensors)
-        if key not in self._functions:
-            self._functions[key] = self._jitted.get_concrete_function(*tensors)
-        return self._functions[key]
+        return self._graph(key, [tf.TensorSpec(tensor.shape, tensor.dtype) for tensor in tensors])
+
+    def of_rank(self, tensors: Sequence[tf.Tensor]) -> Callable[..., tf.Tensor]:
+        """One graph for every shape of these ranks."""
+        key = tuple((tensor.dtype, tensor.shape.rank) for tensor in tensors)
+        return self._graph(key, [tf.TensorSpec((None,) * tensor.shape.rank, tensor.dtype) for tensor in tensors])
+
+    def _graph(self, key: Any, specs: list[tf.TensorSpec]) -> Callable[..., tf.Tensor]:
+        if key not in self._graphs:
+            self._graphs[key] = self._function.get_concrete_function(*specs)
+        return self._graphs[key]
