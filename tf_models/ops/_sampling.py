@@ -15,8 +15,8 @@ import tensorflow as tf
 
 Tap = tuple[tf.Tensor, tf.Tensor]
 
-# Between what a gradient is made of and the gradient lie (taps * samples * channels) numbers for each query. A loop takes
-# this many of them at a time: fresh memory costs several times more than the arithmetic.
+# A gradient is a sum of (taps * samples * channels) products for each query. A loop makes this many of them at a time:
+# fresh memory costs several times more than the arithmetic.
 ROWS_CHUNK = 2**17
 WEIGHTS_CHUNK = 2**22
 
