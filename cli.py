@@ -205,6 +205,7 @@ _OPTION = click.option(
 )  # fmt: skip
 _PAIR = click.option("--pair", metavar="MODULE:PAIR", help="Your own pair, from an importable module.")
 _KEY = click.option("--key", help="Which state dict of the file, where several fit, as model_ema.")
+_SPELLING = click.option("--spelling", help="Whose names and layouts, where several fit the checkpoint, as paddle.")
 _JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 _QUIET = click.option("--quiet", "-q", is_flag=True, help="Print nothing but errors.")
 
@@ -221,6 +222,7 @@ _QUIET = click.option("--quiet", "-q", is_flag=True, help="Print nothing but err
 @_OPTION
 @_PAIR
 @_KEY
+@_SPELLING
 @_JSON
 @_QUIET
 @_SHOW_VERSION
@@ -237,6 +239,7 @@ def convert(
     options: dict[str, str],
     pair: str | None,
     key: str | None,
+    spelling: str | None,
     as_json: bool,
     quiet: bool,
 ) -> None:
@@ -248,7 +251,7 @@ def convert(
 
     model = _chosen(model, pair)
     if dry_run:
-        plan = converter.plan(model, checkpoint, options, key=key)
+        plan = converter.plan(model, checkpoint, options, key=key, spelling=spelling)
         if not quiet:
             click.echo(json.dumps(plan.to_dict(), indent=2) if as_json else str(plan))
         return
@@ -262,6 +265,7 @@ def convert(
             options=options,
             dtype=dtype,
             key=key,
+            spelling=spelling,
             allow_nonfinite=allow_nonfinite,
             progress=progress,
         )
@@ -350,6 +354,7 @@ def inspect(file: Path, as_json: bool) -> None:
 @_OPTION
 @_PAIR
 @_KEY
+@_SPELLING
 @_JSON
 @_QUIET
 @_answering
@@ -361,6 +366,7 @@ def verify(
     options: dict[str, str],
     pair: str | None,
     key: str | None,
+    spelling: str | None,
     as_json: bool,
     quiet: bool,
 ) -> None:
@@ -369,7 +375,9 @@ def verify(
 
     model = _chosen(model, pair)
     with _progress(quiet) as progress:
-        report = converter.verify(model, checkpoint, weights, options, level=level, key=key, progress=progress)
+        report = converter.verify(
+            model, checkpoint, weights, options, level=level, key=key, spelling=spelling, progress=progress
+        )
     if not quiet:
         click.echo(json.dumps(report.to_dict(), indent=2) if as_json else str(report))
     if not report:

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 from converter.atomic import refuse, replacing
 from converter.checkpoint import Checkpoint
 from converter.errors import ConversionError, ProofError, UsageError, printable
-from converter.reading import Reading, find_reading
+from converter.reading import Ambiguous, Reading, find_reading
 from converter.registry import get
 from converter.report import Report
 from converter.torch_process import TorchProcess
@@ -47,6 +47,7 @@ def convert(
     *,
     dtype: str = "float32",
     key: str | None = None,
+    spelling: str | None = None,
     allow_nonfinite: bool = False,
     progress: Progress | None = None,
 ) -> Report:
@@ -61,6 +62,7 @@ def convert(
         options: what the state dict cannot reveal, by the pair's option names.
         dtype: "float32", or "float16" to write half precision.
         key: which state dict of the file, where several fit: `model_ema`.
+        spelling: the checkpoint's dialect, where several layouts fit its names and shapes: `paddle`.
         allow_nonfinite: convert weights that hold NaN or Inf as they are.
         progress: told of each stage.
 
@@ -76,7 +78,7 @@ def convert(
     began = time.monotonic()
     with ExitStack() as stack:
         source = stack.enter_context(Checkpoint(checkpoint))
-        reading = _read(source, model, options, key)
+        reading = _read(source, model, options, key, spelling)
         if output is None:
             output = Path("weights", f"{reading.pair.name}.weights.h5")
         output = Path(output).expanduser()
@@ -103,7 +105,7 @@ def convert(
                 config=plan.config,
                 source=source.path,
                 source_sha256="",
-                dialect=plan.dialect,
+                dialect=plan.dialect.name,
                 output=output,
                 tensors=len(plan.steps),
                 variables=len(plan.variables),
@@ -141,13 +143,14 @@ def plan(
     options: Mapping[str, Any] | None = None,
     *,
     key: str | None = None,
+    spelling: str | None = None,
 ) -> Any:
     """What `convert` would do: a `Plan` with `steps`, `dropped` and `out_of_scope`; `print(plan)` shows a table.
 
     Raises: as `convert`.
     """
     with Checkpoint(checkpoint) as source:
-        reading = _read(source, model, options, key)
+        reading = _read(source, model, options, key, spelling)
         from converter.planning import make_plan
 
         return make_plan(source, reading)
@@ -161,11 +164,12 @@ def verify(
     *,
     level: str = "full",
     key: str | None = None,
+    spelling: str | None = None,
     progress: Progress | None = None,
 ) -> Report:
     """Prove an existing weights file against its checkpoint; the report is true when every proof passes.
 
-    Options that are not given are taken from the file's own record.
+    Options that are not given are taken from the file's own record, and so is the spelling where it must be chosen.
 
     Raises:
         ConversionError: the file cannot be read, or holds another model or configuration.
@@ -179,6 +183,7 @@ def verify(
     options = dict(options or {})
     with ExitStack() as stack:
         source = stack.enter_context(Checkpoint(checkpoint))
+        about: dict[str, Any] = {}
         recorded: dict[str, Any] = {}
         try:
             about = provenance(weights)
@@ -195,7 +200,12 @@ def verify(
         if model not in (None, "auto"):
             known = get(str(model)).options
             options = {**{name: recorded[name] for name in known if name in recorded}, **options}
-        reading = _read(source, model, options, key)
+        try:
+            reading = _read(source, model, options, key, spelling)
+        except Ambiguous:
+            if spelling is not None or "dialect" not in about:
+                raise
+            reading = _read(source, model, options, key, about["dialect"])
         torch = stack.enter_context(TorchProcess()) if level == "full" and reading.fits else None
         hashing = stack.enter_context(ThreadPoolExecutor(1)).submit(source.sha256)
         stack.callback(source.stop)
@@ -215,7 +225,7 @@ def verify(
             config=plan.config,
             source=source.path,
             source_sha256="",
-            dialect=plan.dialect,
+            dialect=plan.dialect.name,
             output=weights,
             deed="checked",
             tensors=len(plan.steps),
@@ -323,13 +333,20 @@ def _is_hdf5(path: Path) -> bool:
         return False
 
 
-def _read(source: Checkpoint, model: str | None, options: Mapping[str, Any] | None, key: str | None) -> Reading:
+def _read(
+    source: Checkpoint,
+    model: str | None,
+    options: Mapping[str, Any] | None,
+    key: str | None,
+    spelling: str | None,
+) -> Reading:
     try:
-        return find_reading(source, model, dict(options or {}), key)
+        return find_reading(source, model, dict(options or {}), key, spelling)
     except UsageError:
         raise
     except ConversionError as error:
-        raise ConversionError(f"{printable(str(source.path), 160)}: {error}") from None
+        told = f"{printable(str(source.path), 160)}: {error}"
+        raise (Ambiguous(told) if isinstance(error, Ambiguous) else ConversionError(told)) from None
 
 
 def _provenance(report: Report) -> dict[str, Any]:

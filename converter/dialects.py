@@ -1,28 +1,48 @@
 """Foreign spellings of names, and the wrappings around them, undone before the plan is made.
 
-A dialect is a table of renames from another library's module paths to the canonical ones. `{i}` in a path stands for
-any number and carries over. The rules have no order: a name that two rules claim is an error in the table.
+A dialect is a table of renames from another library's paths to the canonical ones. `{i}` in a path stands for any
+number and carries over. The rules have no order: a name that two rules claim is an error in the table. Where a library
+also lays a module's tensors out otherwise, the dialect names the kind that says how.
 """
 
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
+from converter.kinds import Kind
+from converter.mapping import join
+
 # Keys that training scripts, DataParallel and torch.compile put before every name.
 WRAPPERS = ("module", "_orig_mod", "model", "state_dict")
 _DEEPEST = 8  # of wrappers within one another
 
+_Rules = tuple[tuple[re.Pattern, str], ...]
+
 
 @dataclass(frozen=True)
 class Dialect:
-    """A spelling: its name, and its renames (foreign module path -> canonical module path)."""
+    """A spelling.
+
+    Attributes:
+        name: what the report calls it, and what `--dialect` takes.
+        renames: (foreign path, canonical path), of modules or of single tensors.
+        kinds: (canonical module path, kind), of modules whose tensors are laid out otherwise than torch's.
+    """
 
     name: str
     renames: tuple[tuple[str, str], ...] = ()
-    _rules: tuple[tuple[re.Pattern, str], ...] = field(init=False, repr=False, compare=False, default=())
+    kinds: tuple[tuple[str, Kind], ...] = ()
+    _to_canonical: _Rules = field(init=False, repr=False, compare=False, default=())
+    _to_foreign: _Rules = field(init=False, repr=False, compare=False, default=())
+    _modules: tuple[tuple[re.Pattern, Kind], ...] = field(init=False, repr=False, compare=False, default=())
+    _axes: _Rules = field(init=False, repr=False, compare=False, default=())
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "_rules", tuple((_pattern(theirs), ours) for theirs, ours in self.renames))
+        object.__setattr__(self, "_to_canonical", tuple((_pattern(theirs), ours) for theirs, ours in self.renames))
+        object.__setattr__(self, "_to_foreign", tuple((_pattern(ours), theirs) for theirs, ours in self.renames))
+        object.__setattr__(self, "_modules", tuple((_pattern(path), kind) for path, kind in self.kinds))
+        axes = tuple((_pattern(join(path, leaf)), axes) for path, kind in self.kinds for leaf, axes in kind.relaid())
+        object.__setattr__(self, "_axes", axes)
 
     def canonical(self, name: str) -> str:
         """The canonical name of the tensor that this dialect calls `name`.
@@ -30,21 +50,54 @@ class Dialect:
         Raises:
             ValueError: two rules claim the name.
         """
+        return self._renamed(name, self._to_canonical)
+
+    def foreign(self, name: str) -> str:
+        """The name that this dialect gives to the tensor of the canonical `name`: `canonical` undone.
+
+        Raises:
+            ValueError: two rules claim the name, or what it becomes is another tensor's name.
+        """
+        foreign = self._renamed(name, self._to_foreign)
+        if self.canonical(foreign) != name:
+            raise ValueError(f"dialect {self.name}: there is no name for {name!r}")
+        return foreign
+
+    def _renamed(self, name: str, rules: _Rules) -> str:
         hits = []
-        for pattern, ours in self._rules:
+        for pattern, path in rules:
             match = pattern.fullmatch(name)
             if match:
-                hits.append(ours.format(**match.groupdict()) + (match["rest"] or ""))
+                hits.append(path.format(**match.groupdict()) + (match["rest"] or ""))
         if len(hits) > 1:
             raise ValueError(f"dialect {self.name}: two rules claim {name!r}")
         return hits[0] if hits else name
+
+    def kind(self, path: str, kind: Kind) -> Kind:
+        """The kind of the module at the canonical `path` as this dialect lays it out; `kind` is the canonical one.
+
+        Raises:
+            ValueError: the dialect names a layout of another kind.
+        """
+        for pattern, theirs in self._modules:
+            match = pattern.fullmatch(path)
+            if match and not match["rest"]:
+                if theirs.of is not kind:
+                    raise ValueError(f"dialect {self.name}: {theirs} is no layout of {kind}, the kind of {path!r}")
+                return theirs
+        return kind
+
+    def axes(self, name: str) -> str | None:
+        """ "foreign axes -> torch axes" of the tensor of the canonical `name`, or None where the two are the same."""
+        hits = (axes for pattern, axes in self._axes if (match := pattern.fullmatch(name)) and not match["rest"])
+        return next(hits, None)
 
 
 CANONICAL = Dialect("official")
 
 
 def _pattern(path: str) -> re.Pattern:
-    """A regular expression of a module path, in which `{i}` is a number, and of what follows it."""
+    """A regular expression of a path, in which `{i}` is a number, and of what follows it."""
     escaped = re.escape(path).replace(r"\{", "{").replace(r"\}", "}")
     return re.compile(re.sub(r"\{(\w+)\}", r"(?P<\1>0|[1-9][0-9]*)", escaped) + r"(?P<rest>\..+)?", re.ASCII)
 

@@ -9,12 +9,12 @@ Axis letters: o output channels, i input channels, c channels, m depth multiplie
 h heads, d channels of a head, n embeddings or features.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from einops import rearrange
+from einops import EinopsError, rearrange
 
 
 @dataclass(frozen=True)
@@ -98,6 +98,7 @@ class Kind:
         probe_scales: factors by which recorded inputs are multiplied for the proof; a small one makes epsilon visible.
         call: calls the Keras layer with the positional inputs and keyword inputs that torch's module received.
         callable_alone: the module is called as a layer (False: its tensors are used directly by their owner).
+        of: the kind that torch has there, where this one is another library's layout of it.
     """
 
     name: str
@@ -107,9 +108,44 @@ class Kind:
     probe_scales: tuple[float, ...] = (1.0,)
     call: Callable[..., Any] | None = None
     callable_alone: bool = True
+    of: "Kind | None" = None
+
+    def relaid(self) -> Iterator[tuple[str, str]]:
+        """(leaf, "these axes -> torch's axes") of every tensor that is laid out otherwise than in the kind `of`.
+
+        Raises:
+            ValueError: the two kinds do not fill the same variables, or name the axes of one differently.
+        """
+        if self.of is None:
+            raise ValueError(f"{self} is torch's own layout, not another library's")
+        torch_leaves = {leaf.torch: leaf for leaf in self.of.leaves}
+        if set(torch_leaves) != {leaf.torch for leaf in self.leaves}:
+            raise ValueError(f"{self} and {self.of} do not have the same tensors")
+        for leaf in self.leaves:
+            theirs, ours = leaf.variables, torch_leaves[leaf.torch].variables
+            if theirs == ours:
+                continue
+            if len(theirs) != 1 or len(ours) != 1 or theirs[0][0] != ours[0][0]:
+                raise ValueError(f"{self} and {self.of} do not fill one variable each with {leaf.torch}")
+            (their_axes, their_keras), (our_axes, our_keras) = theirs[0][1].sides, ours[0][1].sides
+            if their_keras != our_keras:
+                raise ValueError(f"{self} and {self.of} name the axes of {theirs[0][0]} differently")
+            yield leaf.torch, f"{their_axes} -> {our_axes}"
 
     def __repr__(self) -> str:
         return self.name
+
+
+def relaid_shape(shape: tuple[int, ...], axes: str) -> tuple[int, ...]:
+    """A tensor's shape after `axes` ("these -> those"), without its values.
+
+    Raises:
+        ValueError: the shape does not have these axes.
+    """
+    try:
+        return rearrange(np.broadcast_to(np.float32(0), shape), axes).shape
+    except EinopsError:
+        raise ValueError(f"a tensor of shape {shape} does not have the axes ({axes.split('->')[0].strip()})") from None
 
 
 def channels_last(array: np.ndarray) -> np.ndarray:
@@ -128,12 +164,21 @@ def _conv(name: str, pattern: str, keras: str = "kernel") -> Kind:
 
 
 DENSE = Kind("DENSE", (leaf("weight", "kernel", "o i -> i o"), BIAS))
+# Paddle's Linear.
+DENSE_IN_OUT = Kind("DENSE_IN_OUT", (leaf("weight", "kernel", "i o -> i o"), BIAS), of=DENSE)
 EMBEDDING = Kind("EMBEDDING", (leaf("weight", "embeddings", "n c -> n c"),))
 # An Embedding whose weight its owner reads as a table of parameters; it is never called.
 TOKENS = Kind("TOKENS", EMBEDDING.leaves, callable_alone=False)
 
 CONV_1D = _conv("CONV_1D", "o i k -> k i o")
 CONV_2D = _conv("CONV_2D", "o i kh kw -> kh kw i o")
+# A convolution as Keras-YOLOv4's DCNv2 keeps it: Keras's axes, and a bias that has those of its output.
+CONV_2D_HWIO = Kind(
+    "CONV_2D_HWIO",
+    (leaf("weight", "kernel", "kh kw i o -> kh kw i o"), leaf("bias", "bias", "1 1 1 o -> o", optional=True)),
+    channels_first=True,
+    of=CONV_2D,
+)
 CONV_3D = _conv("CONV_3D", "o i kd kh kw -> kd kh kw i o")
 DEPTHWISE_CONV_1D = _conv("DEPTHWISE_CONV_1D", "(c m) 1 k -> k c m")
 DEPTHWISE_CONV_2D = _conv("DEPTHWISE_CONV_2D", "(c m) 1 kh kw -> kh kw c m")

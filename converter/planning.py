@@ -10,6 +10,7 @@ import numpy as np
 
 import tf_models
 from converter.checkpoint import Checkpoint
+from converter.dialects import Dialect
 from converter.errors import ConversionError, PlanError, printable
 from converter.kinds import Kind, Layout, Leaf
 from converter.mapping import join
@@ -44,7 +45,7 @@ class Step:
         source: name in the checkpoint.
         canonical: the torch reference's name.
         entry: the tensor.
-        kind: the kind of its module.
+        kind: the kind of its module, as the checkpoint's dialect lays it out.
         targets: the variables; more than one where torch packs what Keras keeps apart.
     """
 
@@ -71,7 +72,7 @@ class Plan:
 
     Attributes:
         pair, config: the model and its sizes and options.
-        dialect: the spelling of the checkpoint's names.
+        dialect: how the checkpoint spells the names and lays the tensors out.
         key, prefix: where in the file the state dict is, and what stands before every canonical name.
         steps: one for each tensor used, in the mapping's order.
         dropped: source name -> why TensorFlow does not need the tensor.
@@ -82,7 +83,7 @@ class Plan:
 
     pair: Pair
     config: dict[str, Any]
-    dialect: str
+    dialect: Dialect
     key: str
     prefix: str
     steps: list[Step]
@@ -101,7 +102,7 @@ class Plan:
         return {
             "model": self.pair.name,
             "config": self.config,
-            "dialect": self.dialect,
+            "dialect": self.dialect.name,
             "key": self.key,
             "prefix": self.prefix,
             "steps": [
@@ -133,7 +134,7 @@ class Plan:
         lines.append("")
         lines.append(
             f"{self.pair.name}: {len(self.steps)} tensors fill {len(self.variables)} variables, {self.values:,} values;"
-            f" spelling {self.dialect}"
+            f" spelling {self.dialect.name}"
         )
         lines += [f"dropped {printable(name)}: {reason}" for name, reason in self.dropped.items()]
         if self.out_of_scope:
@@ -168,7 +169,7 @@ def make_plan(checkpoint: Checkpoint, reading: Reading) -> Plan:
     return Plan(
         reading.pair,
         reading.config,
-        reading.dialect.name,
+        reading.dialect,
         reading.key,
         reading.prefix,
         match.steps,
@@ -210,7 +211,8 @@ class _Match:
         self.filled: dict[str, str] = {}  # variable path -> canonical name
         self.clashes: list[str] = []
         table = reading.table
-        for torch_path, keras_path, kind in table.modules():
+        for torch_path, keras_path, torch_kind in table.modules():
+            kind = reading.dialect.kind(torch_path, torch_kind)
             for leaf in kind.leaves:
                 self._leaf(join(torch_path, leaf.torch), keras_path, kind, leaf)
         self.known = {name for name, _ in table.tensors()}

@@ -17,7 +17,7 @@ from converter.planning import Plan, Step, build_tf
 from converter.report import Comparison, Lossless, Numerical
 from converter.tensors import FLOATS, Scratch
 from converter.torch_process import TorchProcess
-from converter.torch_side import Request
+from converter.torch_side import Request, Source
 from converter.variables import layer_at
 from converter.weights_file import THREADS, cast, dense
 from tf_models.loading import WeightsError, datasets
@@ -113,7 +113,10 @@ def request_for(plan: Plan, checkpoint: Checkpoint, dtype: str) -> Request:
     """What the torch side must do to prove `plan`: seeded probe inputs, and the layers to record."""
     files = {path.name: str(path.resolve()) for path in checkpoint.files}
     table = plan.pair.mapping(plan.config)
-    sources = {step.canonical: (files[step.entry.file], step.entry.key, step.source) for step in plan.steps}
+    sources = {
+        step.canonical: Source(files[step.entry.file], step.entry.key, step.source, plan.dialect.axes(step.canonical))
+        for step in plan.steps
+    }
     modules = {path: kind.probe_scales for path, _, kind in table.modules() if kind.callable_alone}
     return Request(
         model=plan.pair.name,

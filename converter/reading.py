@@ -9,6 +9,7 @@ from typing import Any
 from converter import dialects
 from converter.checkpoint import Checkpoint
 from converter.errors import ConversionError, UsageError, printable
+from converter.kinds import relaid_shape
 from converter.mapping import Mapping
 from converter.registry import Pair, get, pairs
 from converter.tensors import Entry
@@ -19,7 +20,7 @@ _MOST_SPELLINGS = 30_000
 
 
 class Ambiguous(ConversionError):
-    """Several state dicts of a file fit the same model."""
+    """Several state dicts of a file fit the same model, or several layouts of one."""
 
 
 @dataclass
@@ -64,8 +65,11 @@ class Reading:
         return len(self.entries) - len(self.unexpected) if self.config is not None else 0
 
 
-def readings(checkpoint: Checkpoint, pair: Pair, options: dict[str, Any], key: str | None = None) -> Iterator[Reading]:
-    """Every way to read the checkpoint as `pair`'s network."""
+def readings(
+    checkpoint: Checkpoint, pair: Pair, options: dict[str, Any], key: str | None = None, spelling: str | None = None
+) -> Iterator[Reading]:
+    """Every way to read the checkpoint as `pair`'s network; `spelling` names the only dialect to try."""
+    tried = [one for one in (dialects.CANONICAL, *pair.dialects) if spelling in (None, one.name)]
     for state_key, state in checkpoint.states.items():
         if key is not None and state_key != key:
             continue
@@ -81,7 +85,7 @@ def readings(checkpoint: Checkpoint, pair: Pair, options: dict[str, Any], key: s
             for scope in pair.scopes:
                 prefix = wrapper + scope
                 if any(name.startswith(prefix) for name in compiled):
-                    for dialect in (dialects.CANONICAL, *pair.dialects):
+                    for dialect in tried:
                         yield _read(pair, options, state_key, prefix, dialect, compiled)
 
 
@@ -104,8 +108,8 @@ def _read(
     reading.entries = {name: entries[0] for name, entries in spelled.items()}
     reading.doubled = {name: [e.name for e in entries] for name, entries in spelled.items() if len(entries) > 1}
     reading.out_of_scope = dict(outside)
-    shapes = {name: entry.shape for name, entry in reading.entries.items()}
     try:
+        shapes = {name: _torch_shape(dialect, name, entry.shape) for name, entry in reading.entries.items()}
         reading.config = as_recorded(pair, pair.configure(shapes, options))
         pair.mapping(reading.config)
     except KeyError as error:
@@ -122,6 +126,12 @@ def _read(
     return reading
 
 
+def _torch_shape(dialect: dialects.Dialect, name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The shape that torch gives to the tensor of the canonical `name`."""
+    axes = dialect.axes(name)
+    return shape if axes is None else relaid_shape(shape, axes)
+
+
 def as_recorded(pair: Pair, config: dict[str, Any]) -> dict[str, Any]:
     """The configuration as a file gives it back: JSON knows lists, but no tuples.
 
@@ -134,48 +144,83 @@ def as_recorded(pair: Pair, config: dict[str, Any]) -> dict[str, Any]:
         raise ConversionError(f"the configuration of {pair.name} cannot be recorded: {error}") from None
 
 
-def read_as(checkpoint: Checkpoint, pair: Pair, options: dict[str, Any], key: str | None = None) -> Reading:
+def read_as(
+    checkpoint: Checkpoint, pair: Pair, options: dict[str, Any], key: str | None = None, spelling: str | None = None
+) -> Reading:
     """The reading of the checkpoint as `pair`'s network that fits, else the one that comes nearest.
 
     Raises:
-        ConversionError: nothing in it is of this network, or two state dicts fit alike.
-        UsageError: there is no state dict at `key`.
+        ConversionError: nothing in it is of this network, or two state dicts or two layouts fit alike.
+        UsageError: there is no state dict at `key`, or the pair has no dialect `spelling`.
     """
+    known_spellings = [dialects.CANONICAL.name, *(dialect.name for dialect in pair.dialects)]
+    if spelling not in (None, *known_spellings):
+        raise UsageError(f"{pair.name} has no spelling {printable(spelling)}; it has: {', '.join(known_spellings)}")
     if key is not None and key not in checkpoint.states:
         known = ", ".join(printable(name or "(the file itself)") for name in checkpoint.states)
         raise UsageError(f"the file has no state dict at {printable(key)}; it has: {known}")
-    found = list(readings(checkpoint, pair, options, key))
+    found = list(readings(checkpoint, pair, options, key, spelling))
     fitting = [reading for reading in found if reading.fits]
     keys = list(dict.fromkeys(reading.key for reading in fitting))
     if len(keys) > 1:
         shown = ", ".join(printable(name or "(the file itself)") for name in keys)
         raise Ambiguous(f"several state dicts in the file fit {pair.name}: {shown}; choose one with --key")
     if fitting:
-        return max(fitting, key=lambda reading: reading.matched)
+        best = max(fitting, key=lambda reading: reading.matched)
+        alike = [reading for reading in fitting if _same_tensors(reading, best) and not _same_layout(reading, best)]
+        if alike:
+            shown = ", ".join(reading.dialect.name for reading in (best, *alike))
+            raise Ambiguous(
+                f"its names and shapes fit several layouts of {pair.name}: {shown}; choose one with --spelling"
+            )
+        return best
     # A reading that sizes itself tells more than one that fell back.
-    best = max(found, key=lambda r: (r.matched - len(r.missing) - len(r.doubled), -len(r.unexpected)), default=None)
-    if best is None or best.matched == 0:
+    nearest = max(found, key=lambda r: (r.matched - len(r.missing) - len(r.doubled), -len(r.unexpected)), default=None)
+    if nearest is None or nearest.matched == 0:
         names = Counter(entry.name.split(".")[0] for entry in checkpoint.entries())
         shown = ", ".join(f"{printable(name, 40)} ({count})" for name, count in names.most_common(6))
         raise ConversionError(f"it holds no tensor of {pair.name}; its names start with: {shown}")
-    return best
+    return nearest
+
+
+def _same_tensors(one: Reading, other: Reading) -> bool:
+    """Both take the same tensors of the file for the same ones of the network."""
+    return {name: entry.name for name, entry in one.entries.items()} == {
+        name: entry.name for name, entry in other.entries.items()
+    }
+
+
+def _same_layout(one: Reading, other: Reading) -> bool:
+    """Both lay every tensor out alike."""
+    return all(one.dialect.axes(name) == other.dialect.axes(name) for name in one.entries)
 
 
 def recognise(
-    checkpoint: Checkpoint, known: Iterable[Pair], options: dict[str, Any], key: str | None = None
+    checkpoint: Checkpoint,
+    known: Iterable[Pair],
+    options: dict[str, Any],
+    key: str | None = None,
+    spelling: str | None = None,
 ) -> Reading:
     """The reading as the one pair whose network the checkpoint holds; a pair that uses every tensor goes first.
 
     Raises:
         ConversionError: none fits or several do; they are listed.
     """
+    known = [
+        pair
+        for pair in known
+        if spelling is None or any(spelling == one.name for one in (dialects.CANONICAL, *pair.dialects))
+    ]
+    if not known:
+        raise UsageError(f"no model has a spelling {printable(spelling)}")
     fitting: list[Reading] = []
     tried = []
     for pair in known:
         tried.append(pair.name)
         own = {name: value for name, value in options.items() if name in pair.options}
         try:
-            reading = read_as(checkpoint, pair, pair.parse_options(own), key)
+            reading = read_as(checkpoint, pair, pair.parse_options(own), key, spelling)
         except (UsageError, Ambiguous):
             raise
         except ConversionError:
@@ -195,10 +240,12 @@ def recognise(
     raise ConversionError(f"several models fit this checkpoint: {names}; choose one with --model")
 
 
-def find_reading(checkpoint: Checkpoint, model: str | None, options: dict[str, Any], key: str | None) -> Reading:
+def find_reading(
+    checkpoint: Checkpoint, model: str | None, options: dict[str, Any], key: str | None, spelling: str | None = None
+) -> Reading:
     """The checkpoint read as the named model, or as the one that its names show ("auto" or None)."""
     if model in (None, "auto"):
-        return recognise(checkpoint, pairs(), options, key)
+        return recognise(checkpoint, pairs(), options, key, spelling)
     assert model is not None
     pair = get(model)
-    return read_as(checkpoint, pair, pair.parse_options(options), key)
+    return read_as(checkpoint, pair, pair.parse_options(options), key, spelling)

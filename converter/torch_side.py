@@ -18,9 +18,20 @@ from typing import Any
 
 import cloudpickle
 import numpy as np
+from einops import rearrange
 
 from converter.checkpoint import Checkpoint
 from converter.registry import Probe
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a tensor is: file, dotted path of the state dict, name there, and how to lay it out as torch does."""
+
+    file: str
+    key: str
+    name: str
+    axes: str | None
 
 
 @dataclass
@@ -29,7 +40,7 @@ class Request:
 
     Attributes:
         build: the reference's builder, or its registered name.
-        sources: canonical name -> (file, dotted path of the state dict, name there).
+        sources: canonical name -> where the tensor is.
         dtype: what the values were written as; the reference computes with values rounded to it.
         ignored: canonical names that the mapping leaves out.
         modules: torch path -> factors for the recorded inputs, of each layer to record.
@@ -38,7 +49,7 @@ class Request:
     model: str
     build: str | Callable[..., Any]
     config: dict[str, Any]
-    sources: dict[str, tuple[str, str, str]]
+    sources: dict[str, Source]
     dtype: str
     ignored: set[str]
     modules: dict[str, tuple[float, ...]]
@@ -109,17 +120,18 @@ def _build(request: Request) -> Any:
 
 def _load(model: Any, request: Request, torch: Any) -> None:
     """Fill the reference with the checkpoint's values, rounded as they were written."""
-    wanted: dict[str, dict[str, list[tuple[str, str]]]] = {}  # file -> key -> (canonical, source)
-    for name, (file, key, source) in request.sources.items():
-        wanted.setdefault(file, {}).setdefault(key, []).append((name, source))
+    wanted: dict[tuple[str, str], dict[str, Source]] = {}  # (file, key) -> canonical -> source
+    for canonical, source in request.sources.items():
+        wanted.setdefault((source.file, source.key), {})[canonical] = source
     state = {}
     written = getattr(torch, request.dtype)
-    for file, keys in wanted.items():
-        for key, names in keys.items():
-            values = _values(file, key, [source for _, source in names], torch)
-            for canonical, source in names:
-                tensor = values[source].detach()
-                state[canonical] = tensor.to(written).to(torch.float32) if tensor.is_floating_point() else tensor
+    for (file, key), sources in wanted.items():
+        values = _values(file, key, [source.name for source in sources.values()], torch)
+        for canonical, source in sources.items():
+            tensor = values[source.name].detach()
+            if source.axes is not None:
+                tensor = rearrange(tensor, source.axes).contiguous()
+            state[canonical] = tensor.to(written).to(torch.float32) if tensor.is_floating_point() else tensor
     try:
         result = model.load_state_dict(state, strict=False)
     except RuntimeError as error:
