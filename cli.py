@@ -205,6 +205,7 @@ _OPTION = click.option(
 )  # fmt: skip
 _PAIR = click.option("--pair", metavar="MODULE:PAIR", help="Your own pair, from an importable module.")
 _KEY = click.option("--key", help="Which state dict of the file, where several fit, as model_ema.")
+_SCOPE = click.option("--scope", help="Where in a larger network the model is, as backbone.res5.0.")
 _SPELLING = click.option("--spelling", help="Whose names and layouts, where several fit the checkpoint, as paddle.")
 _JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 _QUIET = click.option("--quiet", "-q", is_flag=True, help="Print nothing but errors.")
@@ -222,6 +223,7 @@ _QUIET = click.option("--quiet", "-q", is_flag=True, help="Print nothing but err
 @_OPTION
 @_PAIR
 @_KEY
+@_SCOPE
 @_SPELLING
 @_JSON
 @_QUIET
@@ -239,6 +241,7 @@ def convert(
     options: dict[str, str],
     pair: str | None,
     key: str | None,
+    scope: str | None,
     spelling: str | None,
     as_json: bool,
     quiet: bool,
@@ -251,7 +254,7 @@ def convert(
 
     model = _chosen(model, pair)
     if dry_run:
-        plan = converter.plan(model, checkpoint, options, key=key, spelling=spelling)
+        plan = converter.plan(model, checkpoint, options, key=key, scope=scope, spelling=spelling)
         if not quiet:
             click.echo(json.dumps(plan.to_dict(), indent=2) if as_json else str(plan))
         return
@@ -265,6 +268,7 @@ def convert(
             options=options,
             dtype=dtype,
             key=key,
+            scope=scope,
             spelling=spelling,
             allow_nonfinite=allow_nonfinite,
             progress=progress,
@@ -354,6 +358,7 @@ def inspect(file: Path, as_json: bool) -> None:
 @_OPTION
 @_PAIR
 @_KEY
+@_SCOPE
 @_SPELLING
 @_JSON
 @_QUIET
@@ -366,6 +371,7 @@ def verify(
     options: dict[str, str],
     pair: str | None,
     key: str | None,
+    scope: str | None,
     spelling: str | None,
     as_json: bool,
     quiet: bool,
@@ -376,7 +382,7 @@ def verify(
     model = _chosen(model, pair)
     with _progress(quiet) as progress:
         report = converter.verify(
-            model, checkpoint, weights, options, level=level, key=key, spelling=spelling, progress=progress
+            model, checkpoint, weights, options, level=level, key=key, scope=scope, spelling=spelling, progress=progress
         )
     if not quiet:
         click.echo(json.dumps(report.to_dict(), indent=2) if as_json else str(report))

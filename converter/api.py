@@ -13,7 +13,7 @@ from typing import Any, Protocol
 from converter.atomic import refuse, replacing
 from converter.checkpoint import Checkpoint
 from converter.errors import ConversionError, ProofError, UsageError, printable
-from converter.reading import Ambiguous, Reading, find_reading
+from converter.reading import Ambiguous, Choice, Reading, find_reading
 from converter.registry import get
 from converter.report import Report
 from converter.torch_process import TorchProcess
@@ -47,6 +47,7 @@ def convert(
     *,
     dtype: str = "float32",
     key: str | None = None,
+    scope: str | None = None,
     spelling: str | None = None,
     allow_nonfinite: bool = False,
     progress: Progress | None = None,
@@ -62,6 +63,7 @@ def convert(
         options: what the state dict cannot reveal, by the pair's option names.
         dtype: "float32", or "float16" to write half precision.
         key: which state dict of the file, where several fit: `model_ema`.
+        scope: where in a larger network this one is, as `backbone.res5.0`.
         spelling: the checkpoint's dialect, where several layouts fit its names and shapes: `paddle`.
         allow_nonfinite: convert weights that hold NaN or Inf as they are.
         progress: told of each stage.
@@ -78,7 +80,7 @@ def convert(
     began = time.monotonic()
     with ExitStack() as stack:
         source = stack.enter_context(Checkpoint(checkpoint))
-        reading = _read(source, model, options, key, spelling)
+        reading = _read(source, model, options, Choice(key, scope, spelling))
         if output is None:
             output = Path("weights", f"{reading.pair.name}.weights.h5")
         output = Path(output).expanduser()
@@ -143,6 +145,7 @@ def plan(
     options: Mapping[str, Any] | None = None,
     *,
     key: str | None = None,
+    scope: str | None = None,
     spelling: str | None = None,
 ) -> Any:
     """What `convert` would do: a `Plan` with `steps`, `dropped` and `out_of_scope`; `print(plan)` shows a table.
@@ -150,7 +153,7 @@ def plan(
     Raises: as `convert`.
     """
     with Checkpoint(checkpoint) as source:
-        reading = _read(source, model, options, key, spelling)
+        reading = _read(source, model, options, Choice(key, scope, spelling))
         from converter.planning import make_plan
 
         return make_plan(source, reading)
@@ -164,6 +167,7 @@ def verify(
     *,
     level: str = "full",
     key: str | None = None,
+    scope: str | None = None,
     spelling: str | None = None,
     progress: Progress | None = None,
 ) -> Report:
@@ -201,11 +205,11 @@ def verify(
             known = get(str(model)).options
             options = {**{name: recorded[name] for name in known if name in recorded}, **options}
         try:
-            reading = _read(source, model, options, key, spelling)
+            reading = _read(source, model, options, Choice(key, scope, spelling))
         except Ambiguous:
             if spelling is not None or "dialect" not in about:
                 raise
-            reading = _read(source, model, options, key, about["dialect"])
+            reading = _read(source, model, options, Choice(key, scope, about["dialect"]))
         torch = stack.enter_context(TorchProcess()) if level == "full" and reading.fits else None
         hashing = stack.enter_context(ThreadPoolExecutor(1)).submit(source.sha256)
         stack.callback(source.stop)
@@ -333,15 +337,9 @@ def _is_hdf5(path: Path) -> bool:
         return False
 
 
-def _read(
-    source: Checkpoint,
-    model: str | None,
-    options: Mapping[str, Any] | None,
-    key: str | None,
-    spelling: str | None,
-) -> Reading:
+def _read(source: Checkpoint, model: str | None, options: Mapping[str, Any] | None, choice: Choice) -> Reading:
     try:
-        return find_reading(source, model, dict(options or {}), key, spelling)
+        return find_reading(source, model, dict(options or {}), choice)
     except UsageError:
         raise
     except ConversionError as error:

@@ -27,11 +27,13 @@ class Dialect:
         name: what the report calls it, and what `--dialect` takes.
         renames: (foreign path, canonical path), of modules or of single tensors.
         kinds: (canonical module path, kind), of modules whose tensors are laid out otherwise than torch's.
+        others_out_of_scope: names that no rename claims are of other modules, which stand beside this one's.
     """
 
     name: str
     renames: tuple[tuple[str, str], ...] = ()
     kinds: tuple[tuple[str, Kind], ...] = ()
+    others_out_of_scope: bool = False
     _to_canonical: _Rules = field(init=False, repr=False, compare=False, default=())
     _to_foreign: _Rules = field(init=False, repr=False, compare=False, default=())
     _modules: tuple[tuple[re.Pattern, Kind], ...] = field(init=False, repr=False, compare=False, default=())
@@ -51,6 +53,10 @@ class Dialect:
             ValueError: two rules claim the name.
         """
         return self._renamed(name, self._to_canonical)
+
+    def claims(self, name: str) -> bool:
+        """Whether the tensor that this dialect calls `name` may be of this network."""
+        return not self.others_out_of_scope or any(pattern.fullmatch(name) for pattern, _ in self._to_canonical)
 
     def foreign(self, name: str) -> str:
         """The name that this dialect gives to the tensor of the canonical `name`: `canonical` undone.

@@ -179,6 +179,8 @@ CONV_2D_HWIO = Kind(
     channels_first=True,
     of=CONV_2D,
 )
+# A convolution's tensors that their owner uses itself, as a deformable convolution does.
+PARAMETERS_OF_CONV_2D = Kind("PARAMETERS_OF_CONV_2D", CONV_2D.leaves, callable_alone=False)
 CONV_3D = _conv("CONV_3D", "o i kd kh kw -> kd kh kw i o")
 DEPTHWISE_CONV_1D = _conv("DEPTHWISE_CONV_1D", "(c m) 1 k -> k c m")
 DEPTHWISE_CONV_2D = _conv("DEPTHWISE_CONV_2D", "(c m) 1 kh kw -> kh kw c m")

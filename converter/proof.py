@@ -179,7 +179,7 @@ def _numerical(
         for name, *values in _named(plan.pair.outputs, results, _flat(run.outputs), _flat(run.truth)):
             torch_values = [channels_last(value) if name in first else value for value in values[1:]]
             _pool(outputs, _compare(name, values[0], *torch_values))
-    uncalled = tuple(path for path in kinds if path not in layers)
+    uncalled = tuple(path or "the model's own tensors" for path in kinds if path not in layers)
     return Numerical(tuple(outputs.values()), tuple(layers.values()), uncalled, len(runs))
 
 

@@ -19,6 +19,24 @@ _MOST_NAMES = 10_000
 _MOST_SPELLINGS = 30_000
 
 
+@dataclass(frozen=True)
+class Choice:
+    """What the user says of the checkpoint where it leaves a choice.
+
+    Attributes:
+        key: dotted path of the state dict.
+        scope: the prefix under which the network is, in place of the pair's own scopes.
+        spelling: name of the dialect.
+    """
+
+    key: str | None = None
+    scope: str | None = None
+    spelling: str | None = None
+
+
+_FREE = Choice()
+
+
 class Ambiguous(ConversionError):
     """Several state dicts of a file fit the same model, or several layouts of one."""
 
@@ -65,13 +83,12 @@ class Reading:
         return len(self.entries) - len(self.unexpected) if self.config is not None else 0
 
 
-def readings(
-    checkpoint: Checkpoint, pair: Pair, options: dict[str, Any], key: str | None = None, spelling: str | None = None
-) -> Iterator[Reading]:
-    """Every way to read the checkpoint as `pair`'s network; `spelling` names the only dialect to try."""
-    tried = [one for one in (dialects.CANONICAL, *pair.dialects) if spelling in (None, one.name)]
+def readings(checkpoint: Checkpoint, pair: Pair, options: dict[str, Any], choice: Choice = _FREE) -> Iterator[Reading]:
+    """Every way to read the checkpoint as `pair`'s network."""
+    tried = [one for one in (dialects.CANONICAL, *pair.dialects) if choice.spelling in (None, one.name)]
+    scopes = pair.scopes if choice.scope is None else (f"{choice.scope.rstrip('.')}.",)
     for state_key, state in checkpoint.states.items():
-        if key is not None and state_key != key:
+        if choice.key not in (None, state_key):
             continue
         if len(state) > _MOST_NAMES:
             raise ConversionError(f"it names {len(state)} tensors, and no model here has more than {_MOST_NAMES}")
@@ -82,7 +99,7 @@ def readings(
         if len(compiled) * len(wrappers) > _MOST_SPELLINGS:
             raise ConversionError(f"its names are wrapped in {len(wrappers)} different ways")
         for wrapper in wrappers:
-            for scope in pair.scopes:
+            for scope in scopes:
                 prefix = wrapper + scope
                 if any(name.startswith(prefix) for name in compiled):
                     for dialect in tried:
@@ -101,7 +118,7 @@ def _read(
     spelled: dict[str, list[Entry]] = {}
     outside: Counter[str] = Counter()
     for name, entries in state.items():
-        if name.startswith(prefix):
+        if name.startswith(prefix) and dialect.claims(name.removeprefix(prefix)):
             spelled.setdefault(dialect.canonical(name.removeprefix(prefix)), []).extend(entries)
         else:
             outside[name.split(".")[0]] += len(entries)
@@ -144,22 +161,21 @@ def as_recorded(pair: Pair, config: dict[str, Any]) -> dict[str, Any]:
         raise ConversionError(f"the configuration of {pair.name} cannot be recorded: {error}") from None
 
 
-def read_as(
-    checkpoint: Checkpoint, pair: Pair, options: dict[str, Any], key: str | None = None, spelling: str | None = None
-) -> Reading:
+def read_as(checkpoint: Checkpoint, pair: Pair, options: dict[str, Any], choice: Choice = _FREE) -> Reading:
     """The reading of the checkpoint as `pair`'s network that fits, else the one that comes nearest.
 
     Raises:
         ConversionError: nothing in it is of this network, or two state dicts or two layouts fit alike.
-        UsageError: there is no state dict at `key`, or the pair has no dialect `spelling`.
+        UsageError: what the user chose is not there.
     """
+    key, spelling = choice.key, choice.spelling
     known_spellings = [dialects.CANONICAL.name, *(dialect.name for dialect in pair.dialects)]
     if spelling not in (None, *known_spellings):
         raise UsageError(f"{pair.name} has no spelling {printable(spelling)}; it has: {', '.join(known_spellings)}")
     if key is not None and key not in checkpoint.states:
         known = ", ".join(printable(name or "(the file itself)") for name in checkpoint.states)
         raise UsageError(f"the file has no state dict at {printable(key)}; it has: {known}")
-    found = list(readings(checkpoint, pair, options, key, spelling))
+    found = list(readings(checkpoint, pair, options, choice))
     fitting = [reading for reading in found if reading.fits]
     keys = list(dict.fromkeys(reading.key for reading in fitting))
     if len(keys) > 1:
@@ -196,11 +212,7 @@ def _same_layout(one: Reading, other: Reading) -> bool:
 
 
 def recognise(
-    checkpoint: Checkpoint,
-    known: Iterable[Pair],
-    options: dict[str, Any],
-    key: str | None = None,
-    spelling: str | None = None,
+    checkpoint: Checkpoint, known: Iterable[Pair], options: dict[str, Any], choice: Choice = _FREE
 ) -> Reading:
     """The reading as the one pair whose network the checkpoint holds; a pair that uses every tensor goes first.
 
@@ -210,17 +222,17 @@ def recognise(
     known = [
         pair
         for pair in known
-        if spelling is None or any(spelling == one.name for one in (dialects.CANONICAL, *pair.dialects))
+        if choice.spelling is None or any(choice.spelling == one.name for one in (dialects.CANONICAL, *pair.dialects))
     ]
     if not known:
-        raise UsageError(f"no model has a spelling {printable(spelling)}")
+        raise UsageError(f"no model has a spelling {printable(choice.spelling)}")
     fitting: list[Reading] = []
     tried = []
     for pair in known:
         tried.append(pair.name)
         own = {name: value for name, value in options.items() if name in pair.options}
         try:
-            reading = read_as(checkpoint, pair, pair.parse_options(own), key, spelling)
+            reading = read_as(checkpoint, pair, pair.parse_options(own), choice)
         except (UsageError, Ambiguous):
             raise
         except ConversionError:
@@ -240,12 +252,10 @@ def recognise(
     raise ConversionError(f"several models fit this checkpoint: {names}; choose one with --model")
 
 
-def find_reading(
-    checkpoint: Checkpoint, model: str | None, options: dict[str, Any], key: str | None, spelling: str | None = None
-) -> Reading:
+def find_reading(checkpoint: Checkpoint, model: str | None, options: dict[str, Any], choice: Choice = _FREE) -> Reading:
     """The checkpoint read as the named model, or as the one that its names show ("auto" or None)."""
     if model in (None, "auto"):
-        return recognise(checkpoint, pairs(), options, key, spelling)
+        return recognise(checkpoint, pairs(), options, choice)
     assert model is not None
     pair = get(model)
-    return read_as(checkpoint, pair, pair.parse_options(options), key, spelling)
+    return read_as(checkpoint, pair, pair.parse_options(options), choice)

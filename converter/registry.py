@@ -125,7 +125,17 @@ class Pair:
         }
 
 
-_BUILTIN = {"sam_decoder": "converter.mappings.sam:SAM_DECODER"}
+_BUILTIN = {
+    "dcn_v2": "converter.mappings.deform_conv:DCN_V2",
+    "deform_conv2d": "converter.mappings.deform_conv:DEFORM_CONV2D",
+    "ms_deform_attn": "converter.mappings.ms_deform_attn:MS_DEFORM_ATTN",
+    "sam_decoder": "converter.mappings.sam:SAM_DECODER",
+}
+# Names that a user may well ask for, and why there is nothing to convert.
+_WITHOUT_WEIGHTS = {
+    "paste_masks": "paste_masks is an op without weights: there is nothing to convert; "
+    "call tf_models.ops.paste_masks(masks, boxes, image_shape)",
+}
 _registered: dict[str, Pair] = {}
 
 
@@ -158,6 +168,8 @@ def get(name: str) -> Pair:
     """
     if name in _registered:
         return _registered[name]
+    if name in _WITHOUT_WEIGHTS:
+        raise UsageError(_WITHOUT_WEIGHTS[name])
     if name not in _BUILTIN:
         raise UsageError(f"no model is named {printable(name)}; known: {', '.join(names())}")
     return locate(_BUILTIN[name])

@@ -9,6 +9,9 @@ from typing import Any
 
 # Model name -> "module:callable"; the callable takes the configuration and returns a built keras.Model.
 _BUILDERS: dict[str, str | Callable[..., Any]] = {
+    "dcn_v2": "tf_models.deform_conv:build_dcn_v2",
+    "deform_conv2d": "tf_models.deform_conv:build_deform_conv2d",
+    "ms_deform_attn": "tf_models.ms_deform_attn:build_ms_deform_attn",
     "sam_decoder": "tf_models.sam.mask_decoder:build_mask_decoder",
 }
 

@@ -9,6 +9,9 @@ from typing import Any
 
 # Model name -> "module:callable"; the callable takes the configuration and returns a torch.nn.Module.
 _BUILDERS: dict[str, str | Callable[..., Any]] = {
+    "dcn_v2": "torch_refs.deform_conv:DCNv2",
+    "deform_conv2d": "torch_refs.deform_conv:DeformConv2d",
+    "ms_deform_attn": "torch_refs.ms_deform_attn:MSDeformAttn",
     "sam_decoder": "torch_refs.sam.mask_decoder:build_mask_decoder",
 }
 
