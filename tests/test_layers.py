@@ -44,7 +44,7 @@ def assert_equal(theirs: nn.Module, ours: keras.Layer, kind: kinds.Kind, x: np.n
 @pytest.mark.parametrize("rank", [1, 2, 3])
 @pytest.mark.parametrize("groups", [1, 2])
 @pytest.mark.parametrize(
-    ("kernel", "stride", "padding", "dilation"), [(3, 1, 1, 1), (3, 2, 1, 1), (2, 2, 0, 1), (3, 1, 2, 2)]
+    ("kernel", "stride", "padding", "dilation"), [(3, 1, 1, 1), (3, 2, 1, 1), (2, 2, 0, 1), (3, 1, 2, 2), (3, 2, 2, 2)]
 )
 def test_convolution(rank, groups, kernel, stride, padding, dilation):
     torch.manual_seed(0)
@@ -88,3 +88,15 @@ def test_a_padding_that_is_not_one_is_named():
         layers.Conv2D(3, 3, padding=(1, 1, 1))
     with pytest.raises(ValueError, match="groups"):
         layers.Conv2DTranspose(3, 2, groups=2)
+
+
+@pytest.mark.parametrize("rank", [2, 3])
+def test_a_stride_and_a_dilation_go_together(rank):
+    torch.manual_seed(0)
+    conv = (nn.Conv2d, nn.Conv3d)[rank - 2]
+    layer = (layers.Conv2D, layers.Conv3D)[rank - 2]
+    theirs = conv(4, 6, 3, 2, 2, 2, 2).double()
+    ours = layer(6, 3, strides=2, padding=2, dilation_rate=2, groups=2, dtype="float64")
+    kind = (kinds.CONV_2D, kinds.CONV_3D)[rank - 2]
+    assert_equal(theirs, ours, kind, torch.randn(3, 4, *SIZES[rank], dtype=torch.float64).numpy())
+    assert layer.from_config(ours.get_config()).dilation_rate == (2,) * rank

@@ -39,22 +39,37 @@ class _Padded(keras.layers.Layer):
         return {**super().get_config(), "padding": self.zeros}
 
 
+class _Dilated(_Padded):
+    """Lets a stride and a dilation go together, which Keras refuses."""
+
+    def __init__(self, *args: Any, dilation_rate: int | tuple[int, ...] = 1, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.dilation_rate = _per_axis(dilation_rate, self._axes, "dilation_rate")
+
+    def convolution_op(self, inputs: Any, kernel: Any) -> Any:
+        if max(self.strides) == 1 or max(self.dilation_rate) == 1:
+            return super().convolution_op(inputs, kernel)
+        for axis, dilation in enumerate(self.dilation_rate):
+            kernel = _spread(kernel, axis, dilation)
+        return ops.conv(inputs, kernel, self.strides, self.padding, self.data_format)
+
+
 @keras.saving.register_keras_serializable(package="weightbridge")
-class Conv1D(_Padded, keras.layers.Conv1D):
+class Conv1D(_Dilated, keras.layers.Conv1D):
     """torch.nn.Conv1d with zero padding: (N, L, I) -> (N, L', O); kernel (k, I/groups, O)."""
 
     _axes = 1
 
 
 @keras.saving.register_keras_serializable(package="weightbridge")
-class Conv2D(_Padded, keras.layers.Conv2D):
+class Conv2D(_Dilated, keras.layers.Conv2D):
     """torch.nn.Conv2d with zero padding: (N, H, W, I) -> (N, H', W', O); kernel (kh, kw, I/groups, O)."""
 
     _axes = 2
 
 
 @keras.saving.register_keras_serializable(package="weightbridge")
-class Conv3D(_Padded, keras.layers.Conv3D):
+class Conv3D(_Dilated, keras.layers.Conv3D):
     """torch.nn.Conv3d with zero padding: (N, D, H, W, I) -> (N, D', H', W', O); kernel (kd, kh, kw, I/groups, O)."""
 
     _axes = 3

@@ -1,0 +1,104 @@
+"""A Keras layer beside its torch module, with the same seeded weights: outputs and all gradients, in any precision."""
+
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+import torch
+
+from converter.registry import get
+from converter.variables import by_path
+
+
+def seed(module: torch.nn.Module, scale: float = 0.4) -> torch.nn.Module:
+    """Random weights, none of which is left at 0, in float64."""
+    rng = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.copy_(scale * torch.randn(parameter.shape, generator=rng))
+    return module.double()
+
+
+def axes_of(name: str, rank: int) -> tuple[int, ...]:
+    """How Keras has the axes of a torch tensor: kernels of linear layers and convolutions, else as they are."""
+    return {2: (1, 0), 4: (2, 3, 1, 0)}.get(rank, tuple(range(rank)))
+
+
+def keras_name(name: str) -> str:
+    return name.removesuffix("weight") + "kernel" if name.endswith("weight") else name
+
+
+def carry(module: torch.nn.Module, layer: Any) -> None:
+    """Assign every tensor of the module, without the converter; every variable is filled."""
+    variables = by_path(layer)
+    for name, tensor in module.state_dict().items():
+        variables.pop(keras_name(name)).assign(tensor.numpy().transpose(axes_of(name, tensor.ndim)))
+    assert not variables
+
+
+def tf_results(layer: Any, inputs: list[np.ndarray], upstream: np.ndarray, call: Any = None, **options: Any) -> dict:
+    """The output and the gradients to the inputs and to every variable, by torch's names."""
+    tensors = [tf.constant(value, layer.variable_dtype) for value in inputs]
+    with tf.GradientTape() as tape:
+        tape.watch(tensors)
+        output = (call or layer)(*tensors, **options)
+        loss = tf.reduce_sum(tf.cast(output, tf.float64) * upstream)
+    variables = {name: variable.value for name, variable in by_path(layer).items()}
+    gradients = tape.gradient(loss, [*tensors, *variables.values()])
+    found = {"output": output, **{f"input {i}": g for i, g in enumerate(gradients[: len(tensors)])}}
+    found.update(zip(variables, gradients[len(tensors) :], strict=True))
+    return {name: np.asarray(tf.cast(value, tf.float64)) for name, value in found.items()}
+
+
+def torch_results(
+    module: torch.nn.Module, inputs: list[np.ndarray], upstream: np.ndarray, channels_first: bool, **options: Any
+) -> dict:
+    """The same of the torch module, in Keras's axes."""
+    dtype = next(module.parameters()).dtype
+    tensors = [torch.from_numpy(_first(value, channels_first)).to(dtype).requires_grad_() for value in inputs]
+    output = module(*tensors, **options)
+    loss = (output.double() * torch.from_numpy(_first(upstream, channels_first))).sum()
+    gradients = torch.autograd.grad(loss, [*tensors, *module.parameters()])
+    found = {"output": _last(output, channels_first)}
+    found.update({f"input {i}": _last(g, channels_first) for i, g in enumerate(gradients[: len(tensors)])})
+    for (name, tensor), gradient in zip(module.named_parameters(), gradients[len(tensors) :], strict=True):
+        found[keras_name(name)] = gradient.double().numpy().transpose(axes_of(name, tensor.ndim))
+    return found
+
+
+def _first(value: np.ndarray, channels_first: bool) -> np.ndarray:
+    return np.ascontiguousarray(np.moveaxis(value, -1, 1)) if channels_first and value.ndim == 4 else value
+
+
+def _last(value: torch.Tensor, channels_first: bool) -> np.ndarray:
+    array = value.detach().double().numpy()
+    return np.moveaxis(array, 1, -1) if channels_first and array.ndim == 4 else array
+
+
+def assert_equal(ours: dict, theirs: dict) -> None:
+    """Both in float64: the same to 1e-11 of the largest number."""
+    assert ours.keys() == theirs.keys()
+    for name, expected in theirs.items():
+        assert ours[name].shape == expected.shape, name
+        np.testing.assert_allclose(ours[name], expected, rtol=0, atol=1e-11 * np.abs(expected).max(), err_msg=name)
+
+
+def assert_as_near(ours: dict, theirs: dict, truth: dict) -> None:
+    """In float32, both against the truth in float64: at most 4 times torch's error, or 8 roundings of the largest."""
+    for name, exact in truth.items():
+        rounding = np.finfo(np.float32).eps * np.abs(exact).max()
+        allowed = max(4 * np.abs(theirs[name] - exact).max(), 8 * rounding)
+        assert np.abs(ours[name] - exact).max() <= allowed, name
+
+
+def again(layer: Any) -> Any:
+    """The layer made anew of its own configuration, with its weights."""
+    made = keras.saving.deserialize_keras_object(keras.saving.serialize_keras_object(layer))
+    assert type(made) is type(layer)
+    return made
+
+
+def tensors_of(name: str, config: dict) -> set[str]:
+    """Every tensor that the pair's table maps."""
+    return {tensor for tensor, _ in get(name).mapping(config).tensors()}
