@@ -79,7 +79,7 @@ def test_offsets_are_pairs_and_no_blocks():
 def test_keras_dcnv2_loses_the_last_rows_beyond_3x3(k):
     x, offset, kernel, _, padding = dcn(k)
     right = deform_conv2d(x, 0 * offset, kernel, padding=padding)
-    # It clips rows of the padded image to height + 1; there both weights of a row vanish. Last row: height + padding - 1.
+    # It clips rows of the padded image to height + 1, where both weights of a row vanish.
     cut = x.copy()
     lost = padding - 1
     cut[:, x.shape[1] - lost :], cut[:, :, x.shape[2] - lost :] = 0, 0

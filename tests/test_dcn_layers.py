@@ -50,9 +50,8 @@ def test_the_reference_is_torchvisions_module_after_its_convolution(name):
     upstream = torchvision.ops.DeformConv2d(
         6, 12, config.get("kernel_size", 3), groups=config.get("groups", 1), bias=config.get("bias", True), **geometry
     ).double()
-    offsets = torch.nn.Conv2d(
-        6, module.conv_offset_mask.out_channels, config.get("kernel_size", 3), **geometry
-    ).double()
+    count = module.conv_offset_mask.out_channels
+    offsets = torch.nn.Conv2d(6, count, config.get("kernel_size", 3), **geometry).double()
     state = module.state_dict()
     upstream.load_state_dict({key: state[key] for key in upstream.state_dict()})
     offsets.load_state_dict({key: state[f"conv_offset_mask.{key}"] for key in ("weight", "bias")})

@@ -44,7 +44,7 @@ def assert_equal(theirs: nn.Module, ours: keras.Layer, kind: kinds.Kind, x: np.n
 @pytest.mark.parametrize("rank", [1, 2, 3])
 @pytest.mark.parametrize("groups", [1, 2])
 @pytest.mark.parametrize(
-    ("kernel", "stride", "padding", "dilation"), [(3, 1, 1, 1), (3, 2, 1, 1), (2, 2, 0, 1), (3, 1, 2, 2), (3, 2, 2, 2)]
+    ("kernel", "stride", "padding", "dilation"), [(3, 1, 1, 1), (3, 2, 1, 1), (2, 2, 0, 1), (3, 1, 2, 2)]
 )
 def test_convolution(rank, groups, kernel, stride, padding, dilation):
     torch.manual_seed(0)

@@ -55,7 +55,7 @@ class _Dilated(_Padded):
 
 
 @keras.saving.register_keras_serializable(package="weightbridge")
-class Conv1D(_Dilated, keras.layers.Conv1D):
+class Conv1D(_Padded, keras.layers.Conv1D):
     """torch.nn.Conv1d with zero padding: (N, L, I) -> (N, L', O); kernel (k, I/groups, O)."""
 
     _axes = 1
