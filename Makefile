@@ -4,7 +4,7 @@ BIN := .venv/bin
 export TF_CPP_MIN_LOG_LEVEL ?= 3
 export CUDA_VISIBLE_DEVICES ?= -1
 
-.PHONY: help demo test test-all lint format bench-ops fuzz clean
+.PHONY: help demo test test-all lint format bench-ops bench-pairs fuzz clean
 
 help:
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -42,6 +42,9 @@ format: .venv/.installed-test  ## let ruff lay out the code
 
 bench-ops: .venv/.installed-test  ## the sampling ops against torch: a table and a plot
 	$(BIN)/python -m benchmarks.ops
+
+bench-pairs: .venv/.installed-test  ## layers and models against their torch references: a table
+	$(BIN)/python -m benchmarks.pairs
 
 fuzz: .venv/.installed-test  ## 100,000 mutants of every file format; prints what it saw
 	$(BIN)/python -m tests.hardening.fuzzing --mutants 100000

@@ -100,9 +100,18 @@ def test_without_a_bias_the_output_is_off_by_it():
 def test_weights_of_the_positions_before_the_offsets():
     x, offset, kernel, mask, padding = dcn()
     right = deform_conv2d(x, offset, kernel, padding=padding, mask=mask)
-    # GridSamplerBilinear gathers around the shifted position, with the weights of the unshifted, whole one.
-    wrong = deform_conv2d(x, np.floor(offset), kernel, padding=padding, mask=mask)
-    assert 1 < found("weights without offsets", measured(right, wrong)) < 10
+    # GridSamplerBilinear gathers around the shifted position, but weighs by where the unshifted one is: for an offset o
+    # with -floor(o) and floor(o) + 1, in place of the fraction and its complement.
+    whole = np.floor(offset).reshape(*offset.shape[:3], 9, 2)
+    wrong, check = 0.0, 0.0
+    for corner in ((0, 0), (0, 1), (1, 0), (1, 1)):
+        at = (whole + corner).reshape(offset.shape)
+        fraction = offset.reshape(whole.shape) - whole
+        factors = [np.where(corner, amount, 1 - amount).prod(-1) for amount in (-whole, fraction)]
+        wrong += deform_conv2d(x, at, kernel, padding=padding, mask=mask * factors[0])
+        check += deform_conv2d(x, at, kernel, padding=padding, mask=mask * factors[1])
+    np.testing.assert_allclose(check, right, rtol=0, atol=1e-12)
+    assert found("weights without offsets", measured(right, wrong)) > 5
 
 
 def test_detr_tensorflow_samples_between_the_corners():
