@@ -71,7 +71,7 @@ class DCNv2(DeformConv2d):
         bound = 1 / math.sqrt(self.conv_offset_mask.weight[0].numel())
         nn.init.uniform_(self.weight, -bound, bound)
         nn.init.zeros_(self.conv_offset_mask.weight)
-        nn.init.zeros_(self.conv_offset_mask.bias)  # type: ignore[arg-type]
+        nn.init.zeros_(self.conv_offset_mask.bias)
         if self.bias is not None:
             nn.init.zeros_(self.bias)
 
