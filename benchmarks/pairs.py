@@ -90,13 +90,13 @@ def main() -> None:
         "| pair | pass | torch | TensorFlow | ratio | at most |",
         "|---|---|---|---|---|---|",
     ]
+    print("\n".join(lines))
     for name, case in CASES.items():
         if arguments.only in name:
             lines += rows(name, case, arguments.rounds)
-    report = "\n".join(lines)
-    print(report)
+            print("\n".join(lines[-2:]), flush=True)
     if arguments.output:
-        arguments.output.write_text(report + "\n")
+        arguments.output.write_text("\n".join(lines) + "\n")
 
 
 def rows(name: str, case: Case, rounds: int) -> list[str]:
