@@ -184,6 +184,11 @@ PARAMETERS_OF_CONV_2D = Kind("PARAMETERS_OF_CONV_2D", CONV_2D.leaves, callable_a
 CONV_3D = _conv("CONV_3D", "o i kd kh kw -> kd kh kw i o")
 DEPTHWISE_CONV_1D = _conv("DEPTHWISE_CONV_1D", "(c m) 1 k -> k c m")
 DEPTHWISE_CONV_2D = _conv("DEPTHWISE_CONV_2D", "(c m) 1 kh kw -> kh kw c m")
+DEPTHWISE_CONV_3D = _conv("DEPTHWISE_CONV_3D", "(c m) 1 kd kh kw -> kd kh kw c m")
+# A kernel of size 1, which `tf_models.layers.PointwiseConv` keeps as a matrix.
+POINTWISE_CONV_1D = _conv("POINTWISE_CONV_1D", "o i 1 -> i o")
+POINTWISE_CONV_2D = _conv("POINTWISE_CONV_2D", "o i 1 1 -> i o")
+POINTWISE_CONV_3D = _conv("POINTWISE_CONV_3D", "o i 1 1 1 -> i o")
 CONV_TRANSPOSE_1D = _conv("CONV_TRANSPOSE_1D", "i o k -> k o i")
 CONV_TRANSPOSE_2D = _conv("CONV_TRANSPOSE_2D", "i o kh kw -> kh kw o i")
 CONV_TRANSPOSE_3D = _conv("CONV_TRANSPOSE_3D", "i o kd kh kw -> kd kh kw o i")
@@ -207,6 +212,8 @@ BATCH_NORM = Kind(
     channels_first=True,
     probe_scales=NORM_SCALES,
 )
+# A factor for each channel.
+SCALE = Kind("SCALE", (leaf("scale", "scale", "c -> c"),), channels_first=True)
 PRELU = Kind("PRELU", (leaf("weight", "alpha", "c -> * c"),), channels_first=True)
 
 # A layer without weights, listed so that it is proven on its own.

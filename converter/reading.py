@@ -228,11 +228,17 @@ def recognise(
         raise UsageError(f"no model has a spelling {printable(choice.spelling)}")
     fitting: list[Reading] = []
     tried = []
+    refused: list[UsageError] = []
     for pair in known:
         tried.append(pair.name)
         own = {name: value for name, value in options.items() if name in pair.options}
         try:
-            reading = read_as(checkpoint, pair, pair.parse_options(own), choice)
+            parsed = pair.parse_options(own)
+        except UsageError as error:  # a value may be right for another model
+            refused.append(error)
+            continue
+        try:
+            reading = read_as(checkpoint, pair, parsed, choice)
         except (UsageError, Ambiguous):
             raise
         except ConversionError:
@@ -245,6 +251,8 @@ def recognise(
         chosen[0].pair.parse_options(options)  # an option that this pair does not know is an error
         return chosen[0]
     if not chosen:
+        if refused:
+            raise refused[0]
         raise ConversionError(
             f"no model fits this checkpoint; known: {', '.join(tried)}; name one with --model to see why"
         )

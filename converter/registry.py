@@ -20,11 +20,14 @@ Shapes = Mapping[str, tuple[int, ...]]
 class Option:
     """Something about a model that its state dict cannot reveal, with the value it usually has.
 
-    `default` also gives the type: an int, float, bool, str, or a tuple of ints.
+    `default` also gives the type: an int, float, bool, str, or a tuple of ints; `kind` gives it where the default is
+    None, which says that something else decides. `choices` are the only values there are.
     """
 
     default: Any
     help: str
+    kind: type | None = None
+    choices: tuple[Any, ...] = ()
 
     def parse(self, name: str, value: Any) -> Any:
         """`value` (text from a command line, or already of the type) as the type of the default.
@@ -32,7 +35,17 @@ class Option:
         Raises:
             UsageError: it is not one.
         """
-        kind = type(self.default)
+        parsed = self._parsed(name, value)
+        if self.choices and parsed not in self.choices:
+            raise UsageError(
+                f"option {name} is one of {', '.join(map(str, self.choices))}, not {printable(parsed, 60)}"
+            )
+        return parsed
+
+    def _parsed(self, name: str, value: Any) -> Any:
+        if value is None and self.default is None:
+            return None
+        kind = self.kind or type(self.default)
         try:
             if isinstance(value, str) and kind is bool:
                 return {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}[value.lower()]
@@ -46,12 +59,12 @@ class Option:
                 return kind(value)
         except (ValueError, TypeError, KeyError):
             pass
-        raise UsageError(f"option {name} takes {_spelled(self.default)}, not {printable(value, 60)}")
+        raise UsageError(f"option {name} takes {_spelled(kind)}, not {printable(value, 60)}")
 
 
-def _spelled(default: Any) -> str:
+def _spelled(kind: type) -> str:
     words = {bool: "true or false", int: "a whole number", float: "a number", tuple: "whole numbers, as 2,3"}
-    return words.get(type(default), "a word")
+    return words.get(kind, "a word")
 
 
 @dataclass(frozen=True)
@@ -129,6 +142,9 @@ _BUILTIN = {
     "dcn_v2": "converter.mappings.deform_conv:DCN_V2",
     "deform_conv2d": "converter.mappings.deform_conv:DEFORM_CONV2D",
     "ms_deform_attn": "converter.mappings.ms_deform_attn:MS_DEFORM_ATTN",
+    "deformable_attention_1d": "converter.mappings.deformable_attention:DEFORMABLE_ATTENTION_1D",
+    "deformable_attention_2d": "converter.mappings.deformable_attention:DEFORMABLE_ATTENTION_2D",
+    "deformable_attention_3d": "converter.mappings.deformable_attention:DEFORMABLE_ATTENTION_3D",
     "sam_decoder": "converter.mappings.sam:SAM_DECODER",
 }
 # Names that a user may well ask for, and why there is nothing to convert.

@@ -12,6 +12,9 @@ _BUILDERS: dict[str, str | Callable[..., Any]] = {
     "dcn_v2": "tf_models.deform_conv:build_dcn_v2",
     "deform_conv2d": "tf_models.deform_conv:build_deform_conv2d",
     "ms_deform_attn": "tf_models.ms_deform_attn:build_ms_deform_attn",
+    "deformable_attention_1d": "tf_models.deformable_attention:build_1d",
+    "deformable_attention_2d": "tf_models.deformable_attention:build_2d",
+    "deformable_attention_3d": "tf_models.deformable_attention:build_3d",
     "sam_decoder": "tf_models.sam.mask_decoder:build_mask_decoder",
 }
 

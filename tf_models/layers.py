@@ -4,10 +4,18 @@ Keras knows "valid" and "same", and "same" pads unevenly at a stride. Here `padd
 added on both sides of an axis. All else is the Keras layer of the same name: variables, arguments, channels last.
 """
 
+import math
 from typing import Any
 
 import keras
+import tensorflow as tf
 from keras import ops
+
+
+def uniform(fan_in: int) -> Any:
+    """Torch's default initializer of convolutions and linear layers, kernel and bias: U(-b, b), b = 1/sqrt(fan_in)."""
+    bound = 1 / math.sqrt(fan_in)
+    return keras.initializers.RandomUniform(-bound, bound)
 
 
 def _per_axis(value: Any, rank: int, name: str) -> tuple[int, ...]:
@@ -76,10 +84,126 @@ class Conv3D(_Dilated, keras.layers.Conv3D):
 
 
 @keras.saving.register_keras_serializable(package="weightbridge")
+class DepthwiseConv1D(_Padded, keras.layers.DepthwiseConv1D):
+    """torch.nn.Conv1d with groups = I and zero padding: (N, L, C) -> (N, L', C*m); kernel (k, C, m)."""
+
+    _axes = 1
+
+
+@keras.saving.register_keras_serializable(package="weightbridge")
 class DepthwiseConv2D(_Padded, keras.layers.DepthwiseConv2D):
     """torch.nn.Conv2d with groups = I and zero padding: (N, H, W, C) -> (N, H', W', C*m); kernel (kh, kw, C, m)."""
 
     _axes = 2
+
+
+@keras.saving.register_keras_serializable(package="weightbridge")
+class DepthwiseConv3D(keras.layers.Layer):
+    """torch.nn.Conv3d with groups = I = O and zero padding: (N, D, H, W, C) -> (N, D', H', W', C).
+
+    The kernel is (kd, kh, kw, C, 1). Keras has no such layer, and TensorFlow's 3-d convolution knows no groups on CPU:
+    it is a sum over kd of 2-d ones.
+    """
+
+    def __init__(
+        self,
+        kernel_size: int | tuple[int, ...],
+        strides: int | tuple[int, ...] = 1,
+        padding: int | tuple[int, ...] = 0,
+        use_bias: bool = True,
+        depthwise_initializer: Any = "glorot_uniform",
+        bias_initializer: Any = "zeros",
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.kernel_size = _per_axis(kernel_size, 3, "kernel_size")
+        self.strides = _per_axis(strides, 3, "strides")
+        self.padding = _per_axis(padding, 3, "padding")
+        self.use_bias = use_bias
+        self.depthwise_initializer = keras.initializers.get(depthwise_initializer)
+        self.bias_initializer = keras.initializers.get(bias_initializer)
+
+    def build(self, input_shape: Any) -> None:
+        channels = input_shape[-1]
+        shape = (*self.kernel_size, channels, 1)
+        self.kernel = self.add_weight(name="kernel", shape=shape, initializer=self.depthwise_initializer)
+        bias = {"name": "bias", "shape": (channels,), "initializer": self.bias_initializer}
+        self.bias = self.add_weight(**bias) if self.use_bias else None
+
+    def call(self, inputs: Any) -> Any:
+        inputs = ops.pad(inputs, [(0, 0), *((n, n) for n in self.padding), (0, 0)])
+        batch, depth, height, width, channels = ops.shape(inputs)
+        count = (depth - self.kernel_size[0]) // self.strides[0] + 1  # D'
+        # The 2-d kernel takes one stride for both axes; what a common one gives too much is left out.
+        step = math.gcd(*self.strides[1:])
+        rows, columns = (stride // step for stride in self.strides[1:])
+        total: Any = 0
+        for tap in range(self.kernel_size[0]):
+            slabs = inputs[:, tap : tap + (count - 1) * self.strides[0] + 1 : self.strides[0]]
+            slabs = ops.reshape(slabs, (batch * count, height, width, channels))  # (N, D', H, W, C) -> (N*D', H, W, C)
+            total += tf.nn.depthwise_conv2d(slabs, self.kernel[tap], (1, step, step, 1), "VALID")
+        total = total[:, ::rows, ::columns]
+        total = ops.reshape(total, (batch, count, *ops.shape(total)[1:]))  # (N*D', H', W', C) -> (N, D', H', W', C)
+        return total if self.bias is None else total + self.bias
+
+    def compute_output_shape(self, input_shape: Any) -> Any:
+        axes = zip(input_shape[1:-1], self.kernel_size, self.strides, self.padding, strict=True)
+        spatial = (n if n is None else (n + 2 * zeros - k) // stride + 1 for n, k, stride, zeros in axes)
+        return (input_shape[0], *spatial, input_shape[-1])
+
+    def get_config(self) -> dict[str, Any]:
+        names = ("kernel_size", "strides", "padding", "use_bias")
+        return {
+            **super().get_config(),
+            **{name: getattr(self, name) for name in names},
+            "depthwise_initializer": keras.initializers.serialize(self.depthwise_initializer),
+            "bias_initializer": keras.initializers.serialize(self.bias_initializer),
+        }
+
+
+@keras.saving.register_keras_serializable(package="weightbridge")
+class PointwiseConv(keras.layers.Layer):
+    """A torch convolution of kernel size 1, of any rank: (..., I) -> (..., O), a product per group.
+
+    The kernel is (I/groups, O). It is initialised as torch initialises it.
+    """
+
+    def __init__(self, filters: int, groups: int = 1, use_bias: bool = True, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        if filters % groups:
+            raise ValueError(f"groups: expected a divisor of filters ({filters}), got {groups}")
+        self.filters, self.groups, self.use_bias = filters, groups, use_bias
+
+    def build(self, input_shape: Any) -> None:
+        channels = input_shape[-1]
+        if channels is None or channels % self.groups:
+            raise ValueError(f"input: expected channels in {self.groups} equal groups, got {channels}")
+        fan_in = channels // self.groups
+        self.kernel = self.add_weight(name="kernel", shape=(fan_in, self.filters), initializer=uniform(fan_in))
+        bias = {"name": "bias", "shape": (self.filters,), "initializer": uniform(fan_in)}
+        self.bias = self.add_weight(**bias) if self.use_bias else None
+
+    def call(self, inputs: Any) -> Any:
+        if self.groups == 1:
+            output = ops.matmul(inputs, self.kernel)
+        else:
+            g = self.groups
+            leading = ops.shape(inputs)[:-1]
+            grouped = ops.reshape(inputs, (*leading, g, inputs.shape[-1] // g))  # (..., G, I/G)
+            kernel = ops.reshape(self.kernel, (-1, g, self.filters // g))  # (I/G, O) -> (I/G, G, O/G)
+            output = ops.reshape(ops.einsum("...gi,igo->...go", grouped, kernel), (*leading, self.filters))
+        return output if self.bias is None else output + self.bias
+
+    def compute_output_shape(self, input_shape: Any) -> Any:
+        return (*input_shape[:-1], self.filters)
+
+    def get_config(self) -> dict[str, Any]:
+        return {
+            **super().get_config(),
+            "filters": self.filters,
+            "groups": self.groups,
+            "use_bias": self.use_bias,
+        }
 
 
 class _Transposed(keras.layers.Layer):

@@ -12,6 +12,9 @@ _BUILDERS: dict[str, str | Callable[..., Any]] = {
     "dcn_v2": "torch_refs.deform_conv:DCNv2",
     "deform_conv2d": "torch_refs.deform_conv:DeformConv2d",
     "ms_deform_attn": "torch_refs.ms_deform_attn:MSDeformAttn",
+    "deformable_attention_1d": "torch_refs.deformable_attention:build_1d",
+    "deformable_attention_2d": "torch_refs.deformable_attention:build_2d",
+    "deformable_attention_3d": "torch_refs.deformable_attention:build_3d",
     "sam_decoder": "torch_refs.sam.mask_decoder:build_mask_decoder",
 }
 

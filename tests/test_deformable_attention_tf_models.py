@@ -1,0 +1,260 @@
+"""The TensorFlow deformable attention against torch's: outputs, gradients, precisions, compilation, export."""
+
+import math
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+import torch
+
+import tf_models
+import torch_refs
+from tests.deformable import OTHER, SMALL, SPATIAL, VARIANTS, defined, inputs, reference, upstream
+from tf_models import deformable_attention as attention
+
+AXES = [1, 2, 3]
+# torch leaf -> (Keras path, axes of the torch tensor as Keras has them); written here once more, by hand.
+_NAMES = {"rel_pos_bias.mlp.0.0": "rel_pos_bias.mlp.0", "rel_pos_bias.mlp.1.0": "rel_pos_bias.mlp.1"}
+
+
+def channels_last(x: torch.Tensor) -> np.ndarray:
+    return np.ascontiguousarray(np.moveaxis(x.detach().numpy(), 1, -1))
+
+
+def as_keras(model, name: str, tensor: torch.Tensor):
+    """The variable of a state-dict entry, and the entry as that variable holds it."""
+    path, _, leaf = name.rpartition(".")
+    layer = model
+    for part in _NAMES.get(path, path).split("."):
+        layer = layer[int(part)] if part.isdecimal() else getattr(layer, part)
+    value = tensor.detach().numpy()
+    if leaf != "weight":
+        return getattr(layer, leaf), value
+    if path == "to_offsets.0":  # (C, 1, *k) -> (*k, C, 1)
+        return layer.kernel, np.moveaxis(value, (0, 1), (-2, -1))
+    return layer.kernel, value.reshape(value.shape[:2]).T  # (O, I) or (O, I, 1, ...) -> (I, O)
+
+
+def carried(axes: int, module, dtype="float32", **more):
+    """The Keras model with the module's weights, every variable filled once."""
+    model = tf_models.create(f"deformable_attention_{axes}d", **{**SMALL[axes], **more}, dtype=dtype)
+    filled = [as_keras(model, name, tensor) for name, tensor in module.state_dict().items()]
+    for variable, value in filled:
+        assert tuple(variable.shape) == value.shape
+        variable.assign(value)
+    assert sorted(id(v) for v, _ in filled) == sorted(id(v) for v in model.weights)
+    return model
+
+
+def assert_as_exact_as_torch(got, own: torch.Tensor, truth: np.ndarray) -> None:
+    """At most 4 times torch's error in the same precision, or 8 roundings at the scale of the output."""
+    got, own = np.asarray(got, np.float64), np.asarray(own, np.float64)
+    assert got.shape == own.shape == truth.shape
+    allowed = max(4 * np.abs(own - truth).max(), 8 * np.finfo(np.float32).eps * np.abs(truth).max())
+    assert np.abs(got - truth).max() <= allowed
+
+
+def both(axes, module, x):
+    """Torch's (output, vgrid), channels last, in float32 and in float64."""
+    with torch.no_grad():
+        single = module(x, return_vgrid=True)
+        double = module.double()(x.double(), return_vgrid=True)
+        module.float()
+    return [[channels_last(t) if t.ndim > 2 else t.numpy() for t in pair] for pair in (single, double)]
+
+
+@pytest.mark.parametrize("axes", AXES)
+@pytest.mark.parametrize("changed", [False, True])
+def test_outputs(axes, changed):
+    more = OTHER[axes] if changed else {}
+    module, x = reference(axes, upstream(axes, **more), **more), inputs(axes)
+    model = carried(axes, module, **more)
+    own, truth = both(axes, module, x)
+    got = model(channels_last(x), return_vgrid=True)
+    for one in zip(got, own, truth, strict=True):
+        assert_as_exact_as_torch(*one)
+    cells = np.array(truth[1].shape[1:4][:axes])
+    vgrid = truth[1] if axes > 1 else truth[1][..., None]
+    assert ((vgrid < -0.5) | (vgrid > cells - 0.5)).any(-1).mean() > 0.2, "few samples leave the image"
+    np.testing.assert_array_equal(model(channels_last(x)), got[0])
+
+
+@pytest.mark.parametrize(("axes", "variant"), [(axes, variant) for axes in (1, 2) for variant in VARIANTS[axes][1:]])
+def test_grids_of_older_releases(axes, variant):
+    module, spatial = upstream(axes), (13, 14) if variant == "xy_hw" else SPATIAL[axes]
+    x = inputs(axes, spatial=spatial)
+    model = carried(axes, module, "float64", grid_variant=variant)
+    want = np.moveaxis(defined(module, x, variant), 1, -1)
+    np.testing.assert_allclose(model(channels_last(x.double())), want, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("axes", AXES)
+def test_chunks_of_the_position_bias_make_no_difference(axes, monkeypatch):
+    module, x = upstream(axes), channels_last(inputs(axes).double())
+    model = carried(axes, module, "float64")
+    whole, d_whole = gradients(model, x)
+    monkeypatch.setattr(attention, "_CHUNK", 100 * 3)  # rows of three hidden numbers; the last chunk is not full
+    pieces, d_pieces = gradients(model, x)
+    np.testing.assert_allclose(pieces, whole, rtol=0, atol=1e-13)
+    for a, b in zip(d_pieces, d_whole, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-11, atol=1e-11)
+
+
+def gradients(model, x):
+    """The output, and the gradients to `x` and every trained variable of the sum of squares."""
+    x = tf.convert_to_tensor(x)
+    with tf.GradientTape() as tape:
+        tape.watch(x)
+        output = model(x)
+        loss = tf.reduce_sum(output**2)
+    return output, tape.gradient(loss, [x, *(v.value for v in model.trainable_variables)])
+
+
+@pytest.mark.parametrize("axes", AXES)
+@pytest.mark.parametrize("changed", [False, True])
+def test_gradients_are_torchs(axes, changed):
+    """In float64, where only a wrong formula makes a difference."""
+    more = OTHER[axes] if changed else {}
+    module = reference(axes, upstream(axes, **more), **more).double()
+    x = inputs(axes).double().requires_grad_()
+    model = carried(axes, module, "float64", **more)
+    module(x).square().sum().backward()
+    _, (d_x, *d_variables) = gradients(model, channels_last(x))
+    np.testing.assert_allclose(d_x, channels_last(x.grad), rtol=1e-9, atol=1e-9)
+    by_variable = {id(v): g for v, g in zip(model.trainable_variables, d_variables, strict=True)}
+    parameters = dict(module.named_parameters())
+    assert len(parameters) == len(by_variable)
+    for name, parameter in parameters.items():
+        variable, want = as_keras(model, name, parameter.grad)
+        np.testing.assert_allclose(by_variable[id(variable)], want, rtol=1e-9, atol=1e-9, err_msg=name)
+
+
+@pytest.mark.parametrize("axes", AXES)
+@pytest.mark.parametrize("jit", [False, True])
+def test_compiled_outputs_and_gradients(axes, jit, monkeypatch):
+    monkeypatch.setattr(attention, "_CHUNK", 2000 * 3)
+    module, x = reference(axes, upstream(axes)), inputs(axes)
+    model = carried(axes, module)
+    own, truth = both(axes, module, x)
+    step = tf.function(lambda x: gradients(model, x), jit_compile=jit, autograph=False)
+    output, got = step(channels_last(x))
+    assert_as_exact_as_torch(output, own[0], truth[0])
+    exact = gradients(carried(axes, module, "float64"), channels_last(x.double()))[1]
+    largest = max(np.abs(best).max() for best in exact)  # one is zero: softmax does not see the last bias
+    for one, best in zip(got, exact, strict=True):
+        assert np.abs(np.float64(one) - best).max() <= max(1e-4 * np.abs(best).max(), 1e-6 * largest)
+
+
+@pytest.mark.parametrize("axes", AXES)
+def test_one_trace_serves_all_sizes(axes):
+    module = reference(axes, upstream(axes))
+    model = carried(axes, module)
+    shape = (None,) * (axes + 1)
+    call = tf.function(model, input_signature=[tf.TensorSpec((*shape, 12))])
+    for spatial in (SPATIAL[axes], tuple(n + 4 for n in SPATIAL[axes])):
+        x = inputs(axes, 3, spatial)
+        own, truth = both(axes, module, x)
+        assert_as_exact_as_torch(call(channels_last(x)), own[0], truth[0])
+    assert call(tf.zeros((0, *SPATIAL[axes], 12))).shape == (0, *SPATIAL[axes], 12)
+
+
+@pytest.mark.parametrize("axes", AXES)
+@pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16"])
+def test_mixed_precision(axes, policy):
+    """As near to float64 as torch is in the half type, by the rule of the proof; positions are never rounded to it."""
+    half = policy.removeprefix("mixed_")
+    module, x = reference(axes, upstream(axes)), inputs(axes)
+    model = carried(axes, module, policy)
+    truth = both(axes, module, x)[1]
+    with torch.no_grad():
+        own = channels_last(module.to(getattr(torch, half))(x.to(getattr(torch, half))).float())
+    output, vgrid = model(channels_last(x), return_vgrid=True)
+    assert output.dtype == half
+    assert vgrid.dtype == tf.float32
+    assert np.abs(np.float64(output) - truth[0]).max() <= 4 * np.abs(own - truth[0]).max()
+    with tf.GradientTape() as tape:
+        loss = tf.reduce_mean(tf.cast(model(channels_last(x)), tf.float32) ** 2)
+    got = tape.gradient(loss, model.trainable_variables)
+    assert all(g is not None and np.isfinite(g).all() for g in got)
+
+
+@pytest.mark.parametrize("axes", AXES)
+def test_it_is_rebuilt_from_its_configuration(axes, tmp_path):
+    model = carried(axes, upstream(axes), **({"grid_variant": VARIANTS[axes][1]} if axes < 3 else {}))
+    x = channels_last(inputs(axes, spatial=(13, 14) if axes == 2 else None))
+    again = type(model).from_config(model.get_config())
+    again.build(x.shape)
+    again.set_weights(model.get_weights())
+    np.testing.assert_array_equal(again(x), model(x))
+    model.save(tmp_path / "model.keras")
+    loaded = keras.models.load_model(tmp_path / "model.keras")
+    assert loaded.grid_variant == model.grid_variant
+    np.testing.assert_array_equal(loaded(x), model(x))
+
+
+@pytest.mark.parametrize("axes", AXES)
+def test_export(axes, tmp_path):
+    model, x = carried(axes, upstream(axes)), channels_last(inputs(axes))
+    shape = (None,) * (axes + 1)
+    model.export(
+        str(tmp_path / "saved"), input_signature=[keras.InputSpec(shape=(*shape, 12), dtype="float32")], verbose=False
+    )
+    saved = tf.saved_model.load(str(tmp_path / "saved"))
+    np.testing.assert_allclose(saved.serve(x), model(x), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("axes", AXES)
+def test_initial_values_are_drawn_as_torch_draws_them(axes):
+    """Both sides draw from the same intervals: the largest of many numbers is close under the bound, and none above."""
+    sizes = SMALL[axes] | {"dim": 96, "dim_head": 64, "heads": 6}
+    model = tf_models.create(f"deformable_attention_{axes}d", **sizes)
+    module = torch_refs.create(f"deformable_attention_{axes}d", **sizes)
+    for name, tensor in module.state_dict().items():
+        variable, _ = as_keras(model, name, tensor)
+        got, want = np.abs(variable.numpy()), tensor.abs().numpy()
+        if name.endswith(".scale"):
+            np.testing.assert_array_equal(got, want)
+            continue
+        fan_in = math.prod(module.state_dict()[f"{name.rpartition('.')[0]}.weight"].shape[1:])
+        bound = 1 / math.sqrt(fan_in)
+        assert want.max() <= bound * (1 + 1e-6)
+        assert got.max() <= bound * (1 + 1e-6)
+        assert got.max() > bound * (1 - 10 / got.size), name
+
+
+def test_dropout_is_of_the_attention_and_in_training_only():
+    module, x = upstream(2, dropout=0.4), channels_last(inputs(2))
+    model = carried(2, module, dropout=0.4)
+    np.testing.assert_array_equal(model(x), carried(2, module)(x))
+    keras.utils.set_random_seed(0)
+    seen = []
+    model.dropout.call = lambda attention, training=False: seen.append((attention.shape, training)) or attention
+    model(x, training=True)
+    assert seen == [((2, 6, 13 * 18, 4 * 6), True)]
+    fresh = carried(2, module, dropout=0.4)
+    many = np.mean([fresh(x, training=True) for _ in range(60)], 0)
+    spread = np.abs(fresh(x, training=True) - fresh(x)).mean()
+    assert spread > 0
+    assert np.abs(many - fresh(x)).mean() < 0.4 * spread, "what is kept is not scaled up"
+
+
+def test_it_trains():
+    keras.utils.set_random_seed(0)
+    model = tf_models.create("deformable_attention_2d", **SMALL[2])
+    model.compile(optimizer=keras.optimizers.Adam(1e-2), loss="mse")
+    x = channels_last(inputs(2, 4))
+    target = np.roll(x, 2, 2)
+    losses = model.fit(x, target, epochs=8, batch_size=2, verbose=0).history["loss"]
+    assert losses[-1] < losses[0]
+
+
+def test_arguments_that_do_not_fit_are_named():
+    with pytest.raises(ValueError, match="grid_variant is one of xy_wh, xy_hw, ij_hw, not 'ij'"):
+        attention.DeformableAttention2D(12, grid_variant="ij")
+    with pytest.raises(ValueError, match=r"offset_groups \(4\) does not divide heads \(6\)"):
+        attention.DeformableAttention2D(12, heads=6, offset_groups=4)
+    with pytest.raises(ValueError, match=r"offset_kernel_size .* an even number more"):
+        attention.DeformableAttention1D(12, downsample_factor=3)
+    with pytest.raises(ValueError, match=r"x has shape \(2, 5, 12\); expected \(B, H, W, 12\)"):
+        carried(2, upstream(2))(np.zeros((2, 5, 12), np.float32))
