@@ -45,7 +45,7 @@ class Option:
     def _parsed(self, name: str, value: Any) -> Any:
         if value is None and self.default is None:
             return None
-        kind = self.kind or type(self.default)
+        kind: Any = self.kind or type(self.default)
         try:
             if isinstance(value, str) and kind is bool:
                 return {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}[value.lower()]

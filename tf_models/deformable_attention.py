@@ -227,7 +227,7 @@ class _DeformableAttention(keras.Model):
         policy, inner = self.dtype_policy, dim_head * heads
         self.width = inner // groups  # of an offset group
         taps = math.prod(kernel)
-        scale = downsample_factor if offset_scale is None else offset_scale
+        scale: Any = downsample_factor if offset_scale is None else offset_scale
         self.to_offsets: list[Any] = [
             self.depthwise(
                 kernel,

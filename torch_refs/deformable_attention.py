@@ -110,7 +110,7 @@ class _DeformableAttention(nn.Module):
         inner = dim_head * heads
         width = inner // groups
         padding = tuple((k - s) // 2 for k, s in zip(kernel, strides, strict=True))
-        scale = downsample_factor if offset_scale is None else offset_scale
+        scale: Any = downsample_factor if offset_scale is None else offset_scale
         self.to_offsets = nn.Sequential(
             self.conv(width, width, kernel, groups=width, stride=strides, padding=padding),
             nn.GELU(),
