@@ -70,6 +70,30 @@ CASES = {
         lambda: K.DepthwiseConv2D((3, 2), depth_multiplier=3),
         (2, 4, 9, 7),
     ),
+    "depthwise 3d": (
+        kinds.DEPTHWISE_CONV_3D,
+        lambda: nn.Conv3d(4, 4, (3, 2, 4), (2, 1, 3), (1, 0, 2), groups=4),
+        lambda: layers.DepthwiseConv3D((3, 2, 4), (2, 1, 3), (1, 0, 2)),
+        (2, 4, 9, 7, 8),
+    ),
+    "pointwise 1d": (
+        kinds.POINTWISE_CONV_1D,
+        lambda: nn.Conv1d(4, 6, 1, groups=2),
+        lambda: layers.PointwiseConv(6, 2),
+        (2, 4, 9),
+    ),
+    "pointwise 2d": (
+        kinds.POINTWISE_CONV_2D,
+        lambda: nn.Conv2d(4, 6, 1, bias=False),
+        lambda: layers.PointwiseConv(6, use_bias=False),
+        (2, 4, 9, 7),
+    ),
+    "pointwise 3d": (
+        kinds.POINTWISE_CONV_3D,
+        lambda: nn.Conv3d(4, 6, 1, groups=2),
+        lambda: layers.PointwiseConv(6, 2),
+        (2, 4, 5, 7, 6),
+    ),
     "transposed 1d": (
         kinds.CONV_TRANSPOSE_1D,
         lambda: nn.ConvTranspose1d(4, 6, 3, 2),

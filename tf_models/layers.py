@@ -189,9 +189,12 @@ class PointwiseConv(keras.layers.Layer):
         else:
             g = self.groups
             leading = ops.shape(inputs)[:-1]
-            grouped = ops.reshape(inputs, (*leading, g, inputs.shape[-1] // g))  # (..., G, I/G)
+            # One product per group, the groups first: forward and gradient are plain batched matrix products.
+            grouped = ops.reshape(inputs, (-1, g, inputs.shape[-1] // g))  # (P, G, I/G)
+            grouped = ops.transpose(grouped, (1, 0, 2))  # (P, G, I/G) -> (G, P, I/G)
             kernel = ops.reshape(self.kernel, (-1, g, self.filters // g))  # (I/G, O) -> (I/G, G, O/G)
-            output = ops.reshape(ops.einsum("...gi,igo->...go", grouped, kernel), (*leading, self.filters))
+            output = ops.matmul(grouped, ops.transpose(kernel, (1, 0, 2)))  # (G, P, O/G)
+            output = ops.reshape(ops.transpose(output, (1, 0, 2)), (*leading, self.filters))
         return output if self.bias is None else output + self.bias
 
     def compute_output_shape(self, input_shape: Any) -> Any:
