@@ -25,7 +25,7 @@ def options(axes: int, **more):
     return {name: given[name] for name in PAIRS[axes].options if name in given}
 
 
-@pytest.mark.parametrize("axes", AXES)
+@pytest.mark.parametrize("axes", [pytest.param(1, marks=pytest.mark.slow), 2, pytest.param(3, marks=pytest.mark.slow)])
 def test_the_command_converts_what_the_package_saved(axes, tmp_path):
     module = upstream(axes)
     checkpoint = save(module.state_dict(), tmp_path)
@@ -63,7 +63,10 @@ def test_what_shapes_do_not_reveal_is_an_option_and_comes_back(axes, tmp_path):
     np.testing.assert_allclose(model(x.movedim(1, -1).contiguous().numpy()), want, rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize(("axes", "variant"), [(1, "zero_y"), (2, "xy_hw"), (2, "ij_hw")])
+@pytest.mark.parametrize(
+    ("axes", "variant"),
+    [pytest.param(1, "zero_y", marks=pytest.mark.slow), (2, "xy_hw"), pytest.param(2, "ij_hw", marks=pytest.mark.slow)],
+)
 def test_the_grid_is_recorded_and_enforced(axes, variant, tmp_path):
     module = upstream(axes)
     checkpoint, output = save(module.state_dict(), tmp_path), tmp_path / "out.weights.h5"

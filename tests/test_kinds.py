@@ -256,8 +256,9 @@ def test_a_variable_of_another_rank_is_an_error():
 
 def test_every_kind_in_the_module_is_exercised():
     exercised = {kind for kind, *_ in CASES.values()} | {kinds.EMBEDDING, kinds.MULTIHEAD_ATTENTION}
-    # TOKENS shares EMBEDDING's leaves; PARAMETER and the activations have no axes to arrange.
-    exercised |= {kinds.TOKENS, kinds.PARAMETER, kinds.ACTIVATION, kinds.ACTIVATION_2D}
+    # TOKENS and PARAMETERS_OF_CONV_2D share others' leaves; PARAMETER, SCALE and the activations arrange no axes.
+    exercised |= {kinds.TOKENS, kinds.PARAMETERS_OF_CONV_2D, kinds.PARAMETER, kinds.SCALE}
+    exercised |= {kinds.ACTIVATION, kinds.ACTIVATION_2D}
     # Layouts of other libraries (`of`) are held against torch's in test_spellings.
     everything = {value for value in vars(kinds).values() if isinstance(value, Kind) and value.of is None}
     assert {kind.name for kind in everything} == {kind.name for kind in exercised}

@@ -228,6 +228,8 @@ class _DeformableAttention(keras.Model):
         self.width = inner // groups  # of an offset group
         taps = math.prod(kernel)
         scale: Any = downsample_factor if offset_scale is None else offset_scale
+        # Where to look is never worked out in half precision: TensorFlow's depthwise kernel would even sum in it.
+        precise = keras.DTypePolicy("float32") if self.compute_dtype in ("float16", "bfloat16") else policy
         self.to_offsets: list[Any] = [
             self.depthwise(
                 kernel,
@@ -235,13 +237,13 @@ class _DeformableAttention(keras.Model):
                 padding=tuple((k - s) // 2 for k, s in zip(kernel, strides, strict=True)),
                 depthwise_initializer=uniform(taps),
                 bias_initializer=uniform(taps),
-                dtype=policy,
+                dtype=precise,
             ),
-            GELU(dtype=policy),
-            PointwiseConv(self.axes, use_bias=False, dtype=policy),
-            *([keras.layers.Reshape((-1,), dtype=policy)] if self.axes == 1 else []),
-            keras.layers.Activation("tanh", dtype=policy),
-            ScalePerAxis(_per_axis(scale, 3), dtype=policy) if self.axes == 3 else Scale(scale, dtype=policy),
+            GELU(dtype=precise),
+            PointwiseConv(self.axes, use_bias=False, dtype=precise),
+            *([keras.layers.Reshape((-1,), dtype=precise)] if self.axes == 1 else []),
+            keras.layers.Activation("tanh", dtype=precise),
+            ScalePerAxis(_per_axis(scale, 3), dtype=precise) if self.axes == 3 else Scale(scale, dtype=precise),
         ]
         self.rel_pos_bias = CPB(dim // 4, self.axes, heads, groups, 2, cpb_log_distance, dtype=policy)
         self.dropout = keras.layers.Dropout(dropout, dtype=policy)

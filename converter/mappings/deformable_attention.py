@@ -85,7 +85,7 @@ def _probes(axes: int) -> Callable[[dict[str, Any], np.random.Generator], list[P
         shape = (3, config["dim"], *_spatial(config, axes))
         return [
             Probe({"x": rng.standard_normal(shape, dtype=np.float32) * np.float32(scale)}, {"return_vgrid": True})
-            for scale in (1, 6)
+            for scale in (1, 3)
         ]
 
     return probes
