@@ -16,6 +16,11 @@ _BUILDERS: dict[str, str | Callable[..., Any]] = {
     "deformable_attention_2d": "tf_models.deformable_attention:build_2d",
     "deformable_attention_3d": "tf_models.deformable_attention:build_3d",
     "sam_decoder": "tf_models.sam.mask_decoder:build_mask_decoder",
+    "sam_image_encoder": "tf_models.sam.image_encoder:build_image_encoder",
+    "sam_prompt_encoder": "tf_models.sam.prompt_encoder:build_prompt_encoder",
+    "sam_vit_b": "tf_models.sam.sam:build_sam_vit_b",
+    "sam_vit_h": "tf_models.sam.sam:build_sam_vit_h",
+    "sam_vit_l": "tf_models.sam.sam:build_sam_vit_l",
 }
 
 

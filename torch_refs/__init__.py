@@ -16,6 +16,11 @@ _BUILDERS: dict[str, str | Callable[..., Any]] = {
     "deformable_attention_2d": "torch_refs.deformable_attention:build_2d",
     "deformable_attention_3d": "torch_refs.deformable_attention:build_3d",
     "sam_decoder": "torch_refs.sam.mask_decoder:build_mask_decoder",
+    "sam_image_encoder": "torch_refs.sam.image_encoder:build_image_encoder",
+    "sam_prompt_encoder": "torch_refs.sam.prompt_encoder:build_prompt_encoder",
+    "sam_vit_b": "torch_refs.sam.sam:build_sam_vit_b",
+    "sam_vit_h": "torch_refs.sam.sam:build_sam_vit_h",
+    "sam_vit_l": "torch_refs.sam.sam:build_sam_vit_l",
 }
 
 
