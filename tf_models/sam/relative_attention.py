@@ -72,7 +72,7 @@ class RelativeAttention(keras.layers.Layer):
 
     def _attend(self, q: Any, k: Any, v: Any, by_row: Any, by_column: Any) -> Any:
         """q, k, v (M, HW, d), by_row (H, H, d), by_column (W, W, d) -> (M, HW, d)."""
-        height, width, pixels = len(by_row), len(by_column), q.shape[1]
+        height, width, pixels = by_row.shape[0], by_column.shape[0], q.shape[1]
         if self.window_size or self.num_heads * pixels**2 <= _SCORES:
             return _attend_rows(q, k, v, by_row, by_column)
 
