@@ -28,12 +28,16 @@ class Dialect:
         renames: (foreign path, canonical path), of modules or of single tensors.
         kinds: (canonical module path, kind), of modules whose tensors are laid out otherwise than torch's.
         others_out_of_scope: names that no rename claims are of other modules, which stand beside this one's.
+        shared: (foreign name, canonical name) of tensors that another part of the checkpoint holds as well, or instead.
+            The foreign name is that in the whole checkpoint, whatever part of it is in scope. Where both are there,
+            they must be equal.
     """
 
     name: str
     renames: tuple[tuple[str, str], ...] = ()
     kinds: tuple[tuple[str, Kind], ...] = ()
     others_out_of_scope: bool = False
+    shared: tuple[tuple[str, str], ...] = ()
     _to_canonical: _Rules = field(init=False, repr=False, compare=False, default=())
     _to_foreign: _Rules = field(init=False, repr=False, compare=False, default=())
     _modules: tuple[tuple[re.Pattern, Kind], ...] = field(init=False, repr=False, compare=False, default=())
@@ -100,6 +104,11 @@ class Dialect:
 
 
 CANONICAL = Dialect("official")
+
+
+def renamed_under(theirs: str, ours: str, renames: Iterable[tuple[str, str]]) -> tuple[tuple[str, str], ...]:
+    """The renames of a network that is the part `theirs` of another, canonically `ours`."""
+    return tuple((f"{theirs}.{before}", f"{ours}.{after}") for before, after in renames)
 
 
 def _pattern(path: str) -> re.Pattern:

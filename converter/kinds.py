@@ -95,10 +95,12 @@ class Kind:
         leaves: the tensors it owns.
         ignored: torch leaf -> why TensorFlow does not need it.
         channels_first: torch's activations carry the channels at axis 1, Keras's at the end.
+        only_images: of a stage's activations this holds for those of rank 4; the others are the same on both sides.
         probe_scales: factors by which recorded inputs are multiplied for the proof; a small one makes epsilon visible.
         call: calls the Keras layer with the positional inputs and keyword inputs that torch's module received.
         callable_alone: the module is called as a layer (False: its tensors are used directly by their owner).
         of: the kind that torch has there, where this one is another library's layout of it.
+        stage: the module is a part of the network with layers of its own.
     """
 
     name: str
@@ -109,6 +111,8 @@ class Kind:
     call: Callable[..., Any] | None = None
     callable_alone: bool = True
     of: "Kind | None" = None
+    only_images: bool = False
+    stage: bool = False
 
     def relaid(self) -> Iterator[tuple[str, str]]:
         """(leaf, "these axes -> torch's axes") of every tensor that is laid out otherwise than in the kind `of`.
@@ -131,6 +135,15 @@ class Kind:
             if their_keras != our_keras:
                 raise ValueError(f"{self} and {self.of} name the axes of {theirs[0][0]} differently")
             yield leaf.torch, f"{their_axes} -> {our_axes}"
+
+    def arrange(self, value: Any) -> Any:
+        """Torch's activations, an array or nested ones, as the Keras layer has them."""
+        if isinstance(value, tuple):
+            return tuple(self.arrange(part) for part in value)
+        if isinstance(value, dict):
+            return {name: self.arrange(part) for name, part in value.items()}
+        moves = self.channels_first and isinstance(value, np.ndarray) and (value.ndim == 4 or not self.only_images)
+        return channels_last(value) if moves else value
 
     def __repr__(self) -> str:
         return self.name
@@ -219,6 +232,19 @@ PRELU = Kind("PRELU", (leaf("weight", "alpha", "c -> * c"),), channels_first=Tru
 # A layer without weights, listed so that it is proven on its own.
 ACTIVATION = Kind("ACTIVATION", ())
 ACTIVATION_2D = Kind("ACTIVATION_2D", (), channels_first=True)
+
+
+def _call_in_order(layers: Any, x: Any) -> Any:
+    for layer in layers:
+        x = layer(x)
+    return x
+
+
+# Parts of a network, listed so that each is proven on its own: a failure then names the first one that differs.
+STAGE = Kind("STAGE", (), stage=True)
+STAGE_2D = Kind("STAGE_2D", (), channels_first=True, only_images=True, stage=True)
+# torch.nn.Sequential, against a list of Keras layers.
+SEQUENTIAL_2D = Kind("SEQUENTIAL_2D", (), channels_first=True, call=_call_in_order, stage=True)
 
 # A parameter of the model itself: the row's path names the tensor and the Keras variable.
 PARAMETER = Kind("PARAMETER", (leaf("", "", "... -> ..."),), callable_alone=False)

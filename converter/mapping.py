@@ -102,6 +102,16 @@ class Mapping:
         return ignored
 
 
+def under(prefix: str, rows: Iterable[Row | Drop]) -> list[Row | Drop]:
+    """The rows of a network that is the part `prefix` of another."""
+    return [
+        Drop(join(prefix, row.path), row.reason)
+        if isinstance(row, Drop)
+        else Row(join(prefix, row.path), row.kind, None if row.keras is None else join(prefix, row.keras))
+        for row in rows
+    ]
+
+
 def join(path: str, name: str) -> str:
     """`path.name`, where either may be empty."""
     return f"{path}.{name}" if path and name else path or name

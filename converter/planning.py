@@ -219,6 +219,7 @@ class _Match:
         ignored = table.ignored()
         others = [name for name in reading.entries if name not in self.known]
         self.dropped = {reading.entries[name].name: ignored[name] for name in others if name in ignored}
+        self.dropped |= {name: f"a copy of {kept}, equal bit for bit" for name, kept in reading.copies.items()}
         self.unexpected = [name for name in others if name not in ignored]
 
     def _leaf(self, canonical: str, keras_path: str, kind: Kind, leaf: Leaf) -> None:
@@ -252,6 +253,8 @@ class _Match:
     def problems(self) -> list[str]:
         """Everything that keeps this from being a bijection, a line each."""
         lines = []
+        if self.reading.unsized and not any(self.reading.unsized.startswith(name) for name in self.missing):
+            lines.append(self.reading.unsized)
         if self.missing:
             lines.append(f"missing: {_folded(self.missing)}")
         if self.unexpected:
@@ -271,8 +274,6 @@ class _Match:
         empty = [path for path in self.variables if path not in self.filled]
         if empty:
             lines.append(f"variables that no row of the mapping fills: {_folded(empty)}")
-        if self.reading.unsized and not lines:
-            lines.append(self.reading.unsized)
         return lines
 
 

@@ -1,5 +1,6 @@
 """The two proofs: that no bit was lost on the way into the file, and that both networks compute the same."""
 
+import inspect
 import re
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -117,7 +118,7 @@ def request_for(plan: Plan, checkpoint: Checkpoint, dtype: str) -> Request:
         step.canonical: Source(files[step.entry.file], step.entry.key, step.source, plan.dialect.axes(step.canonical))
         for step in plan.steps
     }
-    modules = {path: kind.probe_scales for path, _, kind in table.modules() if kind.callable_alone}
+    called = {path: kind for path, _, kind in table.modules() if kind.callable_alone}
     return Request(
         model=plan.pair.name,
         build=plan.pair.build_torch,  # type: ignore[arg-type]
@@ -125,7 +126,8 @@ def request_for(plan: Plan, checkpoint: Checkpoint, dtype: str) -> Request:
         sources=sources,
         dtype=dtype,
         ignored=set(table.ignored()),
-        modules=modules,
+        modules={path: kind.probe_scales for path, kind in called.items()},
+        stages=frozenset(path for path, kind in called.items() if kind.stage),
         probes=plan.pair.probes(plan.config, np.random.default_rng(SEED)),
     )
 
@@ -170,12 +172,16 @@ def _numerical(
             if isinstance(ours, Comparison):
                 _pool(layers, ours)
             else:
-                theirs = [_arrange(_flat(result)[0], kind) for result in (call.result, call.truth)]
-                _pool(layers, _compare(call.path, None if ours is None else _flat(ours)[0], *theirs))
+                # torch may return more than Keras does: attention its weights.
+                theirs = [_flat(kind.arrange(result)) for result in (call.result, call.truth)]
+                for found in zip(_flat(ours), *theirs, strict=False):
+                    _pool(layers, _compare(call.path, *found))
             progress(1)
+        if probe.part:
+            continue
         first = plan.pair.channels_first
         inputs = {name: channels_last(value) if name in first else value for name, value in probe.inputs.items()}
-        results = _flat(_call_model(model, list(inputs.values()), probe.options))
+        results = _flat(_call_model(model, inputs, probe.options))
         for name, *values in _named(plan.pair.outputs, results, _flat(run.outputs), _flat(run.truth)):
             torch_values = [channels_last(value) if name in first else value for value in values[1:]]
             _pool(outputs, _compare(name, values[0], *torch_values))
@@ -183,11 +189,17 @@ def _numerical(
     return Numerical(tuple(outputs.values()), tuple(layers.values()), uncalled, len(runs))
 
 
-def _call_model(model: Any, inputs: list, options: dict[str, Any]) -> Any:
-    """A Functional model takes all its inputs as one argument, a subclassed one each as its own."""
+def _call_model(model: Any, inputs: dict[str, Any], options: dict[str, Any]) -> Any:
+    """A Functional model takes all its inputs as one argument, a subclassed one each as its own.
+
+    By name where `call` has the names that torch has, so that some may be left out; else by place.
+    """
+    values = list(inputs.values())
     if any(base.__name__ == "Functional" for base in type(model).__mro__):
-        return model(inputs if len(inputs) > 1 else inputs[0], **options)
-    return model(*inputs, **options)
+        return model(values if len(values) > 1 else values[0], **options)
+    if set(inputs) <= set(inspect.signature(model.call).parameters):
+        return model(**inputs, **options)
+    return model(*values, **options)
 
 
 def modules(plan: Plan) -> Iterator[tuple[str, str, Kind]]:
@@ -218,19 +230,12 @@ def _called(path: str, layer: Any, kind: Kind, args: tuple, kwargs: dict[str, An
 def _call(layer: Any, kind: Kind, args: tuple, kwargs: dict[str, Any]) -> Any:
     if layer is None:
         return None
-    args, kwargs = _arrange(args, kind), _arrange(kwargs, kind)
+    args, kwargs = kind.arrange(args), kind.arrange(kwargs)
     if kind.call is not None:
         return kind.call(layer, *args, **kwargs)
+    if kind.stage:
+        return layer(*args, **kwargs)  # a stage has torch's parameters, some left out
     return layer(*args, *kwargs.values())
-
-
-def _arrange(value: Any, kind: Kind) -> Any:
-    """Torch's activations as the Keras layer has them."""
-    if isinstance(value, tuple):
-        return tuple(_arrange(part, kind) for part in value)
-    if isinstance(value, dict):
-        return {name: _arrange(part, kind) for name, part in value.items()}
-    return channels_last(value) if kind.channels_first and isinstance(value, np.ndarray) else value
 
 
 def _flat(results: Any) -> tuple:

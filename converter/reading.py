@@ -50,6 +50,7 @@ class Reading:
         prefix: what stands before every canonical name: wrappers and scope.
         entries: canonical name -> entry, of everything in scope.
         doubled: canonical name -> source names, where several spell the same.
+        copies: source name -> the one it is a copy of and that is read instead.
         out_of_scope: first word of the name -> how many tensors under it are not of this network.
         config: the sizes, or None where they could not be read; `unsized` says why.
     """
@@ -60,6 +61,7 @@ class Reading:
     dialect: dialects.Dialect
     entries: dict[str, Entry] = field(default_factory=dict)
     doubled: dict[str, list[str]] = field(default_factory=dict)
+    copies: dict[str, str] = field(default_factory=dict)
     out_of_scope: dict[str, int] = field(default_factory=dict)
     config: dict[str, Any] | None = None
     unsized: str | None = None
@@ -103,30 +105,47 @@ def readings(checkpoint: Checkpoint, pair: Pair, options: dict[str, Any], choice
                 prefix = wrapper + scope
                 if any(name.startswith(prefix) for name in compiled):
                     for dialect in tried:
-                        yield _read(pair, options, state_key, prefix, dialect, compiled)
+                        reading = Reading(pair, state_key, prefix, dialect)
+                        _spell(reading, wrapper, compiled, checkpoint)
+                        _size(reading, options)
+                        yield reading
 
 
-def _read(
-    pair: Pair,
-    options: dict[str, Any],
-    key: str,
-    prefix: str,
-    dialect: dialects.Dialect,
-    state: dict[str, list[Entry]],
-) -> Reading:
-    reading = Reading(pair, key, prefix, dialect)
+def _spell(reading: Reading, wrapper: str, state: dict[str, list[Entry]], checkpoint: Checkpoint) -> None:
+    """Find the entries in scope by their canonical names."""
+    shared = dict(reading.dialect.shared)
     spelled: dict[str, list[Entry]] = {}
     outside: Counter[str] = Counter()
     for name, entries in state.items():
-        if name.startswith(prefix) and dialect.claims(name.removeprefix(prefix)):
-            spelled.setdefault(dialect.canonical(name.removeprefix(prefix)), []).extend(entries)
+        if name.startswith(wrapper) and name.removeprefix(wrapper) in shared:
+            spelled.setdefault(shared[name.removeprefix(wrapper)], []).extend(entries)
+        elif name.startswith(reading.prefix) and reading.dialect.claims(name.removeprefix(reading.prefix)):
+            canonical = reading.dialect.canonical(name.removeprefix(reading.prefix))
+            spelled.setdefault(canonical, []).extend(entries)
         else:
             outside[name.split(".")[0]] += len(entries)
-    reading.entries = {name: entries[0] for name, entries in spelled.items()}
-    reading.doubled = {name: [e.name for e in entries] for name, entries in spelled.items() if len(entries) > 1}
+    for name, entries in spelled.items():
+        reading.entries[name] = entries[0]
+        if len(entries) > 1 and name in shared.values() and _equal(entries, checkpoint):
+            reading.copies.update({entry.name: entries[0].name for entry in entries[1:]})
+        elif len(entries) > 1:
+            reading.doubled[name] = [entry.name for entry in entries]
     reading.out_of_scope = dict(outside)
+
+
+def _equal(entries: list[Entry], checkpoint: Checkpoint) -> bool:
+    """Whether all of them hold the same bits."""
+    if any(entry.problem for entry in entries) or len({(entry.shape, entry.dtype) for entry in entries}) > 1:
+        return False
+    first, *others = (checkpoint.read(entry).tobytes() for entry in entries)
+    return all(other == first for other in others)
+
+
+def _size(reading: Reading, options: dict[str, Any]) -> None:
+    """Read the sizes off the shapes, and hold the names against the table of that size."""
+    pair = reading.pair
     try:
-        shapes = {name: _torch_shape(dialect, name, entry.shape) for name, entry in reading.entries.items()}
+        shapes = {n: _torch_shape(reading.dialect, n, entry.shape) for n, entry in reading.entries.items()}
         reading.config = as_recorded(pair, pair.configure(shapes, options))
         pair.mapping(reading.config)
     except KeyError as error:
@@ -138,9 +157,8 @@ def _read(
     if reading.config is not None:
         table = reading.table
         needed, ignored = dict(table.tensors()), table.ignored()
-        reading.missing = [name for name, optional in needed.items() if name not in spelled and not optional]
-        reading.unexpected = [name for name in spelled if name not in needed and name not in ignored]
-    return reading
+        reading.missing = [name for name, optional in needed.items() if name not in reading.entries and not optional]
+        reading.unexpected = [name for name in reading.entries if name not in needed and name not in ignored]
 
 
 def _torch_shape(dialect: dialects.Dialect, name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -214,10 +232,10 @@ def _same_layout(one: Reading, other: Reading) -> bool:
 def recognise(
     checkpoint: Checkpoint, known: Iterable[Pair], options: dict[str, Any], choice: Choice = _FREE
 ) -> Reading:
-    """The reading as the one pair whose network the checkpoint holds; a pair that uses every tensor goes first.
+    """The reading as the pair whose network covers the most of the checkpoint.
 
     Raises:
-        ConversionError: none fits or several do; they are listed.
+        ConversionError: none fits, or several do that cover as much; they are listed.
     """
     known = [
         pair
@@ -245,8 +263,8 @@ def recognise(
             continue
         if reading.fits:
             fitting.append(reading)
-    whole = [reading for reading in fitting if not reading.out_of_scope]
-    chosen = whole or fitting
+    most = max((reading.matched for reading in fitting), default=0)
+    chosen = [reading for reading in fitting if reading.matched == most]
     if len(chosen) == 1:
         chosen[0].pair.parse_options(options)  # an option that this pair does not know is an error
         return chosen[0]

@@ -69,13 +69,19 @@ def _spelled(kind: type) -> str:
 
 @dataclass(frozen=True)
 class Probe:
-    """One set of inputs to prove a model with.
+    """One set of inputs to prove a model, or a part of it, with.
 
-    `inputs` are arrays in torch's layout, by torch's parameter name; `options` are passed to both sides as they are.
+    Attributes:
+        inputs: arrays in torch's layout, tuples of them, or None, by torch's parameter name.
+        options: passed to both sides as they are.
+        part: path of the stage (a row of the mapping) to call; "" is the model.
+        stages_only: record the stages and not every layer, whose inputs would fill the memory.
     """
 
-    inputs: dict[str, np.ndarray]
+    inputs: dict[str, Any]
     options: dict[str, Any] = field(default_factory=dict)
+    part: str = ""
+    stages_only: bool = False
 
 
 @dataclass(frozen=True)
@@ -87,6 +93,7 @@ class Pair:
         summary: a line for the list of models.
         mapping: configuration -> the table of rows.
         probes: (configuration, seeded generator) -> sets of probe inputs; lengths of all axes should differ.
+        full_size_probes: the same at the size the model is meant for, where `probes` are smaller.
         outputs: names of the outputs, in the order both sides return them.
         channels_first: the inputs and outputs that have the channels at axis 1 in torch and last in Keras.
         build_tf, build_torch: callables, or where to find them ("module:callable"), that take the configuration and
@@ -110,6 +117,7 @@ class Pair:
     configure: Callable[[Shapes, dict[str, Any]], dict[str, Any]] = lambda shapes, options: dict(options)
     fallback: dict[str, Any] | None = None
     options: Mapping[str, Option] = field(default_factory=dict)
+    full_size_probes: Callable[[dict[str, Any], np.random.Generator], list[Probe]] | None = None
     scopes: tuple[str, ...] = ("",)
     dialects: tuple[Dialect, ...] = ()
     summary: str = ""
@@ -145,7 +153,12 @@ _BUILTIN = {
     "deformable_attention_1d": "converter.mappings.deformable_attention:DEFORMABLE_ATTENTION_1D",
     "deformable_attention_2d": "converter.mappings.deformable_attention:DEFORMABLE_ATTENTION_2D",
     "deformable_attention_3d": "converter.mappings.deformable_attention:DEFORMABLE_ATTENTION_3D",
-    "sam_decoder": "converter.mappings.sam:SAM_DECODER",
+    "sam_decoder": "converter.mappings.sam_decoder:SAM_DECODER",
+    "sam_image_encoder": "converter.mappings.sam_image_encoder:SAM_IMAGE_ENCODER",
+    "sam_prompt_encoder": "converter.mappings.sam_prompt_encoder:SAM_PROMPT_ENCODER",
+    "sam_vit_b": "converter.mappings.sam:SAM_VIT_B",
+    "sam_vit_h": "converter.mappings.sam:SAM_VIT_H",
+    "sam_vit_l": "converter.mappings.sam:SAM_VIT_L",
 }
 # Names that a user may well ask for, and why there is nothing to convert.
 _WITHOUT_WEIGHTS = {

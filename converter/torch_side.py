@@ -44,6 +44,7 @@ class Request:
         dtype: what the values were written as; the reference computes with values rounded to it.
         ignored: canonical names that the mapping leaves out.
         modules: torch path -> factors for the recorded inputs, of each layer to record.
+        stages: those of them that are stages.
     """
 
     model: str
@@ -54,6 +55,7 @@ class Request:
     ignored: set[str]
     modules: dict[str, tuple[float, ...]]
     probes: list[Probe]
+    stages: frozenset[str] = frozenset()
 
 
 @dataclass
@@ -69,7 +71,10 @@ class Call:
 
 @dataclass
 class Run:
-    """One probe: the outputs in float32 and float64, and every recorded call in the order they were made."""
+    """One probe: the model's outputs in float32 and float64, and every recorded call in the order they were made.
+
+    Where the probe is for a part, that part's call is the last, and there are no outputs of the model.
+    """
 
     outputs: tuple
     truth: tuple
@@ -105,7 +110,17 @@ def _answer(request: Request, torch: Any) -> list[Run]:
     _load(model, request, torch)
     with torch.no_grad():
         exact = copy.deepcopy(model).double()
-        return [_run(model, exact, probe, request.modules, torch) for probe in request.probes]
+        return [_run(model, exact, probe, _recorded(request, probe), torch) for probe in request.probes]
+
+
+def _recorded(request: Request, probe: Probe) -> dict[str, tuple[float, ...]]:
+    """The layers of the probe's part to record, with their factors."""
+    return {
+        path: factors
+        for path, factors in request.modules.items()
+        if (not probe.part or f"{path}.".startswith(f"{probe.part}."))
+        and (path in request.stages or not probe.stages_only)
+    }
 
 
 def _build(request: Request) -> Any:
@@ -179,7 +194,7 @@ def _as_float(values: np.ndarray) -> np.ndarray:
 
 
 def _run(model: Any, exact: Any, probe: Probe, modules: dict[str, tuple[float, ...]], torch: Any) -> Run:
-    inputs = {name: torch.from_numpy(np.ascontiguousarray(value)) for name, value in probe.inputs.items()}
+    inputs = {name: _tensors(value, torch) for name, value in probe.inputs.items()}
     doubled = {
         name: _map(value, lambda t: t.double() if t.is_floating_point() else t) for name, value in inputs.items()
     }
@@ -201,10 +216,13 @@ def _run(model: Any, exact: Any, probe: Probe, modules: dict[str, tuple[float, .
         except AttributeError:
             raise ReferenceFailed(f"the torch reference has no module {path}, which the mapping names") from None
         hooks.append(module.register_forward_hook(record(path), with_kwargs=True))
-    outputs = _tuple(model(**inputs, **probe.options))
+    outputs = _tuple(model.get_submodule(probe.part)(**inputs, **probe.options))
     for hook in hooks:
         hook.remove()
-    truth = _tuple(exact(**doubled, **probe.options))
+    if probe.part:
+        outputs = truth = ()
+    else:
+        truth = _tuple(exact(**doubled, **probe.options))
 
     calls = []
     for path, given, named, result in recorded:
@@ -223,6 +241,12 @@ def _run(model: Any, exact: Any, probe: Probe, modules: dict[str, tuple[float, .
                 )
             )
     return Run(_numpy(outputs), _numpy(truth), calls)
+
+
+def _tensors(value: Any, torch: Any) -> Any:
+    if isinstance(value, tuple):
+        return tuple(_tensors(part, torch) for part in value)
+    return None if value is None else torch.from_numpy(np.ascontiguousarray(value))
 
 
 def _batch_first(layer: Any, args: tuple, kwargs: dict) -> tuple[tuple, dict]:

@@ -13,7 +13,7 @@ import tf_models
 from converter import Mapping, Option, Pair, Probe, Row, kinds
 from converter.atomic import scratch
 from converter.checkpoint import Checkpoint
-from converter.mappings.sam import SAM_DECODER
+from converter.mappings.sam_decoder import SAM_DECODER
 from converter.reading import read_as
 from tests.small_sam import OPTIONS, save, small_state
 

@@ -10,7 +10,7 @@ import pytest
 import converter
 from converter.kinds import ACTIVATION_2D, DENSE, LAYER_NORM, Kind, leaf
 from converter.mapping import Mapping, Row
-from converter.mappings.sam import SAM_DECODER, decoder_table
+from converter.mappings.sam_decoder import SAM_DECODER, decoder_table
 from tests.small_sam import OPTIONS, save, small_state
 from tf_models.sam.mask_decoder import build_mask_decoder
 

@@ -1,128 +1,149 @@
-"""Segment Anything: the mask decoder's table, names, sizes and probe inputs."""
+"""Segment Anything as a whole: the tables of its three parts under one roof, for each size of its image encoder."""
 
 from collections.abc import Mapping as Named
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
-from converter.dialects import Dialect
-from converter.errors import UsageError
-from converter.kinds import ACTIVATION_2D, CONV_TRANSPOSE_2D, DENSE, LAYER_NORM, LAYER_NORM_2D, TOKENS
-from converter.mapping import Mapping, Row
+from converter.dialects import Dialect, renamed_under
+from converter.kinds import STAGE_2D
+from converter.mapping import Mapping, Row, under
+from converter.mappings import sam_decoder, sam_image_encoder, sam_prompt_encoder
 from converter.registry import Option, Pair, Probe
 
-# Hugging Face's SamModel, below `mask_decoder`.
 HUGGING_FACE = Dialect(
     "hugging_face",
     (
-        ("transformer.layers.{i}.layer_norm{j}", "transformer.layers.{i}.norm{j}"),
-        ("transformer.layer_norm_final_attn", "transformer.norm_final_attn"),
-        ("upscale_conv1", "output_upscaling.0"),
-        ("upscale_layer_norm", "output_upscaling.1"),
-        ("upscale_conv2", "output_upscaling.3"),
-        ("output_hypernetworks_mlps.{i}.proj_in", "output_hypernetworks_mlps.{i}.layers.0"),
-        ("output_hypernetworks_mlps.{i}.layers.0", "output_hypernetworks_mlps.{i}.layers.1"),
-        ("output_hypernetworks_mlps.{i}.proj_out", "output_hypernetworks_mlps.{i}.layers.2"),
-        ("iou_prediction_head.proj_in", "iou_prediction_head.layers.0"),
-        ("iou_prediction_head.layers.0", "iou_prediction_head.layers.1"),
-        ("iou_prediction_head.proj_out", "iou_prediction_head.layers.2"),
+        ("vision_encoder.pos_embed", "image_encoder.pos_embed"),
+        *renamed_under("vision_encoder", "image_encoder", sam_image_encoder.HUGGING_FACE),
+        *renamed_under("prompt_encoder", "prompt_encoder", sam_prompt_encoder.HUGGING_FACE),
+        *renamed_under("mask_decoder", "mask_decoder", sam_decoder.HUGGING_FACE.renames),
+    ),
+    shared=(
+        (
+            sam_prompt_encoder.HUGGING_FACE_MATRIX,
+            "prompt_encoder.pe_layer.positional_encoding_gaussian_matrix",
+        ),
     ),
 )
 
+# Width, depth and heads of each published image encoder.
+VARIANTS = {"sam_vit_b": (768, 12, 12), "sam_vit_l": (1024, 24, 16), "sam_vit_h": (1280, 32, 16)}
+_SMALL_GRID = 16  # patches along a side, up to which the whole model is cheap enough for every proof
 
-def decoder_config(shapes: Named[str, tuple[int, ...]], options: dict[str, Any]) -> dict[str, Any]:
-    """The mask decoder's sizes, read off its tensors; `num_heads` is not in them."""
-    width = shapes["transformer.layers.0.self_attn.q_proj.weight"][0]
-    inner = shapes["transformer.layers.0.cross_attn_token_to_image.q_proj.weight"][0]
-    heads = options["num_heads"]
-    if heads < 1 or inner % heads:
-        raise UsageError(f"num_heads takes a divisor of {inner}, the width of the attention, not {heads}")
+
+def sam_config(shapes: Named[str, tuple[int, ...]], options: dict[str, Any]) -> dict[str, Any]:
+    """The sizes of all parts; `image_size` is for the first two, `num_heads` is the mask decoder's."""
+    encoder = sam_image_encoder.image_encoder_config(_part(shapes, "image_encoder"), options)
+    decoder = sam_decoder.decoder_config(_part(shapes, "mask_decoder"), options)
     return {
-        "transformer_dim": width,
-        "num_multimask_outputs": shapes["mask_tokens.weight"][0] - 1,
-        "iou_head_depth": _count(shapes, "iou_prediction_head.layers."),
-        "iou_head_hidden_dim": shapes["iou_prediction_head.layers.0.weight"][0],
-        "depth": _count(shapes, "transformer.layers."),
-        "num_heads": heads,
-        "mlp_dim": shapes["transformer.layers.0.mlp.lin1.weight"][0],
-        "attention_downsample_rate": width // inner,
+        "image_size": encoder.pop("image_size"),
+        "num_heads": decoder.pop("num_heads"),
+        "image_encoder": encoder,
+        "prompt_encoder": sam_prompt_encoder.prompt_encoder_widths(_part(shapes, "prompt_encoder")),
+        "mask_decoder": decoder,
     }
 
 
-def _count(shapes: Named[str, tuple[int, ...]], before: str) -> int:
-    """One more than the largest index in use; a gap is then reported as what is missing."""
-    indices = [name[len(before) :].split(".")[0] for name in shapes if name.startswith(before)]
-    return 1 + max((int(index) for index in indices if index.isdecimal() and len(index) < 5), default=0)
+def _part(shapes: Named[str, tuple[int, ...]], part: str) -> "_Part":
+    return _Part({n.removeprefix(f"{part}."): s for n, s in shapes.items() if n.startswith(f"{part}.")}, part)
 
 
-def decoder_table(config: dict[str, Any]) -> Mapping:
-    """The rows of the mask decoder."""
-    last, masks, head = config["depth"] - 1, config["num_multimask_outputs"], config["iou_head_depth"] - 1
-    layer = f"transformer.layers.{{0-{last}}}"
-    attention = "{self_attn,cross_attn_token_to_image,cross_attn_image_to_token}"
+class _Part(dict[str, tuple[int, ...]]):
+    """Shapes of a part by the names in it; what is missing is told by its whole name."""
+
+    def __init__(self, shapes: dict[str, tuple[int, ...]], part: str):
+        super().__init__(shapes)
+        self.part = part
+
+    def __missing__(self, name: str) -> tuple[int, ...]:
+        raise KeyError(f"{self.part}.{name}")
+
+
+def sam_table(config: dict[str, Any]) -> Mapping:
+    """The tables of the parts, and each part as a stage."""
     return Mapping(
         [
-            Row("{iou_token,mask_tokens}", TOKENS),
-            Row(f"{layer}.{attention}.{{q,k,v,out}}_proj", DENSE),
-            Row(f"{layer}.mlp.lin{{1,2}}", DENSE),
-            Row(f"{layer}.norm{{1-4}}", LAYER_NORM),
-            Row("transformer.final_attn_token_to_image.{q,k,v,out}_proj", DENSE),
-            Row("transformer.norm_final_attn", LAYER_NORM),
-            Row("output_upscaling.{0,3}", CONV_TRANSPOSE_2D),
-            Row("output_upscaling.1", LAYER_NORM_2D),
-            Row("output_upscaling.{2,4}", ACTIVATION_2D),
-            Row(f"output_hypernetworks_mlps.{{0-{masks}}}.layers.{{0-2}}", DENSE),
-            Row(f"iou_prediction_head.layers.{{0-{head}}}", DENSE),
+            *under("image_encoder", sam_image_encoder.image_encoder_rows(config["image_encoder"])),
+            *under("prompt_encoder", sam_prompt_encoder.prompt_encoder_rows(config["prompt_encoder"])),
+            *under("mask_decoder", sam_decoder.decoder_rows(config["mask_decoder"])),
+            Row("{image_encoder,prompt_encoder,mask_decoder}", STAGE_2D),
         ]
     )
 
 
-def decoder_probes(config: dict[str, Any], rng: np.random.Generator) -> list[Probe]:
-    """Six prompts of three tokens with three masks; sixteen without tokens with a single mask; H != W.
-
-    The IoU head gives a number or three a prompt; it takes many for torch's own error to be a fair measure.
-    """
-    width = config["transformer_dim"]
-
-    def probe(prompts: int, tokens: int, height: int, breadth: int, multimask_output: bool) -> Probe:
-        def normal(*shape: int) -> np.ndarray:
-            return rng.standard_normal(shape, dtype=np.float32)
-
-        return Probe(
-            {
-                "image_embeddings": normal(1, width, height, breadth),
-                "image_pe": normal(1, width, height, breadth),
-                "sparse_prompt_embeddings": normal(prompts, tokens, width),
-                "dense_prompt_embeddings": normal(prompts, width, height, breadth),
-            },
-            {"multimask_output": multimask_output},
-        )
-
-    return [probe(6, 3, 7, 9, True), probe(16, 0, 5, 8, False)]
+def sam_probes(config: dict[str, Any], rng: np.random.Generator) -> list[Probe]:
+    """Each part alone, at sizes that its layers' inputs fit in memory; the whole as well where it is small."""
+    encoder = {**config["image_encoder"], "image_size": config["image_size"]}
+    prompt = {**config["prompt_encoder"], "image_size": config["image_size"], "patch_size": encoder["patch_size"]}
+    decoder = sam_decoder.decoder_probes(config["mask_decoder"], rng)
+    return [
+        *sam_image_encoder.image_encoder_probes(encoder, rng, "image_encoder"),
+        *sam_prompt_encoder.prompt_encoder_probes(prompt, rng, "prompt_encoder"),
+        *(replace(probe, part="mask_decoder") for probe in decoder),
+        *(sam_full_size_probes(config, rng) if config["image_size"] <= _SMALL_GRID * encoder["patch_size"] else ()),
+    ]
 
 
-# The sizes of every published SAM.
-PUBLISHED_DECODER = {
-    "transformer_dim": 256,
-    "num_multimask_outputs": 3,
-    "iou_head_depth": 3,
-    "iou_head_hidden_dim": 256,
-    "depth": 2,
-    "num_heads": 8,
-    "mlp_dim": 2048,
-    "attention_downsample_rate": 2,
-}
+def sam_full_size_probes(config: dict[str, Any], rng: np.random.Generator) -> list[Probe]:
+    """The whole on one image of its real size: prompts of every sort, then points alone; stages only."""
+    size = config["image_size"]
+    given = sam_prompt_encoder.prompts(size, size // config["image_encoder"]["patch_size"], rng)
+    coords, labels = given["points"]
+    image = rng.standard_normal((1, 3, size, size), dtype=np.float32)
+    points = {"image": image, "point_coords": coords, "point_labels": labels}
+    every = {**points, "boxes": given["boxes"], "mask_input": given["masks"]}
+    return [
+        Probe(every, {"multimask_output": True}, stages_only=True),
+        Probe(points, {"multimask_output": False}, stages_only=True),
+    ]
 
-SAM_DECODER = Pair(
-    name="sam_decoder",
-    summary="Segment Anything's mask decoder (any SAM checkpoint)",
-    mapping=decoder_table,
-    probes=decoder_probes,
-    outputs=("masks", "iou"),
-    channels_first=frozenset({"image_embeddings", "image_pe", "dense_prompt_embeddings", "masks"}),
-    configure=decoder_config,
-    fallback=PUBLISHED_DECODER,
-    options={"num_heads": Option(8, "attention heads, 8 in every published SAM")},
-    scopes=("mask_decoder.", ""),
-    dialects=(HUGGING_FACE,),
-)
+
+def _pair(name: str) -> Pair:
+    width, depth, heads = VARIANTS[name]
+
+    def configure(shapes: Named[str, tuple[int, ...]], options: dict[str, Any]) -> dict[str, Any]:
+        """Sizes that no SAM was published with are any variant's; those of another variant are not this one's."""
+        config = sam_config(shapes, options)
+        encoder = config["image_encoder"]
+        sizes = (encoder["embed_dim"], encoder["depth"], encoder["num_heads"])
+        for other, theirs in VARIANTS.items():
+            if other != name and sizes == theirs:
+                raise ValueError(f"its image encoder is that of {other}")
+        return config
+
+    encoder = {
+        **sam_image_encoder.PUBLISHED_IMAGE_ENCODER,
+        "embed_dim": width,
+        "depth": depth,
+        "num_heads": heads,
+        "mlp_dim": 4 * width,
+        "global_attn_indexes": list(range(depth // 4 - 1, depth, depth // 4)),
+    }
+    decoder = dict(sam_decoder.PUBLISHED_DECODER)
+    return Pair(
+        name=name,
+        summary=f"Segment Anything with ViT-{name[-1].upper()}: image encoder, prompt encoder and mask decoder",
+        mapping=sam_table,
+        probes=sam_probes,
+        full_size_probes=sam_full_size_probes,
+        outputs=("masks", "iou"),
+        channels_first=frozenset({"image", "mask_input", "masks"}),
+        configure=configure,
+        fallback={
+            "image_size": encoder.pop("image_size"),
+            "num_heads": decoder.pop("num_heads"),
+            "image_encoder": encoder,
+            "prompt_encoder": {"embed_dim": 256, "mask_in_chans": 16},
+            "mask_decoder": decoder,
+        },
+        options={
+            "image_size": sam_image_encoder.IMAGE_SIZE,
+            "num_heads": Option(8, "attention heads of the mask decoder, 8 in every published SAM"),
+        },
+        dialects=(HUGGING_FACE,),
+    )
+
+
+SAM_VIT_B, SAM_VIT_L, SAM_VIT_H = map(_pair, VARIANTS)

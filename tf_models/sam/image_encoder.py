@@ -172,8 +172,11 @@ def resized_pos_embed(pos_embed: Any, size: Any) -> Any:
     return interpolate(pos_embed, size=tuple(size), mode="bicubic", align_corners=False)
 
 
-def build_image_encoder(**config: Any) -> ImageEncoderViT:
-    """Build an `ImageEncoderViT`, all its variables made, with fresh weights; the arguments are those of the class."""
-    model = ImageEncoderViT(**config)
+def build_image_encoder(image_size: int = 1024, **config: Any) -> ImageEncoderViT:
+    """Build an `ImageEncoderViT`, all its variables made, with fresh weights.
+
+    The arguments are those of the class, with `image_size` for its `img_size`.
+    """
+    model = ImageEncoderViT(**{"img_size": image_size, **config})
     model.build((None, None, None, 3))
     return model

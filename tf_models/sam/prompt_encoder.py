@@ -192,8 +192,12 @@ class PositionEmbeddingRandom(keras.layers.Layer):
         return super().get_config() | {"num_pos_feats": self.num_pos_feats}
 
 
-def build_prompt_encoder(**config: Any) -> PromptEncoder:
-    """Build a `PromptEncoder`, all its variables made, with fresh weights; the arguments are those of the class."""
-    model = PromptEncoder(**config)
+def build_prompt_encoder(image_size: int = 1024, patch_size: int = 16, **config: Any) -> PromptEncoder:
+    """Build a `PromptEncoder`, all its variables made, with fresh weights, for a square image and its patches.
+
+    Both sizes are in pixels along a side; the other arguments are those of the class.
+    """
+    sizes = {"image_embedding_size": image_size // patch_size, "input_image_size": image_size}
+    model = PromptEncoder(**{**sizes, **config})
     model.build()
     return model

@@ -97,16 +97,25 @@ Sizes = dict[str, Any] | None
 
 
 def build_sam_vit_b(
-    image_encoder: Sizes = None, prompt_encoder: Sizes = None, mask_decoder: Sizes = None, **kwargs: Any
+    image_encoder: Sizes = None,
+    prompt_encoder: Sizes = None,
+    mask_decoder: Sizes = None,
+    image_size: int = 1024,
+    num_heads: int = 8,
+    **kwargs: Any,
 ) -> Sam:
     """Build a `Sam` with an `ImageEncoderViT`, all its variables made, with fresh weights.
 
-    The arguments are those of the three parts, by name, and Keras's own for all of them (`dtype`).
+    `image_size` is the side of the square image in pixels, `num_heads` the mask decoder's. The other arguments are
+    those of the parts, by name, and Keras's own for all of them (`dtype`).
     """
+    encoder = {"image_size": image_size, **(image_encoder or {})}
+    prompt = {"image_size": image_size, "patch_size": encoder.get("patch_size", 16), **(prompt_encoder or {})}
+    decoder = {"num_heads": num_heads, **(mask_decoder or {})}
     return Sam(
-        build_image_encoder(**image_encoder or {}, **kwargs),
-        build_prompt_encoder(**prompt_encoder or {}, **kwargs),
-        build_mask_decoder(**mask_decoder or {}, **kwargs),
+        build_image_encoder(**encoder, **kwargs),
+        build_prompt_encoder(**prompt, **kwargs),
+        build_mask_decoder(**decoder, **kwargs),
         **kwargs,
     )
 

@@ -162,6 +162,9 @@ def unpartition(windows: torch.Tensor, window_size: int, size: tuple[int, ...]) 
     return x.flatten(3, 4).flatten(1, 2)[:, :height, :width]
 
 
-def build_image_encoder(**config: Any) -> ImageEncoderViT:
-    """Build an `ImageEncoderViT` with fresh weights, in inference mode; the arguments are those of the class."""
-    return ImageEncoderViT(**config).eval()
+def build_image_encoder(image_size: int = 1024, **config: Any) -> ImageEncoderViT:
+    """Build an `ImageEncoderViT` with fresh weights, in inference mode.
+
+    The arguments are those of the class, with `image_size` for its `img_size`.
+    """
+    return ImageEncoderViT(**{"img_size": image_size, **config}).eval()

@@ -1,6 +1,7 @@
 """The prompt encoder of Segment Anything: points, boxes and masks in, embeddings for the mask decoder out."""
 
 import math
+from typing import Any
 
 import torch
 from torch import nn
@@ -113,6 +114,10 @@ class PositionEmbeddingRandom(nn.Module):
         return torch.cat([angles.sin(), angles.cos()], dim=-1)
 
 
-def build_prompt_encoder(**config: int) -> PromptEncoder:
-    """Build a `PromptEncoder` with fresh weights, in inference mode; the arguments are those of the class."""
-    return PromptEncoder(**config).eval()
+def build_prompt_encoder(image_size: int = 1024, patch_size: int = 16, **config: Any) -> PromptEncoder:
+    """Build a `PromptEncoder` with fresh weights, in inference mode, for a square image and its patches.
+
+    Both sizes are in pixels along a side; the other arguments are those of the class.
+    """
+    sizes = {"image_embedding_size": image_size // patch_size, "input_image_size": image_size}
+    return PromptEncoder(**{**sizes, **config}).eval()

@@ -5,9 +5,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from torch_refs.sam.image_encoder import ImageEncoderViT
-from torch_refs.sam.mask_decoder import MaskDecoder
-from torch_refs.sam.prompt_encoder import PromptEncoder
+from torch_refs.sam.image_encoder import build_image_encoder
+from torch_refs.sam.mask_decoder import MaskDecoder, build_mask_decoder
+from torch_refs.sam.prompt_encoder import PromptEncoder, build_prompt_encoder
 
 
 class Sam(nn.Module):
@@ -48,7 +48,8 @@ class Sam(nn.Module):
         points = None if point_coords is None else (point_coords, point_labels)
         sparse, dense = self.prompt_encoder(points, boxes, mask_input)
         image_pe = self.prompt_encoder.get_dense_pe()
-        return self.mask_decoder(self.image_encoder(image), image_pe, sparse, dense, multimask_output)
+        embedding = self.image_encoder(image)
+        return self.mask_decoder(embedding, image_pe, sparse, dense, multimask_output=multimask_output)
 
 
 # Sizes of the image encoder; ViT-B's are the defaults of the class.
@@ -57,13 +58,22 @@ VIT_H = {"embed_dim": 1280, "depth": 32, "num_heads": 16, "mlp_dim": 5120, "glob
 Sizes = dict[str, Any] | None
 
 
-def build_sam_vit_b(image_encoder: Sizes = None, prompt_encoder: Sizes = None, mask_decoder: Sizes = None) -> Sam:
+def build_sam_vit_b(
+    image_encoder: Sizes = None,
+    prompt_encoder: Sizes = None,
+    mask_decoder: Sizes = None,
+    image_size: int = 1024,
+    num_heads: int = 8,
+) -> Sam:
     """Build a `Sam` with an `ImageEncoderViT` and fresh weights, in inference mode.
 
-    The arguments are those of the three parts, by name.
+    `image_size` is the side of the square image in pixels, `num_heads` the mask decoder's. The other arguments are
+    those of the parts, by name.
     """
-    encoder = ImageEncoderViT(**image_encoder or {})
-    return Sam(encoder, PromptEncoder(**prompt_encoder or {}), MaskDecoder(**mask_decoder or {})).eval()
+    encoder = {"image_size": image_size, **(image_encoder or {})}
+    prompt = {"image_size": image_size, "patch_size": encoder.get("patch_size", 16), **(prompt_encoder or {})}
+    decoder = {"num_heads": num_heads, **(mask_decoder or {})}
+    return Sam(build_image_encoder(**encoder), build_prompt_encoder(**prompt), build_mask_decoder(**decoder)).eval()
 
 
 def build_sam_vit_l(image_encoder: Sizes = None, **parts: Any) -> Sam:

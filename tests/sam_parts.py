@@ -1,0 +1,85 @@
+"""A whole Segment Anything small enough to convert in every test: sizes, seeded weights, and segment-anything's own."""
+
+from functools import partial
+from typing import Any
+
+import torch
+from segment_anything.modeling import ImageEncoderViT, MaskDecoder, PromptEncoder, Sam, TwoWayTransformer
+
+from torch_refs.sam.sam import build_sam_vit_b
+from torch_refs.sam.seeded_checkpoint import seeded_tensor
+
+# Windows of 4 do not divide the grid of 10 x 10 patches. Lengths differ from one another where they can.
+IMAGE_ENCODER = {
+    "patch_size": 8,
+    "embed_dim": 48,
+    "depth": 3,
+    "num_heads": 4,
+    "mlp_dim": 96,
+    "out_chans": 32,
+    "window_size": 4,
+    "global_attn_indexes": [1],
+    "trained_img_size": 80,
+}
+PROMPT_ENCODER = {"embed_dim": 32, "mask_in_chans": 16}
+MASK_DECODER = {
+    "transformer_dim": 32,
+    "num_multimask_outputs": 3,
+    "iou_head_depth": 3,
+    "iou_head_hidden_dim": 24,
+    "depth": 2,
+    "mlp_dim": 40,
+    "attention_downsample_rate": 2,
+}
+CONFIG = {
+    "image_size": 80,
+    "num_heads": 4,
+    "image_encoder": IMAGE_ENCODER,
+    "prompt_encoder": PROMPT_ENCODER,
+    "mask_decoder": MASK_DECODER,
+}
+OPTIONS = {"num_heads": 4}
+
+
+def upstream_image_encoder(sizes: dict[str, Any] = IMAGE_ENCODER) -> ImageEncoderViT:
+    """segment-anything's image encoder of these sizes, built as its `build_sam` does."""
+    return ImageEncoderViT(
+        img_size=sizes["trained_img_size"],
+        patch_size=sizes["patch_size"],
+        embed_dim=sizes["embed_dim"],
+        depth=sizes["depth"],
+        num_heads=sizes["num_heads"],
+        mlp_ratio=sizes["mlp_dim"] / sizes["embed_dim"],
+        out_chans=sizes["out_chans"],
+        window_size=sizes["window_size"],
+        global_attn_indexes=sizes["global_attn_indexes"],
+        use_rel_pos=True,
+        norm_layer=partial(torch.nn.LayerNorm, eps=1e-6),
+    ).eval()
+
+
+def upstream_sam() -> Sam:
+    """segment-anything's `Sam` of CONFIG's sizes."""
+    size = CONFIG["image_size"]
+    grid = size // IMAGE_ENCODER["patch_size"]
+    width = PROMPT_ENCODER["embed_dim"]
+    transformer = TwoWayTransformer(MASK_DECODER["depth"], width, CONFIG["num_heads"], MASK_DECODER["mlp_dim"])
+    return Sam(
+        upstream_image_encoder(),
+        PromptEncoder(width, (grid, grid), (size, size), PROMPT_ENCODER["mask_in_chans"]),
+        MaskDecoder(
+            transformer_dim=width,
+            transformer=transformer,
+            iou_head_hidden_dim=MASK_DECODER["iou_head_hidden_dim"],
+        ),
+    ).eval()
+
+
+def seeded(module: torch.nn.Module, prefix: str = "") -> dict[str, torch.Tensor]:
+    """Seeded weights for the module, at the scale of trained ones; none is left at 0 or 1."""
+    return {name: seeded_tensor(prefix + name, tuple(value.shape)) for name, value in module.state_dict().items()}
+
+
+def sam_state(**changes: Any) -> dict[str, torch.Tensor]:
+    """Seeded weights of a `Sam` of CONFIG's sizes, with changes to those of the image encoder."""
+    return seeded(build_sam_vit_b(**{**CONFIG, "image_encoder": {**IMAGE_ENCODER, **changes}}))
