@@ -3,9 +3,15 @@
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from segment_anything.modeling import ImageEncoderViT, MaskDecoder, PromptEncoder, Sam, TwoWayTransformer
 
+import tf_models
+from converter.mapping import join
+from converter.proof import _compare
+from converter.registry import get
+from converter.variables import by_path
 from torch_refs.sam.sam import build_sam_vit_b
 from torch_refs.sam.seeded_checkpoint import seeded_tensor
 
@@ -83,3 +89,30 @@ def seeded(module: torch.nn.Module, prefix: str = "") -> dict[str, torch.Tensor]
 def sam_state(**changes: Any) -> dict[str, torch.Tensor]:
     """Seeded weights of a `Sam` of CONFIG's sizes, with changes to those of the image encoder."""
     return seeded(build_sam_vit_b(**{**CONFIG, "image_encoder": {**IMAGE_ENCODER, **changes}}))
+
+
+def keras_twin(name: str, config: dict[str, Any], state: dict[str, torch.Tensor], **more: Any) -> Any:
+    """The pair's Keras model with the weights of a state dict of canonical names, carried over by the pair's table."""
+    model = tf_models.create(name, **config, **more)
+    variables = by_path(model)
+    for torch_path, keras_path, kind in get(name).mapping(config).modules():
+        for leaf in kind.leaves:
+            if join(torch_path, leaf.torch) in state:
+                value = state[join(torch_path, leaf.torch)].numpy()
+                for variable, layout in leaf.variables:
+                    target = variables.pop(join(keras_path, variable))
+                    target.assign(layout.to_keras(value, tuple(target.shape)))
+    assert not variables
+    return model
+
+
+def last(value: torch.Tensor | np.ndarray) -> np.ndarray:
+    """An image with the channels last; anything else as it is."""
+    value = np.asarray(value)
+    return np.moveaxis(value, 1, -1) if value.ndim == 4 else value
+
+
+def assert_as_exact(got: Any, single: torch.Tensor, exact: torch.Tensor) -> None:
+    """TensorFlow's float32 result is as near to torch's float64 one as the rule of the proof demands."""
+    comparison = _compare("result", got, last(single), last(exact))
+    assert comparison, str(comparison)

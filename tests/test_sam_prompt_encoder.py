@@ -1,0 +1,167 @@
+"""Segment Anything's prompt encoder on both sides, for every sort of prompt, against segment-anything."""
+
+from copy import deepcopy
+
+import numpy as np
+import pytest
+import tensorflow as tf
+import torch
+from segment_anything.modeling import PromptEncoder as UpstreamPromptEncoder
+
+from tests.sam_parts import assert_as_exact, keras_twin, last, seeded
+from torch_refs.sam.prompt_encoder import build_prompt_encoder
+
+CONFIG = {"image_size": 112, "patch_size": 16, "embed_dim": 24, "mask_in_chans": 16}  # a grid of 7 x 7
+SORTS = [
+    ("points",),
+    ("boxes",),
+    ("masks",),
+    ("points", "boxes"),
+    ("points", "masks"),
+    ("boxes", "masks"),
+    ("points", "boxes", "masks"),
+    (),
+]
+
+
+def prompts(count=5, points=3):
+    """Prompts of every sort; some places lie outside the image, and labels are 1, 0, -1 and one unknown."""
+    rng = torch.Generator().manual_seed(count * 10 + points)
+    labels = torch.randint(-1, 3, (count, points), generator=rng)
+    return {
+        "points": (140 * torch.rand(count, points, 2, generator=rng) - 10, labels),
+        "boxes": 112 * torch.rand(count, 4, generator=rng),
+        "masks": torch.randn(count, 1, 28, 28, generator=rng),
+    }
+
+
+def chosen(sorts, given):
+    return {name: given[name] for name in sorts}
+
+
+def double(value):
+    if isinstance(value, tuple):
+        return tuple(map(double, value))
+    return value.double() if value.is_floating_point() else value
+
+
+def for_keras(inputs):
+    return {
+        name: tuple(map(last, value)) if isinstance(value, tuple) else last(value) for name, value in inputs.items()
+    }
+
+
+@pytest.fixture(scope="module")
+def reference():
+    encoder = build_prompt_encoder(**CONFIG)
+    encoder.load_state_dict(seeded(encoder))
+    return encoder
+
+
+@pytest.fixture(scope="module")
+def upstream(reference):
+    encoder = UpstreamPromptEncoder(24, (7, 7), (112, 112), 16).eval()
+    encoder.load_state_dict(reference.state_dict(), strict=True)
+    return encoder
+
+
+@pytest.fixture(scope="module")
+def model(reference):
+    return keras_twin("sam_prompt_encoder", CONFIG, reference.state_dict())
+
+
+def test_the_state_dict_is_upstreams(reference, upstream):
+    assert [(name, value.shape) for name, value in reference.state_dict().items()] == [
+        (name, value.shape) for name, value in upstream.state_dict().items()
+    ]
+
+
+@pytest.mark.parametrize("sorts", SORTS, ids=lambda sorts: "+".join(sorts) or "nothing")
+@pytest.mark.parametrize(("count", "points"), [(5, 3), (1, 1)])
+def test_every_sort_of_prompt(reference, upstream, model, sorts, count, points):
+    given = chosen(sorts, prompts(count, points))
+    with torch.inference_mode():
+        want = upstream(given.get("points"), given.get("boxes"), given.get("masks"))
+        single = reference(**given)
+        exact = deepcopy(reference).double()(**{name: double(value) for name, value in given.items()})
+    for ours, theirs in zip(single, want, strict=True):
+        assert ours.shape == theirs.shape
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-6)
+    tokens = points * ("points" in sorts) + ("points" in sorts and "boxes" not in sorts) + 2 * ("boxes" in sorts)
+    results = model(**for_keras(given))
+    assert results[0].shape == (count if sorts else 1, tokens, 24)
+    for result, one, truth in zip(results, single, exact, strict=True):
+        assert_as_exact(result, one, truth)
+
+
+def test_the_dense_positions(reference, upstream, model):
+    exact = deepcopy(reference).double().get_dense_pe()
+    torch.testing.assert_close(reference.get_dense_pe(), upstream.get_dense_pe(), rtol=0, atol=1e-6)
+    assert_as_exact(model.get_dense_pe(), reference.get_dense_pe(), exact)
+
+
+def test_one_graph_for_any_number_of_prompts(model):
+    @tf.function(
+        input_signature=[
+            tf.TensorSpec((None, None, 2)),
+            tf.TensorSpec((None, None), tf.int32),
+            tf.TensorSpec((None, 4)),
+            tf.TensorSpec((None, 28, 28, 1)),
+        ]
+    )
+    def encode(coords, labels, boxes, masks):
+        return model((coords, labels), boxes, masks)
+
+    for count, points in ((5, 3), (1, 0), (2, 7)):
+        given = for_keras(prompts(count, points))
+        (coords, labels), boxes, masks = given.values()
+        for result, expected in zip(encode(coords, labels.astype("i4"), boxes, masks), model(**given), strict=True):
+            np.testing.assert_allclose(result, expected, rtol=0, atol=2e-6)
+
+
+def test_compiled(model):
+    compiled = tf.function(lambda **prompts: model(**prompts), jit_compile=True)
+    given = {
+        name: tuple(map(tf.constant, value)) if isinstance(value, tuple) else tf.constant(value)
+        for name, value in for_keras(prompts()).items()
+    }
+    for result, expected in zip(compiled(**given), model(**given), strict=True):
+        np.testing.assert_allclose(result, expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(("policy", "rounding"), [("mixed_float16", 2**-11), ("mixed_bfloat16", 2**-8)])
+def test_half_types_tell_pixels_apart(model, reference, policy, rounding):
+    """A place near the far corner is encoded as in float32 and rounded once."""
+    half = keras_twin("sam_prompt_encoder", CONFIG, reference.state_dict(), dtype=policy)
+    for given in (
+        for_keras(chosen(("points", "boxes"), prompts())),
+        {"boxes": np.float32([[110.3, 109.6, 111.9, 107.2]])},
+    ):
+        result, expected = half(**given)[0], model(**given)[0]
+        assert result.dtype == policy.removeprefix("mixed_")
+        np.testing.assert_allclose(tf.cast(result, "float32"), expected, rtol=rounding, atol=1e-6)
+    pe = tf.cast(half.get_dense_pe(), "float32")
+    np.testing.assert_allclose(pe, model.get_dense_pe(), rtol=rounding, atol=1e-6)
+
+
+def test_it_is_rebuilt_from_its_configuration(model):
+    again = type(model).from_config(model.get_config())
+    again.build()
+    again.set_weights(model.get_weights())
+    given = for_keras(prompts())
+    for result, expected in zip(again(**given), model(**given), strict=True):
+        np.testing.assert_array_equal(result, expected)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"points": (np.zeros((5, 3)), np.zeros((5, 3)))}, "point coordinates have shape"),
+        ({"points": (np.zeros((5, 3, 2)), np.zeros((5, 2)))}, r"point labels have shape \(5, 2\); expected \(5, 3\)"),
+        ({"boxes": np.zeros((4, 4))}, r"boxes have shape \(4, 4\); expected \(5, 4\)"),
+        ({"masks": np.zeros((5, 27, 28, 1))}, "masks have shape"),
+    ],
+)
+def test_shapes_that_do_not_fit(model, change, message):
+    with pytest.raises(ValueError, match=message):
+        model(**{**for_keras(prompts()), **change})

@@ -1,0 +1,349 @@
+"""Segment Anything as a whole: both sides against upstream and `transformers`, and its conversion."""
+
+from copy import deepcopy
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import tensorflow as tf
+import torch
+from transformers import SamConfig, SamModel
+
+import converter
+import tf_models
+from converter.checkpoint import Checkpoint
+from converter.mappings.sam import SAM_VIT_B
+from converter.reading import find_reading
+from tests.sam_parts import CONFIG, IMAGE_ENCODER, OPTIONS, assert_as_exact, keras_twin, last, sam_state, upstream_sam
+from tests.small_sam import prefixed, save
+from tf_models.sam.relative_attention import RelativeAttention
+from torch_refs.sam.sam import build_sam_vit_b
+from torch_refs.sam.seeded_checkpoint import VARIANTS, official_shapes, seeded_tensor
+
+SIZE, GRID = CONFIG["image_size"], CONFIG["image_size"] // IMAGE_ENCODER["patch_size"]
+COPIES = ("prompt_encoder.shared_embedding.positional_embedding", "shared_image_embedding.positional_embedding")
+
+
+def inputs(size=SIZE, grid=GRID):
+    """One image and five prompts of every sort, in torch's layout."""
+    rng = torch.Generator().manual_seed(0)
+    return {
+        "image": torch.randn(1, 3, size, size, generator=rng),
+        "point_coords": size * torch.rand(5, 3, 2, generator=rng),
+        "point_labels": torch.randint(0, 2, (5, 3), generator=rng),
+        "boxes": size * torch.rand(5, 4, generator=rng),
+        "mask_input": torch.randn(5, 1, 4 * grid, 4 * grid, generator=rng),
+    }
+
+
+def without(*names, given=None):
+    return {name: value for name, value in (given or inputs()).items() if name not in names}
+
+
+def both_precisions(module, given, **options):
+    doubled = {name: value.double() if value.is_floating_point() else value for name, value in given.items()}
+    with torch.inference_mode():
+        return module(**given, **options), deepcopy(module).double()(**doubled, **options)
+
+
+def for_keras(given):
+    return {name: tf.constant(last(value)) for name, value in given.items()}
+
+
+@pytest.fixture(scope="module")
+def state():
+    return sam_state()
+
+
+@pytest.fixture(scope="module")
+def reference(state):
+    sam = build_sam_vit_b(**CONFIG)
+    sam.load_state_dict(state)
+    return sam
+
+
+@pytest.fixture(scope="module")
+def model(state):
+    return keras_twin("sam_vit_b", CONFIG, state)
+
+
+@pytest.mark.parametrize("multimask_output", [True, False])
+def test_the_reference_equals_upstream(reference, state, multimask_output):
+    upstream = upstream_sam()
+    upstream.load_state_dict(state, strict=True)
+    upstream.pixel_mean.zero_()
+    upstream.pixel_std.fill_(1)
+    given = inputs()
+    record = {
+        "image": given["image"][0],
+        "original_size": (SIZE, SIZE),
+        "point_coords": given["point_coords"],
+        "point_labels": given["point_labels"],
+        "boxes": given["boxes"],
+        "mask_inputs": given["mask_input"],
+    }
+    with torch.inference_mode():
+        [want] = upstream([record], multimask_output)
+        masks, iou = reference(**given, multimask_output=multimask_output)
+    torch.testing.assert_close(masks, want["low_res_logits"], rtol=0, atol=1e-5)
+    torch.testing.assert_close(iou, want["iou_predictions"], rtol=0, atol=1e-6)
+    assert masks.std() > 0.1
+
+
+@pytest.mark.parametrize(
+    "absent",
+    [(), ("boxes", "mask_input"), ("point_coords", "point_labels", "mask_input"), ("mask_input",), ("boxes",)],
+    ids=lambda absent: "-".join(absent) or "all",
+)
+@pytest.mark.parametrize("multimask_output", [True, False])
+def test_tensorflow_against_the_reference(model, reference, absent, multimask_output):
+    given = without(*absent)
+    single, exact = both_precisions(reference, given, multimask_output=multimask_output)
+    for result, one, truth in zip(
+        model(**for_keras(given), multimask_output=multimask_output), single, exact, strict=True
+    ):
+        assert_as_exact(result, one, truth)
+
+
+def test_an_encoded_image_is_decoded_with_many_prompts(model):
+    given = for_keras(without("mask_input"))
+    whole = model(**given)
+    embedding = model.image_encoder(given.pop("image"))
+    for result, expected in zip(model.decode(embedding, **given), whole, strict=True):
+        np.testing.assert_allclose(result, expected, rtol=0, atol=1e-5)
+
+
+def test_compiled(model):
+    given = for_keras(inputs())
+    compiled = tf.function(lambda **given: model(**given), jit_compile=True)
+    for result, expected in zip(compiled(**given), model(**given), strict=True):
+        np.testing.assert_allclose(result, expected, rtol=0, atol=2e-5)
+
+
+@pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16"])
+def test_half_types(model, state, policy):
+    half = keras_twin("sam_vit_b", CONFIG, state, dtype=policy)
+    for result, expected in zip(half(**for_keras(inputs())), model(**for_keras(inputs())), strict=True):
+        assert result.dtype == policy.removeprefix("mixed_")
+        difference = np.abs(tf.cast(result, "float32") - expected).max()
+        assert difference < (0.02 if policy == "mixed_float16" else 0.15) * np.abs(expected).max()
+
+
+def test_it_is_rebuilt_from_its_configuration(model):
+    again = type(model).from_config(model.get_config())
+    for part in (again.image_encoder, again.prompt_encoder, again.mask_decoder):
+        if not part.built:
+            part.build()
+    again.set_weights(model.get_weights())
+    for result, expected in zip(again(**for_keras(inputs())), model(**for_keras(inputs())), strict=True):
+        np.testing.assert_array_equal(result, expected)
+
+
+def test_it_is_exported_for_any_number_of_prompts(model, tmp_path):
+    signature = [
+        tf.TensorSpec((1, SIZE, SIZE, 3)),
+        tf.TensorSpec((None, None, 2)),
+        tf.TensorSpec((None, None), tf.int32),
+    ]
+    module = tf.Module()
+    module.model, module.call = model, tf.function(lambda *given: model(*given), input_signature=signature)
+    tf.saved_model.save(module, tmp_path / "saved")
+    loaded = tf.saved_model.load(tmp_path / "saved")
+    for count in (1, 5, 9):
+        coords = tf.random.stateless_uniform((count, 2, 2), (0, count)) * SIZE
+        labels = tf.ones((count, 2), tf.int32)
+        image = for_keras(inputs())["image"]
+        for result, expected in zip(loaded.call(image, coords, labels), model(image, coords, labels), strict=True):
+            np.testing.assert_allclose(result, expected, rtol=0, atol=1e-5)
+
+
+def test_converted_and_loaded(state, reference, tmp_path):
+    report = converter.convert("sam_vit_b", save(state, tmp_path), tmp_path / "out.weights.h5", options=OPTIONS)
+    assert report
+    assert report.config == CONFIG
+    layers = {one.name for one in report.numerical.layers}
+    assert {"image_encoder", "image_encoder.patch_embed", "image_encoder.blocks.1", "image_encoder.neck"} <= layers
+    assert {"prompt_encoder", "prompt_encoder.mask_downscaling", "mask_decoder"} <= layers
+    single, exact = both_precisions(reference, inputs())
+    for result, one, truth in zip(tf_models.load(report.output)(**for_keras(inputs())), single, exact, strict=True):
+        assert_as_exact(result, one, truth)
+
+
+def test_another_image_size_is_recorded(state, tmp_path):
+    """The tensors stay as they are; the positions are resized where they are used."""
+    checkpoint, output = save(state, tmp_path), tmp_path / "out.weights.h5"
+    report = converter.convert("sam_vit_b", checkpoint, output, options={**OPTIONS, "image_size": 56})
+    assert report.config["image_size"] == 56
+    model = tf_models.load(output)
+    assert (model.image_encoder.img_size, model.prompt_encoder.input_image_size) == (56, 56)
+    reference = build_sam_vit_b(**{**CONFIG, "image_size": 56})
+    reference.load_state_dict(state)
+    given = inputs(56, 7)
+    single, exact = both_precisions(reference, given)
+    for result, one, truth in zip(model(**for_keras(given)), single, exact, strict=True):
+        assert_as_exact(result, one, truth)
+    assert converter.verify("sam_vit_b", checkpoint, output).config == report.config
+    with pytest.raises(converter.UsageError, match="image_size takes a multiple of 8"):
+        converter.plan("sam_vit_b", checkpoint, {**OPTIONS, "image_size": 60})
+
+
+@pytest.fixture(scope="module")
+def hugging_face():
+    """A `SamModel` of CONFIG's sizes with seeded weights, its decoder's epsilon that of SAM's training."""
+    sizes, decoder = IMAGE_ENCODER, CONFIG["mask_decoder"]
+    model = SamModel(
+        SamConfig(
+            vision_config={
+                "hidden_size": sizes["embed_dim"],
+                "num_hidden_layers": sizes["depth"],
+                "num_attention_heads": sizes["num_heads"],
+                "mlp_dim": sizes["mlp_dim"],
+                "image_size": SIZE,
+                "patch_size": sizes["patch_size"],
+                "window_size": sizes["window_size"],
+                "global_attn_indexes": sizes["global_attn_indexes"],
+                "output_channels": sizes["out_chans"],
+                "num_pos_feats": sizes["out_chans"] // 2,
+            },
+            prompt_encoder_config={
+                "hidden_size": sizes["out_chans"],
+                "image_size": SIZE,
+                "patch_size": sizes["patch_size"],
+                "mask_input_channels": CONFIG["prompt_encoder"]["mask_in_chans"],
+            },
+            mask_decoder_config={
+                "hidden_size": sizes["out_chans"],
+                "mlp_dim": decoder["mlp_dim"],
+                "num_attention_heads": CONFIG["num_heads"],
+                "iou_head_hidden_dim": decoder["iou_head_hidden_dim"],
+                "layer_norm_eps": 1e-5,
+            },
+        )
+    ).eval()
+    state = {name: seeded_tensor(name, tuple(value.shape)) for name, value in model.state_dict().items()}
+    state[COPIES[1]] = state[COPIES[0]]
+    model.load_state_dict(state)
+    return model
+
+
+@pytest.mark.parametrize("form", ["safetensors", "bin"])
+def test_hugging_faces_spelling(hugging_face, form, tmp_path):
+    """The safetensors file holds the matrix of the positions once, a torch one twice."""
+    if form == "safetensors":
+        hugging_face.save_pretrained(tmp_path / "model")
+        checkpoint = tmp_path / "model" / "model.safetensors"
+    else:
+        checkpoint = save(hugging_face.state_dict(), tmp_path, "pytorch_model.bin")
+    report = converter.convert("sam_vit_b", checkpoint, tmp_path / "out.weights.h5", options=OPTIONS)
+    assert report.dialect == "hugging_face"
+    assert not report.out_of_scope
+    assert len(report.dropped) == (form == "bin")
+    assert all("equal bit for bit" in reason for reason in report.dropped.values())
+
+    given = without("mask_input")
+
+    def run(module, cast):
+        with torch.inference_mode():
+            found = module(
+                pixel_values=cast(given["image"]),
+                input_points=cast(given["point_coords"])[None],
+                input_labels=given["point_labels"][None],
+                input_boxes=cast(given["boxes"])[None],
+            )
+        return found.pred_masks[0], found.iou_scores[0]
+
+    single = run(hugging_face, lambda value: value)
+    exact = run(deepcopy(hugging_face).double(), lambda value: value.double())
+    for result, one, truth in zip(tf_models.load(report.output)(**for_keras(given)), single, exact, strict=True):
+        assert_as_exact(result, one, truth)
+
+
+@pytest.mark.parametrize("part", ["sam_image_encoder", "sam_prompt_encoder", "sam_decoder"])
+def test_a_part_of_hugging_faces_spelling(hugging_face, part, tmp_path):
+    hugging_face.save_pretrained(tmp_path / "model")
+    options = {
+        "sam_image_encoder": {},
+        "sam_prompt_encoder": {"image_size": SIZE, "patch_size": IMAGE_ENCODER["patch_size"]},
+        "sam_decoder": OPTIONS,
+    }[part]
+    checkpoint = tmp_path / "model" / "model.safetensors"
+    assert converter.convert(part, checkpoint, tmp_path / "out.weights.h5", options=options)
+
+
+def test_copies_that_differ_are_an_error(hugging_face, tmp_path):
+    state = dict(hugging_face.state_dict())
+    state[COPIES[0]] = torch.nextafter(state[COPIES[0]], torch.tensor(9.0))
+    with pytest.raises(converter.PlanError, match=f"used twice: .*{COPIES[0]}"):
+        converter.plan("sam_vit_b", save(state, tmp_path), OPTIONS)
+
+
+def hollow(variant, keep=""):
+    """The official names and shapes without their bytes: every tensor is one number, repeated."""
+    shapes = official_shapes(variant)
+    return {name: torch.zeros(()).expand(shape) for name, shape in shapes.items() if name.startswith(keep)}
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_a_published_checkpoint_is_recognised(variant, tmp_path):
+    for state in (hollow(variant), prefixed(hollow(variant), "module.")):
+        with Checkpoint(save(state, tmp_path)) as source:
+            reading = find_reading(source, "auto", {}, None)
+        assert reading.pair.name == f"sam_{variant}"
+        assert not reading.out_of_scope
+        assert reading.config == reading.pair.fallback
+
+
+@pytest.mark.parametrize(
+    ("keep", "name"),
+    [
+        ("mask_decoder.", "sam_decoder"),
+        ("image_encoder.", "sam_image_encoder"),
+        ("prompt_encoder.", "sam_prompt_encoder"),
+    ],
+)
+def test_a_part_alone_is_recognised(keep, name, tmp_path):
+    with Checkpoint(save(hollow("vit_l", keep), tmp_path)) as source:
+        assert find_reading(source, None, {}, None).pair.name == name
+
+
+def test_another_variant_is_named(tmp_path):
+    with pytest.raises(converter.PlanError, match="its image encoder is that of sam_vit_h"):
+        converter.plan("sam_vit_b", save(hollow("vit_h"), tmp_path))
+
+
+def test_unpublished_sizes_want_a_name(state, tmp_path):
+    with pytest.raises(converter.ConversionError, match=r"several models fit this checkpoint: sam_vit_b, .*--model"):
+        converter.plan("auto", save(state, tmp_path), OPTIONS)
+    assert converter.plan("sam_vit_l", save(state, tmp_path), OPTIONS).config["image_encoder"]["depth"] == 3
+
+
+def test_windows_of_two_sizes_are_not_this_network(state, tmp_path):
+    changed = {**state, "image_encoder.blocks.2.attn.rel_pos_h": torch.zeros(9, 12)}
+    with pytest.raises(converter.PlanError, match="windows of 4 and of 5 patches"):
+        converter.plan("sam_vit_b", save(changed, tmp_path), OPTIONS)
+
+
+def _zeros_after_the_projection(layer, x, below, right):
+    """Pad where the projection is made already: its bias is missing in the padding."""
+    return tf.pad(layer.qkv(x), [(0, 0), (0, below), (0, right), (0, 0)])
+
+
+@pytest.mark.parametrize("fault", ["window padding", "position order"])
+def test_a_fault_names_the_first_stage(state, tmp_path, monkeypatch, fault):
+    """No layer of the encoder differs, but the block that joins them."""
+
+    def build(**config):
+        model = tf_models.create("sam_vit_b", **config)
+        for block in model.image_encoder.blocks:
+            if fault == "position order":
+                block.attn._attend = lambda q, k, v, rows, columns, own=block.attn: RelativeAttention._attend(
+                    own, q, k, v, columns, rows
+                )
+            else:
+                block.attn._padded_qkv = lambda *args, own=block.attn: _zeros_after_the_projection(own, *args)
+        return model
+
+    faulty = replace(SAM_VIT_B, name="faulty", build_tf=build, build_torch="torch_refs.sam.sam:build_sam_vit_b")
+    monkeypatch.setattr("converter.registry._registered", {faulty.name: faulty})
+    with pytest.raises(converter.ProofError, match=r"first layer that differs: image_encoder\.blocks\.0:"):
+        converter.convert(faulty.name, save(state, tmp_path), tmp_path / "out.weights.h5", options=OPTIONS)
