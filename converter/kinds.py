@@ -101,6 +101,7 @@ class Kind:
         callable_alone: the module is called as a layer (False: its tensors are used directly by their owner).
         of: the kind that torch has there, where this one is another library's layout of it.
         stage: the module is a part of the network with layers of its own.
+        suspects: what is usually wrong where the two sides differ, for the error message.
     """
 
     name: str
@@ -113,6 +114,7 @@ class Kind:
     of: "Kind | None" = None
     only_images: bool = False
     stage: bool = False
+    suspects: str = ""
 
     def relaid(self) -> Iterator[tuple[str, str]]:
         """(leaf, "these axes -> torch's axes") of every tensor that is laid out otherwise than in the kind `of`.
@@ -170,13 +172,15 @@ BIAS = leaf("bias", "bias", "o -> o", optional=True)
 NORM_LEAVES = (leaf("weight", "gamma", "c -> c", optional=True), leaf("bias", "beta", "c -> c", optional=True))
 # Recorded activations times 0.01 bring the variance near epsilon, where a wrong one shows.
 NORM_SCALES = (1.0, 0.01)
+NORM_SUSPECTS = "its epsilon"
 
 
 def _conv(name: str, pattern: str, keras: str = "kernel") -> Kind:
-    return Kind(name, (leaf("weight", keras, pattern), BIAS), channels_first=True)
+    leaves = (leaf("weight", keras, pattern), BIAS)
+    return Kind(name, leaves, channels_first=True, suspects="its padding, or the axes of its kernel")
 
 
-DENSE = Kind("DENSE", (leaf("weight", "kernel", "o i -> i o"), BIAS))
+DENSE = Kind("DENSE", (leaf("weight", "kernel", "o i -> i o"), BIAS), suspects="a kernel that is not transposed")
 # Paddle's Linear.
 DENSE_IN_OUT = Kind("DENSE_IN_OUT", (leaf("weight", "kernel", "i o -> i o"), BIAS), of=DENSE)
 EMBEDDING = Kind("EMBEDDING", (leaf("weight", "embeddings", "n c -> n c"),))
@@ -210,10 +214,13 @@ LAYER_NORM = Kind(
     "LAYER_NORM",
     (leaf("weight", "gamma", "... -> ...", optional=True), leaf("bias", "beta", "... -> ...", optional=True)),
     probe_scales=NORM_SCALES,
+    suspects=NORM_SUSPECTS,
 )
 # LayerNorm over the channels of an image (segment-anything's LayerNorm2d, ConvNeXt's).
-LAYER_NORM_2D = Kind("LAYER_NORM_2D", NORM_LEAVES, channels_first=True, probe_scales=NORM_SCALES)
-GROUP_NORM = Kind("GROUP_NORM", NORM_LEAVES, channels_first=True, probe_scales=NORM_SCALES)
+LAYER_NORM_2D = Kind(
+    "LAYER_NORM_2D", NORM_LEAVES, channels_first=True, probe_scales=NORM_SCALES, suspects=NORM_SUSPECTS
+)
+GROUP_NORM = Kind("GROUP_NORM", NORM_LEAVES, channels_first=True, probe_scales=NORM_SCALES, suspects=NORM_SUSPECTS)
 BATCH_NORM = Kind(
     "BATCH_NORM",
     (
@@ -224,14 +231,16 @@ BATCH_NORM = Kind(
     ignored=(("num_batches_tracked", "Keras keeps no count of batches"),),
     channels_first=True,
     probe_scales=NORM_SCALES,
+    suspects=NORM_SUSPECTS,
 )
 # A factor for each channel.
 SCALE = Kind("SCALE", (leaf("scale", "scale", "c -> c"),), channels_first=True)
 PRELU = Kind("PRELU", (leaf("weight", "alpha", "c -> * c"),), channels_first=True)
 
 # A layer without weights, listed so that it is proven on its own.
-ACTIVATION = Kind("ACTIVATION", ())
-ACTIVATION_2D = Kind("ACTIVATION_2D", (), channels_first=True)
+APPROXIMATED = "an approximation: torch's GELU is the exact one"
+ACTIVATION = Kind("ACTIVATION", (), suspects=APPROXIMATED)
+ACTIVATION_2D = Kind("ACTIVATION_2D", (), channels_first=True, suspects=APPROXIMATED)
 
 
 def _call_in_order(layers: Any, x: Any) -> Any:
@@ -241,8 +250,9 @@ def _call_in_order(layers: Any, x: Any) -> Any:
 
 
 # Parts of a network, listed so that each is proven on its own: a failure then names the first one that differs.
-STAGE = Kind("STAGE", (), stage=True)
-STAGE_2D = Kind("STAGE_2D", (), channels_first=True, only_images=True, stage=True)
+BETWEEN = "what joins its layers: padding of windows, order of positions, residual sums"
+STAGE = Kind("STAGE", (), stage=True, suspects=BETWEEN)
+STAGE_2D = Kind("STAGE_2D", (), channels_first=True, only_images=True, stage=True, suspects=BETWEEN)
 # torch.nn.Sequential, against a list of Keras layers.
 SEQUENTIAL_2D = Kind("SEQUENTIAL_2D", (), channels_first=True, call=_call_in_order, stage=True)
 

@@ -4,6 +4,7 @@ import inspect
 import re
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -175,7 +176,7 @@ def _numerical(
                 # torch may return more than Keras does: attention its weights.
                 theirs = [_flat(kind.arrange(result)) for result in (call.result, call.truth)]
                 for found in zip(_flat(ours), *theirs, strict=False):
-                    _pool(layers, _compare(call.path, *found))
+                    _pool(layers, replace(_compare(call.path, *found), suspects=kind.suspects))
             progress(1)
         if probe.part:
             continue

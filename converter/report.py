@@ -19,6 +19,7 @@ class Comparison:
         torch_error: the same of torch's own float32 result.
         scale: largest magnitude of the truth.
         note: why the results could not even be compared, or "".
+        suspects: what is usually wrong where such a layer differs, or "".
     """
 
     name: str
@@ -26,6 +27,7 @@ class Comparison:
     torch_error: float = 0.0
     scale: float = 0.0
     note: str = ""
+    suspects: str = ""
 
     @property
     def allowed(self) -> float:
@@ -40,6 +42,7 @@ class Comparison:
             max(self.torch_error, other.torch_error),
             max(self.scale, other.scale),
             self.note or other.note,
+            self.suspects,
         )
 
     def __bool__(self) -> bool:
@@ -48,7 +51,8 @@ class Comparison:
     def __str__(self) -> str:
         if self.note:
             return f"{self.name}: {self.note}"
-        return f"{self.name}: error {self.error:.1e}, allowed {self.allowed:.1e} (torch's own {self.torch_error:.1e})"
+        verdict = f"error {self.error:.1e}, allowed {self.allowed:.1e} (torch's own {self.torch_error:.1e})"
+        return f"{self.name}: {verdict}" + (f"; suspect {self.suspects}" if self.suspects and not self else "")
 
 
 @dataclass(frozen=True)

@@ -108,7 +108,7 @@ def keras_twin(name: str, config: dict[str, Any], state: dict[str, torch.Tensor]
 
 def last(value: torch.Tensor | np.ndarray) -> np.ndarray:
     """An image with the channels last; anything else as it is."""
-    value = np.asarray(value)
+    value = value.detach().numpy() if isinstance(value, torch.Tensor) else np.asarray(value)
     return np.moveaxis(value, 1, -1) if value.ndim == 4 else value
 
 

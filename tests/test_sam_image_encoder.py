@@ -174,8 +174,9 @@ def test_it_is_exported(model, tmp_path):
     module = tf.Module()
     module.model, module.call = model, function
     tf.saved_model.save(module, tmp_path / "saved")
+    loaded = tf.saved_model.load(tmp_path / "saved")
     x = tf.constant(last(image(2, 3, SIZE, SIZE)))
-    np.testing.assert_allclose(tf.saved_model.load(tmp_path / "saved").call(x), model(x), rtol=0, atol=1e-5)
+    np.testing.assert_allclose(loaded.call(x), model(x), rtol=0, atol=1e-5)
 
 
 def test_errors(model):

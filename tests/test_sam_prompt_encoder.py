@@ -116,7 +116,7 @@ def test_one_graph_for_any_number_of_prompts(model):
         given = for_keras(prompts(count, points))
         (coords, labels), boxes, masks = given.values()
         for result, expected in zip(encode(coords, labels.astype("i4"), boxes, masks), model(**given), strict=True):
-            np.testing.assert_allclose(result, expected, rtol=0, atol=2e-6)
+            np.testing.assert_allclose(result, expected, rtol=0, atol=1e-5)
 
 
 def test_compiled(model):
@@ -131,7 +131,7 @@ def test_compiled(model):
 
 @pytest.mark.parametrize(("policy", "rounding"), [("mixed_float16", 2**-11), ("mixed_bfloat16", 2**-8)])
 def test_half_types_tell_pixels_apart(model, reference, policy, rounding):
-    """A place near the far corner is encoded as in float32 and rounded once."""
+    """Places are encoded in float32; embeddings, up to 4, are rounded once, and so is the sum."""
     half = keras_twin("sam_prompt_encoder", CONFIG, reference.state_dict(), dtype=policy)
     for given in (
         for_keras(chosen(("points", "boxes"), prompts())),
@@ -139,7 +139,7 @@ def test_half_types_tell_pixels_apart(model, reference, policy, rounding):
     ):
         result, expected = half(**given)[0], model(**given)[0]
         assert result.dtype == policy.removeprefix("mixed_")
-        np.testing.assert_allclose(tf.cast(result, "float32"), expected, rtol=rounding, atol=1e-6)
+        np.testing.assert_allclose(tf.cast(result, "float32"), expected, rtol=rounding, atol=4 * rounding)
     pe = tf.cast(half.get_dense_pe(), "float32")
     np.testing.assert_allclose(pe, model.get_dense_pe(), rtol=rounding, atol=1e-6)
 

@@ -12,6 +12,9 @@ from tf_models.sam.common import LayerNorm, MLPBlock
 from tf_models.sam.downsampling import PatchConv2D
 from tf_models.sam.relative_attention import RelativeAttention
 
+# Patches that pass an MLP at once: the temporaries of all of them would not fit the allocator's pages.
+_PIECE = 512
+
 
 @keras.saving.register_keras_serializable(package="weightbridge")
 class ImageEncoderViT(keras.Model):
@@ -152,6 +155,16 @@ class Block(keras.layers.Layer):
 
     def call(self, x: Any) -> Any:
         x = x + self.attn(self.norm1(x))
+        _, height, width, dim = x.shape
+        rows = max(n for n in range(1, height + 1) if height % n == 0 and (n == 1 or n * width <= _PIECE))
+        if rows * width < _PIECE // 4:  # a matrix product of too few patches would mostly read its kernel
+            return self._mixed(x)
+        pieces = ops.reshape(x, (-1, rows, width, dim))
+        mixed = tf.map_fn(self._mixed, pieces, parallel_iterations=1, fn_output_signature=self.compute_dtype)
+        return ops.reshape(mixed, (-1, height, width, dim))
+
+    def _mixed(self, x: Any) -> Any:
+        """The second half of the block, which sees each patch alone: (..., C) -> (..., C)."""
         return x + self.mlp(self.norm2(x))
 
     def get_config(self) -> dict[str, Any]:

@@ -181,6 +181,7 @@ class PositionEmbeddingRandom(keras.layers.Layer):
             shape=(2, self.num_pos_feats),
             initializer=keras.initializers.RandomNormal(stddev=1.0),
             trainable=False,
+            autocast=False,
         )
 
     def call(self, places: Any) -> Any:

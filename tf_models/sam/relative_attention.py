@@ -49,45 +49,56 @@ class RelativeAttention(keras.layers.Layer):
 
     def call(self, x: Any) -> Any:
         height, width = x.shape[1:3]
-        tall, wide = (self.window_size, self.window_size) if self.window_size else (height, width)
-        rows, columns, heads, d = -(-height // tall), -(-width // wide), self.num_heads, self.head_dim
+        tall = wide = self.window_size
+        if not self.window_size:
+            by_row, by_column = relative(self.rel_pos_h, height), relative(self.rel_pos_w, width)
+            return self.proj(self._attend_globally(self.qkv(x), by_row, by_column))
 
-        qkv = self._padded_qkv(x, rows * tall - height, columns * wide - width)
-        qkv = ops.reshape(qkv, (-1, rows, tall, columns, wide, 3, heads, d))
-        qkv = ops.transpose(qkv, (5, 0, 1, 3, 6, 2, 4, 7))  # (3, B, rows, columns, heads, tall, wide, d)
-        q, k, v = ops.unstack(ops.reshape(qkv, (3, -1, tall * wide, d)), 3)  # each (B * windows * heads, HW, d)
-        mixed = self._attend(q, k, v, relative(self.rel_pos_h, tall), relative(self.rel_pos_w, wide))
-
-        mixed = ops.reshape(mixed, (-1, rows, columns, heads, tall, wide, d))
-        mixed = ops.transpose(mixed, (0, 1, 4, 2, 5, 3, 6))  # (B, rows, tall, columns, wide, heads, d)
+        rows, columns = -(-height // tall), -(-width // wide)
+        by_row, by_column = relative(self.rel_pos_h, tall), relative(self.rel_pos_w, wide)
+        x = ops.pad(x, [(0, 0), (0, rows * tall - height), (0, columns * wide - width), (0, 0)])
+        # Windows side by side go together: the temporaries of all of them would not fit the allocator's pages.
+        mixed = tf.map_fn(
+            lambda strip: self._attend_in_strip(self.qkv(strip), columns, by_row, by_column),
+            ops.reshape(x, (-1, tall, columns * wide, self.dim)),
+            parallel_iterations=1,
+            fn_output_signature=self.compute_dtype,
+        )  # (B * rows, tall, columns * wide, C)
         mixed = ops.reshape(mixed, (-1, rows * tall, columns * wide, self.dim))
         return self.proj(mixed[:, :height, :width])
 
-    def _padded_qkv(self, x: Any, below: int, right: int) -> Any:
-        """x (B, H, W, C) -> (B, H + below, W + right, 3C): the projection of zeros is its bias."""
-        if not (below or right):
-            return self.qkv(x)
-        projected = ops.matmul(x, self.qkv.kernel)
-        return ops.pad(projected, [(0, 0), (0, below), (0, right), (0, 0)]) + self.qkv.bias
+    def _attend_in_strip(self, qkv: Any, columns: int, by_row: Any, by_column: Any) -> Any:
+        """qkv (tall, columns * wide, 3C) -> (tall, columns * wide, C)."""
+        tall, wide, heads, d = by_row.shape[0], by_column.shape[0], self.num_heads, self.head_dim
+        qkv = ops.reshape(qkv, (tall, columns, wide, 3, heads, d))
+        qkv = ops.transpose(qkv, (3, 1, 4, 0, 2, 5))  # (3, columns, heads, tall, wide, d)
+        q, k, v = ops.unstack(ops.reshape(qkv, (3, columns * heads, tall * wide, d)), 3)
+        mixed = ops.reshape(_attend_rows(q, k, v, by_row, by_column), (columns, heads, tall, wide, d))
+        mixed = ops.transpose(mixed, (2, 0, 3, 1, 4))  # (tall, columns, wide, heads, d)
+        return ops.reshape(mixed, (tall, columns * wide, self.dim))
 
-    def _attend(self, q: Any, k: Any, v: Any, by_row: Any, by_column: Any) -> Any:
-        """q, k, v (M, HW, d), by_row (H, H, d), by_column (W, W, d) -> (M, HW, d)."""
-        height, width, pixels = by_row.shape[0], by_column.shape[0], q.shape[1]
-        if self.window_size or self.num_heads * pixels**2 <= _SCORES:
-            return _attend_rows(q, k, v, by_row, by_column)
+    def _attend_globally(self, qkv: Any, by_row: Any, by_column: Any) -> Any:
+        """qkv (B, H, W, 3C) -> (B, H, W, C)."""
+        height, width, heads, d = by_row.shape[0], by_column.shape[0], self.num_heads, self.head_dim
+        qkv = ops.reshape(qkv, (-1, height * width, 3, heads, d))
+        qkv = ops.transpose(qkv, (2, 0, 3, 1, 4))  # (3, B, heads, HW, d)
+        qkv = ops.reshape(qkv, (3, -1, height * width, d))
+        step = max(1, _SCORES // (width * height * width))  # rows of queries at once
 
-        step = max(1, _SCORES // (width * pixels))  # rows of queries at once
-
-        def one(parts: tuple) -> Any:
-            """q, k, v (HW, d) -> (HW, d)."""
-            q, k, v = (part[None] for part in parts)
+        def attend(parts: tuple) -> Any:
+            """q, k, v (HW, d) -> (HW, d), for one head."""
+            q, k, v = parts
             spans = [(top, min(top + step, height)) for top in range(0, height, step)]
             results = [
-                _attend_rows(q[:, top * width : end * width], k, v, by_row[top:end], by_column) for top, end in spans
+                _attend_rows(q[top * width : end * width], k, v, by_row[top:end], by_column) for top, end in spans
             ]
-            return ops.concatenate(results, axis=1)[0]
+            return ops.concatenate(results, axis=0)
 
-        return tf.map_fn(one, (q, k, v), parallel_iterations=1, fn_output_signature=q.dtype)
+        mixed = tf.map_fn(
+            attend, tuple(ops.unstack(qkv, 3)), parallel_iterations=1, fn_output_signature=self.compute_dtype
+        )  # (B * heads, HW, d)
+        mixed = ops.transpose(ops.reshape(mixed, (-1, heads, height * width, d)), (0, 2, 1, 3))  # (B, HW, heads, d)
+        return ops.reshape(mixed, (-1, height, width, self.dim))
 
     def get_config(self) -> dict[str, Any]:
         return super().get_config() | {
@@ -101,20 +112,21 @@ class RelativeAttention(keras.layers.Layer):
 def _attend_rows(q: Any, k: Any, v: Any, by_row: Any, by_column: Any) -> Any:
     """Some rows of queries attend to all keys.
 
-    q (M, rows * W, d), k, v (M, HW, d), by_row (rows, H, d), by_column (W, W, d) -> (M, rows * W, d).
+    q (..., rows * W, d), k, v (..., HW, d), by_row (rows, H, d), by_column (W, W, d) -> (..., rows * W, d).
     """
+    before = tuple(q.shape[:-2])
     rows, height, d = by_row.shape
     width = by_column.shape[0]
     exact = keras.backend.result_type(q.dtype, "float32")
-    scores = ops.matmul(q * d**-0.5, ops.swapaxes(k, 1, 2))  # (M, rows * W, HW)
-    grid = ops.reshape(q, (-1, rows, width, d))
-    to_rows = ops.einsum("myxd,ykd->myxk", grid, by_row)  # (M, rows, W, H)
-    to_columns = ops.einsum("myxd,xkd->myxk", grid, by_column)  # (M, rows, W, W)
-    scores = ops.cast(ops.reshape(scores, (-1, rows * width, height, width)), exact)
-    scores = scores + ops.cast(ops.reshape(to_rows, (-1, rows * width, height, 1)), exact)
-    scores = scores + ops.cast(ops.reshape(to_columns, (-1, rows * width, 1, width)), exact)
-    weights = tf.nn.softmax(ops.reshape(scores, (-1, rows * width, height * width)))
-    return ops.matmul(ops.cast(weights, v.dtype), v)
+    scores = tf.matmul(q * d**-0.5, k, transpose_b=True)  # (..., rows * W, HW)
+    grid = ops.reshape(q, (*before, rows, width, d))
+    to_rows = ops.einsum("...yxd,ykd->...yxk", grid, by_row)  # (..., rows, W, H)
+    to_columns = ops.einsum("...yxd,xkd->...yxk", grid, by_column)  # (..., rows, W, W)
+    scores = ops.cast(ops.reshape(scores, (*before, rows * width, height, width)), exact)
+    scores = scores + ops.cast(ops.reshape(to_rows, (*before, rows * width, height, 1)), exact)
+    scores = scores + ops.cast(ops.reshape(to_columns, (*before, rows * width, 1, width)), exact)
+    weights = tf.nn.softmax(ops.reshape(scores, (*before, rows * width, height * width)))
+    return tf.matmul(ops.cast(weights, v.dtype), v)
 
 
 def relative(table: Any, size: int) -> Any:
