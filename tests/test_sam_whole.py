@@ -288,7 +288,7 @@ def hollow(variant, keep=""):
 def test_a_published_checkpoint_is_recognised(variant, tmp_path):
     for state in (hollow(variant), prefixed(hollow(variant), "module.")):
         with Checkpoint(save(state, tmp_path)) as source:
-            reading = find_reading(source, "auto", {}, None)
+            reading = find_reading(source, "auto", {})
         assert reading.pair.name == f"sam_{variant}"
         assert not reading.out_of_scope
         assert reading.config == reading.pair.fallback
@@ -304,12 +304,12 @@ def test_a_published_checkpoint_is_recognised(variant, tmp_path):
 )
 def test_a_part_alone_is_recognised(keep, name, tmp_path):
     with Checkpoint(save(hollow("vit_l", keep), tmp_path)) as source:
-        assert find_reading(source, None, {}, None).pair.name == name
+        assert find_reading(source, None, {}).pair.name == name
 
 
 def test_another_variant_is_named(tmp_path):
     with Checkpoint(save(hollow("vit_h"), tmp_path)) as source:
-        reading = find_reading(source, "sam_vit_b", {}, None)
+        reading = find_reading(source, "sam_vit_b", {})
     assert not reading.fits
     assert "its image encoder is that of sam_vit_h" in reading.unsized
 
