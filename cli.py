@@ -31,12 +31,28 @@ class _Bar:
     def advance(self, count: int) -> None:
         self._bar.advance(self._task, count)
 
+    def say(self, text: str) -> None:
+        self._bar.console.print(text, highlight=False)
+
+
+class _Plain:
+    """What is worth knowing beforehand, on a standard error that is no terminal."""
+
+    def start(self, stage: str, total: int) -> None:
+        pass
+
+    def advance(self, count: int) -> None:
+        pass
+
+    def say(self, text: str) -> None:
+        click.echo(text, err=True)
+
 
 @contextlib.contextmanager
 def _progress(quiet: bool) -> Iterator[Any]:
-    """A bar where a person is looking, None in a pipe."""
+    """A bar where a person is looking, plain lines in a pipe, None for silence."""
     if quiet or not sys.stderr.isatty():
-        yield None
+        yield None if quiet else _Plain()
         return
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
@@ -215,7 +231,9 @@ _QUIET = click.option("--quiet", "-q", is_flag=True, help="Print nothing but err
 @click.argument("checkpoint", type=click.Path(path_type=Path))
 @_MODEL
 @click.option("--output", "-o", type=click.Path(path_type=Path), help="Default: weights/MODEL.weights.h5.")
-@click.option("--verify", type=click.Choice(["full", "lossless", "none"]), default="full", show_default=True)
+@click.option(
+    "--verify", type=click.Choice(["full-size", "full", "lossless", "none"]), default="full", show_default=True
+)
 @click.option("--dtype", type=click.Choice(["float32", "float16"]), default="float32", show_default=True)
 @click.option("--overwrite", is_flag=True, help="Replace an existing output.")
 @click.option("--dry-run", is_flag=True, help="Print the plan; write nothing.")
@@ -354,7 +372,7 @@ def inspect(file: Path, as_json: bool) -> None:
 @click.argument("checkpoint", type=click.Path(path_type=Path))
 @click.argument("weights", type=click.Path(path_type=Path))
 @_MODEL
-@click.option("--level", type=click.Choice(["full", "lossless"]), default="full", show_default=True)
+@click.option("--level", type=click.Choice(["full-size", "full", "lossless"]), default="full", show_default=True)
 @_OPTION
 @_PAIR
 @_KEY

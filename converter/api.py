@@ -18,7 +18,7 @@ from converter.registry import get
 from converter.report import Report
 from converter.torch_process import TorchProcess
 
-LEVELS = ("full", "lossless", "none")
+LEVELS = ("full-size", "full", "lossless", "none")
 DTYPES = ("float32", "float16")
 
 
@@ -27,6 +27,7 @@ class Progress(Protocol):
 
     def start(self, stage: str, total: int) -> None: ...
     def advance(self, count: int) -> None: ...
+    def say(self, text: str) -> None: ...
 
 
 class _Silent:
@@ -34,6 +35,9 @@ class _Silent:
         pass
 
     def advance(self, count: int) -> None:
+        pass
+
+    def say(self, text: str) -> None:
         pass
 
 
@@ -58,7 +62,8 @@ def convert(
         model: a pair's name; None or "auto" recognises it from the checkpoint.
         checkpoint: a `.pth`, `.pt`, `.bin` or `.safetensors` file, a shard index, or a folder that holds one.
         output: where to write, ending in `.weights.h5`; by default `weights/MODEL.weights.h5`.
-        verify: "full" (lossless and numerical), "lossless" or "none".
+        verify: "full" (lossless and numerical), "full-size" (with runs at the size a big model is meant for as well),
+            "lossless" or "none".
         overwrite: replace an existing output.
         options: what the state dict cannot reveal, by the pair's option names.
         dtype: "float32", or "float16" to write half precision.
@@ -85,7 +90,7 @@ def convert(
             output = Path("weights", f"{reading.pair.name}.weights.h5")
         output = Path(output).expanduser()
         refuse(output, overwrite)
-        torch = stack.enter_context(TorchProcess()) if verify == "full" and reading.fits else None
+        torch = stack.enter_context(TorchProcess()) if verify.startswith("full") and reading.fits else None
         hashing = stack.enter_context(ThreadPoolExecutor(1)).submit(source.sha256)
         stack.callback(source.stop)
         progress.start("loading TensorFlow", 0)
@@ -98,7 +103,9 @@ def convert(
         nbytes = sum(step.entry.nbytes for step in plan.steps)
         with replacing(output, overwrite) as temporary:
             if torch is not None:
-                request = proofs.request_for(plan, source, dtype)
+                request = proofs.request_for(plan, source, dtype, verify == "full-size")
+                if plan.values >= proofs.BIG:
+                    progress.say(proofs.cost(plan, request))
                 torch.ask(request)
             progress.start("writing", nbytes)
             written = write(temporary, plan, source, dtype, allow_nonfinite, progress.advance)
@@ -122,7 +129,7 @@ def convert(
                 progress.start("lossless", nbytes)
                 report.lossless = proofs.lossless(temporary, plan, source, dtype, progress.advance)
             if torch is not None:
-                progress.start("numerical", len(request.modules) * len(request.probes))
+                progress.start("numerical", proofs.count(request))
                 report.numerical = proofs.numerical(temporary, plan, request, torch, progress.advance)
             report.source_sha256 = hashing.result()
             if written.nonfinite:
@@ -180,7 +187,7 @@ def verify(
     """
     from tf_models.loading import NO_PROVENANCE, WeightsError, provenance
 
-    _one_of("level", level, LEVELS[:2])
+    _one_of("level", level, LEVELS[:3])
     progress = progress or _Silent()
     began = time.monotonic()
     weights = Path(weights).expanduser()
@@ -210,7 +217,7 @@ def verify(
             if spelling is not None or "dialect" not in about:
                 raise
             reading = _read(source, model, options, Choice(key, scope, about["dialect"]))
-        torch = stack.enter_context(TorchProcess()) if level == "full" and reading.fits else None
+        torch = stack.enter_context(TorchProcess()) if level.startswith("full") and reading.fits else None
         hashing = stack.enter_context(ThreadPoolExecutor(1)).submit(source.sha256)
         stack.callback(source.stop)
         progress.start("loading TensorFlow", 0)
@@ -240,7 +247,9 @@ def verify(
             dropped=plan.dropped,
         )
         if torch is not None:
-            request = proofs.request_for(plan, source, dtype)
+            request = proofs.request_for(plan, source, dtype, level == "full-size")
+            if plan.values >= proofs.BIG:
+                progress.say(proofs.cost(plan, request))
             torch.ask(request)
         progress.start("lossless", sum(step.entry.nbytes for step in plan.steps))
         try:
@@ -248,7 +257,7 @@ def verify(
         except (WeightsError, OSError) as error:
             raise ConversionError(f"{printable(str(weights))}: {error}") from None
         if torch is not None:
-            progress.start("numerical", len(request.modules) * len(request.probes))
+            progress.start("numerical", proofs.count(request))
             report.numerical = proofs.numerical(weights, plan, request, torch, progress.advance)
         report.source_sha256 = hashing.result()
         report.notes += source.notes

@@ -1,6 +1,7 @@
 """The two proofs: that no bit was lost on the way into the file, and that both networks compute the same."""
 
 import inspect
+import math
 import re
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -16,15 +17,18 @@ from converter.checkpoint import Checkpoint
 from converter.errors import ConversionError, printable
 from converter.kinds import Kind, channels_last
 from converter.planning import Plan, Step, build_tf
-from converter.report import Comparison, Lossless, Numerical
+from converter.report import Comparison, Lossless, Numerical, size
 from converter.tensors import FLOATS, Scratch
 from converter.torch_process import TorchProcess
-from converter.torch_side import Request, Source
+from converter.torch_side import Call, Request, Source
 from converter.variables import layer_at
 from converter.weights_file import THREADS, cast, dense
 from tf_models.loading import WeightsError, datasets
 
 SEED = 20_240_229
+BIG = 50_000_000  # values of a model whose proof is announced with its cost
+# For each value: 4 bytes in TensorFlow, 4 in torch and 8 in torch's float64, and what activations and copies take.
+_BYTES_EXACT, _BYTES_SINGLE, _BYTES_SPARE = 18, 10, 1 << 30
 
 
 def lossless(
@@ -111,8 +115,11 @@ def _stored_dtype(dataset: h5py.Dataset) -> str:
     return str(dataset.dtype)
 
 
-def request_for(plan: Plan, checkpoint: Checkpoint, dtype: str) -> Request:
-    """What the torch side must do to prove `plan`: seeded probe inputs, and the layers to record."""
+def request_for(plan: Plan, checkpoint: Checkpoint, dtype: str, full_size: bool = False) -> Request:
+    """What the torch side must do to prove `plan`: seeded probe inputs, and the layers to record.
+
+    `full_size` adds probes of the size the model is meant for, where a pair has smaller ones.
+    """
     files = {path.name: str(path.resolve()) for path in checkpoint.files}
     table = plan.pair.mapping(plan.config)
     sources = {
@@ -120,6 +127,9 @@ def request_for(plan: Plan, checkpoint: Checkpoint, dtype: str) -> Request:
         for step in plan.steps
     }
     called = {path: kind for path, _, kind in table.modules() if kind.callable_alone}
+    probes = [plan.pair.probes]
+    if full_size and plan.pair.full_size_probes is not None:
+        probes.append(plan.pair.full_size_probes)
     return Request(
         model=plan.pair.name,
         build=plan.pair.build_torch,  # type: ignore[arg-type]
@@ -129,8 +139,34 @@ def request_for(plan: Plan, checkpoint: Checkpoint, dtype: str) -> Request:
         ignored=set(table.ignored()),
         modules={path: kind.probe_scales for path, kind in called.items()},
         stages=frozenset(path for path, kind in called.items() if kind.stage),
-        probes=plan.pair.probes(plan.config, np.random.default_rng(SEED)),
+        probes=[probe for make in probes for probe in make(plan.config, np.random.default_rng(SEED))],
+        exact=available_memory() > plan.values * _BYTES_EXACT + _BYTES_SPARE,
     )
+
+
+def cost(plan: Plan, request: Request) -> str:
+    """What the numerical proof of `plan` will take, for a person to know beforehand."""
+    memory = plan.values * (_BYTES_EXACT if request.exact else _BYTES_SINGLE)
+    truth = "float64" if request.exact else "for want of memory float32"
+    return (
+        f"numerical proof of {plan.values / 1e6:.0f} million values: {count(request)} results of layers and stages,"
+        f" {truth} as the truth, about {size(memory)} of memory (--verify lossless leaves it out)"
+    )
+
+
+def count(request: Request) -> int:
+    """How many calls of layers are compared."""
+    return sum(len(factors) for probe in request.probes for factors in request.recorded(probe).values())
+
+
+def available_memory() -> float:
+    """Bytes that can be had without swapping, or infinity where the system does not say."""
+    try:
+        with open("/proc/meminfo") as file:
+            found = re.search(r"MemAvailable:\s*(\d+) kB", file.read())
+    except OSError:
+        return math.inf
+    return int(found[1]) * 1024 if found else math.inf
 
 
 def numerical(
@@ -163,31 +199,39 @@ def _numerical(
             f"Keras does not load the file: {printable(str(error).partition(chr(10))[0], 160)}"
         ) from None
     kinds = {torch_path: (keras_path, kind) for torch_path, keras_path, kind in modules(plan)}
-    runs = torch_process.answer()
     outputs: dict[str, Comparison] = {}
     layers: dict[str, Comparison] = {}
-    for probe, run in zip(request.probes, runs, strict=True):
-        for call in run.calls:
-            keras_path, kind = kinds[call.path]
-            ours = _called(call.path, layer_at(model, keras_path), kind, call.args, call.kwargs)
-            if isinstance(ours, Comparison):
-                _pool(layers, ours)
-            else:
-                # torch may return more than Keras does: attention its weights.
-                theirs = [_flat(kind.arrange(result)) for result in (call.result, call.truth)]
-                for found in zip(_flat(ours), *theirs, strict=False):
-                    _pool(layers, replace(_compare(call.path, *found), suspects=kind.suspects))
+    probes = iter(request.probes)
+    for answer in torch_process.answers():
+        if isinstance(answer, Call):
+            keras_path, kind = kinds[answer.path]
+            for one in _compared(answer, layer_at(model, keras_path), kind, request.exact):
+                _pool(layers, one)
             progress(1)
-        if probe.part:
+            continue
+        probe = next(probes)
+        if answer.outputs is None:
             continue
         first = plan.pair.channels_first
         inputs = {name: channels_last(value) if name in first else value for name, value in probe.inputs.items()}
         results = _flat(_call_model(model, inputs, probe.options))
-        for name, *values in _named(plan.pair.outputs, results, _flat(run.outputs), _flat(run.truth)):
-            torch_values = [channels_last(value) if name in first else value for value in values[1:]]
-            _pool(outputs, _compare(name, values[0], *torch_values))
+        for name, *values in _named(plan.pair.outputs, results, _flat(answer.outputs), _flat(answer.truth)):
+            single, exact = (channels_last(value) if name in first else value for value in values[1:])
+            _pool(outputs, _compare(name, values[0], single, exact, request.exact))
     uncalled = tuple(path or "the model's own tensors" for path in kinds if path not in layers)
-    return Numerical(tuple(outputs.values()), tuple(layers.values()), uncalled, len(runs))
+    return Numerical(tuple(outputs.values()), tuple(layers.values()), uncalled, len(request.probes))
+
+
+def _compared(call: Call, layer: Any, kind: Kind, exact: bool) -> Iterator[Comparison]:
+    """Each result of the layer on the input that torch's received."""
+    ours = _called(call.path, layer, kind, call.args, call.kwargs)
+    if isinstance(ours, Comparison):
+        yield ours
+        return
+    # torch may return more than Keras does: attention its weights.
+    theirs = [_flat(kind.arrange(result)) for result in (call.result, call.truth)]
+    for result, single, truth in zip(_flat(ours), *theirs, strict=False):
+        yield replace(_compare(call.path, result, single, truth, exact), suspects=kind.suspects)
 
 
 def _call_model(model: Any, inputs: dict[str, Any], options: dict[str, Any]) -> Any:
@@ -248,8 +292,8 @@ def _flat(results: Any) -> tuple:
     return (results,)
 
 
-def _compare(name: str, ours: Any, torch_result: Any, truth: Any) -> Comparison:
-    """One result on both sides."""
+def _compare(name: str, ours: Any, torch_result: Any, truth: Any, in_float64: bool = True) -> Comparison:
+    """One result on both sides; `in_float64`: the truth is."""
     if ours is None:
         return Comparison(name, note="the TensorFlow model has no layer there")
     result, single, exact = (np.asarray(value, np.float64) for value in (ours, torch_result, truth))
@@ -266,6 +310,7 @@ def _compare(name: str, ours: Any, torch_result: Any, truth: Any) -> Comparison:
         error=float(np.abs(result - exact).max(initial=0.0)),
         torch_error=float(np.abs(single - exact).max(initial=0.0)),
         scale=float(np.abs(exact).max(initial=0.0)),
+        exact=in_float64,
     )
 
 

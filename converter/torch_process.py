@@ -1,18 +1,21 @@
 """The child process that runs the torch side of the proof, as the caller sees it."""
 
 import contextlib
+import itertools
 import os
 import pickle
 import subprocess
 import sys
 import tempfile
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import cloudpickle
 
 from converter.atomic import scratch
 from converter.errors import ConversionError, printable
-from converter.torch_side import Request, Run
+from converter.torch_side import Call, Request, Run
 
 _BOOT = (
     "import sys; sys.path = [path for path in sys.path if path]; import ast; sys.path = ast.literal_eval(sys.argv[1]); "
@@ -45,7 +48,7 @@ class TorchProcess:
         )
 
     def ask(self, request: Request) -> None:
-        """Send the request; `answer` waits for what comes of it."""
+        """Send the request; `answers` gives what comes of it."""
         assert self._process.stdin is not None
         # A file, because a pipe holds little, and the process reads only when torch is there.
         (self._folder / "request.pickle").write_bytes(cloudpickle.dumps(request))
@@ -53,24 +56,32 @@ class TorchProcess:
             self._process.stdin.write(b"\n")
             self._process.stdin.close()
 
-    def answer(self) -> list[Run]:
-        """What the torch side measured.
+    def answers(self) -> Iterator[Call | Run]:
+        """What the torch side measures, as it comes: the calls of a probe, then its Run, and so on.
 
         Raises:
             ConversionError: it failed; the message says how.
         """
+        for number in itertools.count():
+            place = self._folder / f"{number:06}.pickle"
+            while not place.exists():
+                if self._process.poll() is not None and not place.exists():
+                    raise ConversionError(f"the torch reference failed: {self._last_words()}")
+                time.sleep(0.005)
+            with open(place, "rb") as file:
+                message = pickle.load(file)
+            place.unlink()
+            if isinstance(message, str):
+                raise ConversionError(message)
+            if message is None:
+                return
+            yield message
+
+    def _last_words(self) -> str:
         self._process.wait()
-        place = self._folder / "answer.pickle"
-        if not place.exists():
-            self._log.seek(0)
-            lines = self._log.read().decode("utf-8", "replace").strip().splitlines()
-            last = printable(lines[-1], 200) if lines else f"exit code {self._process.returncode}"
-            raise ConversionError(f"the torch reference failed: {last}")
-        with open(place, "rb") as file:
-            answer = pickle.load(file)
-        if isinstance(answer, str):
-            raise ConversionError(answer)
-        return answer
+        self._log.seek(0)
+        lines = self._log.read().decode("utf-8", "replace").strip().splitlines()
+        return printable(lines[-1], 200) if lines else f"exit code {self._process.returncode}"
 
     def close(self) -> None:
         """End the process and remove its files."""

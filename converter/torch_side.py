@@ -11,6 +11,7 @@ import copy
 import os
 import pickle
 import sys
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,9 @@ from einops import rearrange
 
 from converter.checkpoint import Checkpoint
 from converter.registry import Probe
+
+# Bytes of results that may wait for the caller to read them.
+AHEAD = 256 << 20
 
 
 @dataclass(frozen=True)
@@ -45,6 +49,7 @@ class Request:
         ignored: canonical names that the mapping leaves out.
         modules: torch path -> factors for the recorded inputs, of each layer to record.
         stages: those of them that are stages.
+        exact: compute the truth in float64; else torch's float32 results stand for it.
     """
 
     model: str
@@ -56,11 +61,21 @@ class Request:
     modules: dict[str, tuple[float, ...]]
     probes: list[Probe]
     stages: frozenset[str] = frozenset()
+    exact: bool = True
+
+    def recorded(self, probe: Probe) -> dict[str, tuple[float, ...]]:
+        """The layers of the probe's part to record, with their factors."""
+        return {
+            path: factors
+            for path, factors in self.modules.items()
+            if (not probe.part or f"{path}.".startswith(f"{probe.part}."))
+            and (path in self.stages or not probe.stages_only)
+        }
 
 
 @dataclass
 class Call:
-    """One call of a layer: its inputs, torch's float32 result, and the float64 result for the same inputs."""
+    """One call of a layer: its inputs, torch's float32 result, and the truth, in float64 for the same inputs."""
 
     path: str
     args: tuple
@@ -71,14 +86,10 @@ class Call:
 
 @dataclass
 class Run:
-    """One probe: the model's outputs in float32 and float64, and every recorded call in the order they were made.
+    """One probe at its end: the model's outputs in float32 and float64. None where the probe is for a part alone."""
 
-    Where the probe is for a part, that part's call is the last, and there are no outputs of the model.
-    """
-
-    outputs: tuple
-    truth: tuple
-    calls: list[Call]
+    outputs: tuple | None
+    truth: tuple | None
 
 
 class ReferenceFailed(Exception):
@@ -86,41 +97,57 @@ class ReferenceFailed(Exception):
 
 
 def main(folder: str) -> None:
-    """Answer one request: `answer.pickle` in the folder holds a list of Runs, or the text of what went wrong."""
+    """Answer one request: each recorded Call in the order they are made, a Run at the end of each probe, then None.
+
+    Each is a file of its own, `000000.pickle` and so on, whole once it has that name; the caller removes what it has
+    read. A text instead of any of them is what went wrong.
+    """
     import torch
 
     if not sys.stdin.buffer.read(1):
         return  # the caller has changed its mind
     request: Request = cloudpickle.loads(Path(folder, "request.pickle").read_bytes())
-    answer: Any
+    send = _Sender(Path(folder))
     try:
-        answer = _answer(request, torch)
+        _answer(request, send, torch)
+        send(None)
     except ReferenceFailed as error:
-        answer = str(error)
-    partial = Path(folder, "answer.partial")
-    with open(partial, "wb") as file:
-        pickle.dump(answer, file, protocol=5)
-    os.replace(partial, Path(folder, "answer.pickle"))
+        send(str(error))
 
 
-def _answer(request: Request, torch: Any) -> list[Run]:
+class _Sender:
+    """Hands messages over, a few ahead of their reader."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._count = 0
+        self._waiting: dict[Path, int] = {}  # what the caller has not removed yet -> bytes
+        self._parent = os.getppid()
+
+    def __call__(self, message: Any) -> None:
+        while sum(self._waiting.values()) > AHEAD:
+            if os.getppid() != self._parent:
+                raise SystemExit(1)  # nobody reads any more
+            time.sleep(0.01)
+            self._waiting = {place: nbytes for place, nbytes in self._waiting.items() if place.exists()}
+        place = self._folder / f"{self._count:06}.pickle"
+        partial = place.with_suffix(".partial")
+        with open(partial, "wb") as file:
+            pickle.dump(message, file, protocol=5)
+            self._waiting[place] = file.tell()
+        os.replace(partial, place)
+        self._count += 1
+
+
+def _answer(request: Request, send: Callable[[Any], None], torch: Any) -> None:
     torch.manual_seed(0)
     torch.backends.mha.set_fastpath_enabled(False)  # the fast path computes without calling the layers
     model = _build(request).eval()
     _load(model, request, torch)
     with torch.no_grad():
-        exact = copy.deepcopy(model).double()
-        return [_run(model, exact, probe, _recorded(request, probe), torch) for probe in request.probes]
-
-
-def _recorded(request: Request, probe: Probe) -> dict[str, tuple[float, ...]]:
-    """The layers of the probe's part to record, with their factors."""
-    return {
-        path: factors
-        for path, factors in request.modules.items()
-        if (not probe.part or f"{path}.".startswith(f"{probe.part}."))
-        and (path in request.stages or not probe.stages_only)
-    }
+        exact = copy.deepcopy(model).double() if request.exact else model
+        for probe in request.probes:
+            send(_run(model, exact, probe, request.recorded(probe), send, torch))
 
 
 def _build(request: Request) -> Any:
@@ -193,19 +220,24 @@ def _as_float(values: np.ndarray) -> np.ndarray:
     return values if values.dtype.kind == "f" and values.dtype.itemsize > 2 else values.astype(np.float32)
 
 
-def _run(model: Any, exact: Any, probe: Probe, modules: dict[str, tuple[float, ...]], torch: Any) -> Run:
+def _run(
+    model: Any,
+    exact: Any,
+    probe: Probe,
+    modules: dict[str, tuple[float, ...]],
+    send: Callable[[Call], None],
+    torch: Any,
+) -> Run:
+    """One probe: sends every recorded call."""
     inputs = {name: _tensors(value, torch) for name, value in probe.inputs.items()}
-    doubled = {
-        name: _map(value, lambda t: t.double() if t.is_floating_point() else t) for name, value in inputs.items()
-    }
-    recorded: list[tuple[str, tuple, dict, Any]] = []
     seen: set[str] = set()
 
     def record(path: str) -> Callable[..., None]:
-        def hook(_module: Any, args: tuple, kwargs: dict, result: Any) -> None:
+        def hook(layer: Any, args: tuple, kwargs: dict, result: Any) -> None:
             if path not in seen:
-                seen.add(path)
-                recorded.append((path, _copied(args), _copied(kwargs), _copied(result)))
+                seen.add(path)  # first, for the layer is called again
+                for factor in modules[path]:
+                    send(_call(path, layer, exact.get_submodule(path), args, kwargs, result, factor))
 
         return hook
 
@@ -220,27 +252,22 @@ def _run(model: Any, exact: Any, probe: Probe, modules: dict[str, tuple[float, .
     for hook in hooks:
         hook.remove()
     if probe.part:
-        outputs = truth = ()
-    else:
-        truth = _tuple(exact(**doubled, **probe.options))
+        return Run(None, None)
+    truth = outputs if exact is model else _tuple(exact(**_doubled(inputs), **probe.options))
+    return Run(_numpy(outputs), _numpy(truth))
 
-    calls = []
-    for path, given, named, result in recorded:
-        args, kwargs = given, named
-        layer, exact_layer = model.get_submodule(path), exact.get_submodule(path)
-        for factor in modules[path]:
-            if factor != 1:
-                args, kwargs = _scaled((given, named), factor)
-                result = layer(*_copied(args), **_copied(kwargs))
-            doubled_args = _map((args, kwargs), lambda t: t.double() if t.is_floating_point() else t)
-            exact_result = exact_layer(*doubled_args[0], **doubled_args[1])
-            numpy_args = _batch_first(layer, args, kwargs)
-            calls.append(
-                Call(
-                    path, *_numpy(numpy_args), *(_numpy(_batch_first_result(layer, r)) for r in (result, exact_result))
-                )
-            )
-    return Run(_numpy(outputs), _numpy(truth), calls)
+
+def _call(path: str, layer: Any, exact: Any, args: tuple, kwargs: dict, result: Any, factor: float) -> Call:
+    """What `layer` made of its inputs times `factor`, and what it should have made; `result` is that of factor 1."""
+    if factor != 1:
+        args, kwargs = _scaled((args, kwargs), factor)
+        result = layer(*_copied(args), **_copied(kwargs))
+    truth = result
+    if exact is not layer:
+        doubled_args, doubled_kwargs = _doubled((args, kwargs))
+        truth = exact(*doubled_args, **doubled_kwargs)
+    given = _numpy(_batch_first(layer, args, kwargs))
+    return Call(path, *given, *(_numpy(_batch_first_result(layer, each)) for each in (result, truth)))
 
 
 def _tensors(value: Any, torch: Any) -> Any:
@@ -266,6 +293,10 @@ def _batch_first_result(layer: Any, result: Any) -> Any:
 
 def _scaled(value: Any, factor: float) -> Any:
     return _map(value, lambda tensor: tensor * factor if tensor.is_floating_point() else tensor)
+
+
+def _doubled(value: Any) -> Any:
+    return _map(value, lambda tensor: tensor.double() if tensor.is_floating_point() else tensor)
 
 
 def _copied(value: Any) -> Any:

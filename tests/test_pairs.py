@@ -136,7 +136,7 @@ def test_no_probes_prove_nothing(tmp_path):
     one = pair("unprobed", build, linear, LINEAR, lambda config, rng: [])
     with pytest.raises(converter.ProofError, match="no probe inputs"):
         converted(one, linear(), tmp_path)
-    with pytest.raises(converter.UsageError, match="level is one of full, lossless"):
+    with pytest.raises(converter.UsageError, match="level is one of full-size, full, lossless"):
         converter.verify(one.name, tmp_path / "ckpt.pth", tmp_path / "o.weights.h5", level="none")
 
 
