@@ -1,7 +1,7 @@
 """TinyViT as MobileSAM's image encoder: convolutions, then attention in windows, then Segment Anything's neck."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
@@ -14,6 +14,26 @@ from tf_models.sam.common import GELU, LayerNorm
 
 STRIDE = 16  # pixels of the image along each side of one vector of the embedding
 
+# Values of the widest map held at once (4 MiB in float32): larger maps would spend the time on fresh memory.
+_STRIP = 1 << 20
+
+
+def in_strips(work: Callable[..., Any], x: Any, channels: int, strides: int = 1, whole: bool | None = False) -> Any:
+    """A map computed in horizontal strips, so that what is held between its layers stays small.
+
+    `work(top, end, first, last)` gives rows `top` to `end` of the result, and is told whether they are the first and
+    the last. `x` (B, H, W, C) is what it works on; its widest map has `channels` for each pixel of x, and the result
+    H/strides rows. `whole` asks for one strip (a batch that is normalised by itself must not be cut), and a size that
+    is unknown makes one.
+    """
+    batch, height, width, _ = x.shape
+    if whole or None in (batch, height, width):
+        return work(0, ops.shape(x)[1] // strides, True, True)
+    rows, total = max(1, _STRIP // (batch * strides * width * channels)), height // strides
+    spans = [(top, min(top + rows, total)) for top in range(0, total, rows)]
+    parts = [work(top, end, top == 0, end == total) for top, end in spans]
+    return parts[0] if len(parts) == 1 else ops.concatenate(parts, axis=1)
+
 
 @keras.saving.register_keras_serializable(package="weightbridge")
 class ConvBN(keras.layers.Layer):
@@ -21,6 +41,7 @@ class ConvBN(keras.layers.Layer):
 
     The padding keeps odd kernels centered. `depthwise` filters each channel alone. In inference the normalization is
     folded into the kernel at every call, so that the variables stay torch's and no pass over the map is spent on it.
+    Of a strip of a larger map, `above` and `below` say whether it ends there: if not, it brings the rows it needs.
     """
 
     def __init__(
@@ -41,7 +62,7 @@ class ConvBN(keras.layers.Layer):
         self.c.build(x_shape)
         self.bn.build((None, None, None, self.filters))
 
-    def call(self, x: Any, training: bool | None = None) -> Any:
+    def call(self, x: Any, training: bool | None = None, above: bool = True, below: bool = True) -> Any:
         if training and self.bn.trainable:
             return self.bn(self.c(x), training=True)
         scale = self.bn.gamma * ops.rsqrt(self.bn.moving_variance + self.bn.epsilon)  # (O,)
@@ -49,7 +70,7 @@ class ConvBN(keras.layers.Layer):
         scale = scale[:, None] if self.depthwise else scale
         kernel = ops.cast(ops.cast(self.c.kernel, scale.dtype) * scale, x.dtype)  # (kh, kw, I, O) or (kh, kw, O, 1)
         zeros = self.kernel_size // 2
-        padding = [(0, 0), (zeros, zeros), (zeros, zeros), (0, 0)]
+        padding = [(0, 0), (zeros * above, zeros * below), (zeros, zeros), (0, 0)]
         convolve = tf.nn.depthwise_conv2d if self.depthwise else tf.nn.conv2d
         x = convolve(x, kernel, strides=(1, self.strides, self.strides, 1), padding=padding)
         return tf.nn.bias_add(x, ops.cast(shift, x.dtype))
@@ -83,7 +104,13 @@ class PatchEmbed(keras.layers.Layer):
 
     def call(self, x: Any, training: bool | None = None) -> Any:
         first, gelu, second = self.seq
-        return second(gelu(first(x, training=training)), training=training)
+
+        def work(top: Any, end: Any, is_first: bool, is_last: bool) -> Any:
+            rows = x[:, max(4 * top - 3, 0) : 4 * end]  # which make rows 2 * top - 1 to 2 * end of the map between
+            hidden = gelu(first(rows, training=training, above=is_first, below=is_last))
+            return second(hidden, training=training, above=is_first, below=is_last)
+
+        return in_strips(work, x, self.embed_dim // 8, 4, whole=training)
 
     def get_config(self) -> dict[str, Any]:
         return super().get_config() | {"embed_dim": self.embed_dim}
@@ -110,9 +137,12 @@ class MBConv(keras.layers.Layer):
         self.conv3.build((None, None, None, self.hidden))
 
     def call(self, x: Any, training: bool | None = None) -> Any:
-        hidden = self.act1(self.conv1(x, training=training))
-        hidden = self.act2(self.conv2(hidden, training=training))
-        return self.act3(x + self.conv3(hidden, training=training))
+        def work(top: Any, end: Any, is_first: bool, is_last: bool) -> Any:
+            hidden = self.act1(self.conv1(x[:, max(top - 1, 0) : end + 1], training=training))
+            hidden = self.act2(self.conv2(hidden, training=training, above=is_first, below=is_last))
+            return self.act3(x[:, top:end] + self.conv3(hidden, training=training))
+
+        return in_strips(work, x, self.hidden, whole=training)
 
     def get_config(self) -> dict[str, Any]:
         return super().get_config() | {"dim": self.dim, "hidden": self.hidden}
@@ -137,9 +167,15 @@ class PatchMerging(keras.layers.Layer):
         self.conv3.build((None, None, None, self.out_dim))
 
     def call(self, x: Any, training: bool | None = None) -> Any:
-        x = self.act(self.conv1(x, training=training))
-        x = self.act(self.conv2(x, training=training))
-        return self.conv3(x, training=training)
+        strides = self.strides
+
+        def work(top: Any, end: Any, is_first: bool, is_last: bool) -> Any:
+            rows = x[:, max(strides * top - 1, 0) : strides * (end - 1) + 2]
+            hidden = self.act(self.conv1(rows, training=training))
+            hidden = self.act(self.conv2(hidden, training=training, above=is_first, below=is_last))
+            return self.conv3(hidden, training=training)
+
+        return in_strips(work, x, self.out_dim, strides, whole=training)
 
     def get_config(self) -> dict[str, Any]:
         return super().get_config() | {"dim": self.dim, "out_dim": self.out_dim, "strides": self.strides}
@@ -181,7 +217,7 @@ class WindowAttention(keras.layers.Layer):
         w, heads = self.window_size, self.num_heads
         d = c // heads
         rows, columns = -(-height // w), -(-width // w)
-        x = ops.pad(x, [(0, 0), (0, rows * w - height), (0, columns * w - width), (0, 0)])
+        x = tf.pad(x, [(0, 0), (0, rows * w - height), (0, columns * w - width), (0, 0)])
         qkv = self.qkv(self.norm(x))
         qkv = ops.reshape(qkv, (batch, rows, w, columns, w, heads, 3, d))
         qkv = ops.transpose(qkv, (6, 0, 1, 3, 5, 2, 4, 7))  # (3, B, rows, columns, heads, w, w, d)
@@ -204,7 +240,7 @@ class WindowAttention(keras.layers.Layer):
 
 @keras.saving.register_keras_serializable(package="weightbridge")
 class Mlp(keras.layers.Layer):
-    """A layer normalization and two dense layers with a GELU between: x (..., C) -> (..., C)."""
+    """A layer normalization and two dense layers with a GELU between: x (B, H, W, C) -> (B, H, W, C)."""
 
     def __init__(self, dim: int, hidden: int, **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -221,7 +257,10 @@ class Mlp(keras.layers.Layer):
         self.fc2.build((None, self.hidden))
 
     def call(self, x: Any) -> Any:
-        return self.fc2(self.act(self.fc1(self.norm(x))))
+        def work(top: Any, end: Any, is_first: bool, is_last: bool) -> Any:
+            return self.fc2(self.act(self.fc1(self.norm(x[:, top:end]))))
+
+        return in_strips(work, x, self.hidden)
 
     def get_config(self) -> dict[str, Any]:
         return super().get_config() | {"dim": self.dim, "hidden": self.hidden}
