@@ -337,8 +337,9 @@ class Stage(keras.layers.Layer):
 class TinyViT(keras.layers.Layer):
     """The image encoder of MobileSAM: image (B, H, W, 3) -> embedding (B, H/16, W/16, out_chans).
 
-    H and W are multiples of 16; MobileSAM has 1024 for both. The defaults are the sizes of TinyViT-5M. `num_heads` and
-    `window_sizes` have an entry for each stage with attention, which are all but the first.
+    H and W are multiples of 16. `img_size` is the side of the square image that the model is meant for; no variable
+    depends on it. The defaults are the sizes of TinyViT-5M. `num_heads` and `window_sizes` have an entry for each stage
+    with attention, which are all but the first. For speed call it inside `tf.function`, with H and W known.
 
     Follows `mobile_sam/modeling/tiny_vit_sam.py` of ChaoningZhang/MobileSAM, channels last; every layer has the attribute
     path of its torch module. Unlike in TinyViT, the last patch merging does not halve the resolution.
@@ -349,6 +350,7 @@ class TinyViT(keras.layers.Layer):
 
     def __init__(
         self,
+        img_size: int = 1024,
         embed_dims: Sequence[int] = (64, 128, 160, 320),
         depths: Sequence[int] = (2, 2, 6, 2),
         num_heads: Sequence[int] = (4, 5, 10),
@@ -362,7 +364,9 @@ class TinyViT(keras.layers.Layer):
         super().__init__(**kwargs)
         if not 4 == len(embed_dims) == len(depths) == len(num_heads) + 1 == len(window_sizes) + 1:
             raise ValueError("TinyViT has four stages, and num_heads and window_sizes are of the last three")
+        self.img_size = img_size
         self.sizes = {
+            "img_size": img_size,
             "embed_dims": list(embed_dims),
             "depths": list(depths),
             "num_heads": list(num_heads),

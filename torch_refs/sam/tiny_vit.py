@@ -169,8 +169,9 @@ class BasicLayer(nn.Module):
 class TinyViT(nn.Module):
     """The image encoder of MobileSAM: image (B, 3, H, W) -> embedding (B, out_chans, H/16, W/16).
 
-    H and W are multiples of 16; MobileSAM has 1024 for both. The defaults are the sizes of TinyViT-5M. `num_heads` and
-    `window_sizes` have an entry for each stage with attention, which are all but the first.
+    H and W are multiples of 16. The original takes squares of `img_size` only; nothing here depends on it. The defaults
+    are the sizes of TinyViT-5M. `num_heads` and `window_sizes` have an entry for each stage with attention, which are
+    all but the first.
 
     Follows `mobile_sam/modeling/tiny_vit_sam.py` of ChaoningZhang/MobileSAM: the state dict has its names and shapes,
     without the classifier (`norm_head`, `head`), which the original keeps but never calls. Unlike in TinyViT, the
@@ -182,6 +183,7 @@ class TinyViT(nn.Module):
 
     def __init__(
         self,
+        img_size: int = 1024,
         embed_dims: Sequence[int] = (64, 128, 160, 320),
         depths: Sequence[int] = (2, 2, 6, 2),
         num_heads: Sequence[int] = (4, 5, 10),
@@ -194,6 +196,7 @@ class TinyViT(nn.Module):
         super().__init__()
         if not 4 == len(embed_dims) == len(depths) == len(num_heads) + 1 == len(window_sizes) + 1:
             raise ValueError("TinyViT has four stages, and num_heads and window_sizes are of the last three")
+        self.img_size = img_size
         self.patch_embed = PatchEmbed(embed_dims[0])
         self.layers = nn.ModuleList([ConvLayer(embed_dims[0], embed_dims[1], depths[0], mbconv_expand_ratio)])
         for stage in (1, 2, 3):
