@@ -153,6 +153,7 @@ _BUILTIN = {
     "deformable_attention_1d": "converter.mappings.deformable_attention:DEFORMABLE_ATTENTION_1D",
     "deformable_attention_2d": "converter.mappings.deformable_attention:DEFORMABLE_ATTENTION_2D",
     "deformable_attention_3d": "converter.mappings.deformable_attention:DEFORMABLE_ATTENTION_3D",
+    "mobile_sam": "converter.mappings.mobile_sam:MOBILE_SAM",
     "sam_decoder": "converter.mappings.sam_decoder:SAM_DECODER",
     "sam_image_encoder": "converter.mappings.sam_image_encoder:SAM_IMAGE_ENCODER",
     "sam_prompt_encoder": "converter.mappings.sam_prompt_encoder:SAM_PROMPT_ENCODER",

@@ -2,10 +2,11 @@
 
 import torch
 
+import torch_refs
+from tests.small_sam import SMALL
 from torch_refs.sam.tiny_vit import TinyViT
 
 ENCODER = {
-    "img_size": 80,
     "embed_dims": (16, 24, 20, 40),
     "depths": (1, 2, 1, 2),
     "num_heads": (3, 2, 5),
@@ -15,6 +16,15 @@ ENCODER = {
     "local_conv_size": 5,
     "out_chans": 32,
 }
+
+CONFIG = {
+    "image_encoder": ENCODER,
+    "prompt_encoder": {"embed_dim": 32, "mask_in_chans": 8},
+    "mask_decoder": {name: size for name, size in SMALL.items() if name != "num_heads"},
+    "image_size": 80,
+    "num_heads": 4,
+}
+OPTIONS = {"image_size": 80, "num_heads": 4}
 
 
 def seeded(module: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
@@ -39,3 +49,12 @@ def seeded(module: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
 def seeded_encoder(**sizes: object) -> TinyViT:
     """The small encoder."""
     return seeded(TinyViT(**ENCODER | sizes))  # type: ignore[arg-type, return-value]
+
+
+def small_state() -> dict[str, torch.Tensor]:
+    """A checkpoint of the small model, with what the published one holds besides."""
+    state = seeded(torch_refs.create("mobile_sam", **CONFIG)).state_dict()
+    rng = torch.Generator().manual_seed(1)
+    for name, shape in (("norm_head.weight", (40,)), ("norm_head.bias", (40,)), ("head.weight", (9, 40))):
+        state[f"image_encoder.{name}"] = torch.randn(shape, generator=rng)
+    return state | {"image_encoder.head.bias": torch.zeros(9)}

@@ -1,4 +1,4 @@
-"""MobileSAM's image encoder: the torch reference against timm's TinyViT, and the Keras layers against it in float64."""
+"""MobileSAM: the torch reference against timm's TinyViT, the Keras layers against it in float64, and the conversion."""
 
 import json
 
@@ -10,9 +10,15 @@ import torch
 from segment_anything.modeling.common import LayerNorm2d as UpstreamLayerNorm2d
 from timm.models.tiny_vit import TinyVit as TimmTinyViT
 
+import converter
+import tf_models
+import torch_refs
+from converter.errors import UsageError
 from converter.kinds import BATCH_NORM, CONV_2D, DENSE, DEPTHWISE_CONV_2D, LAYER_NORM
-from tests.small_mobile_sam import ENCODER, seeded, seeded_encoder
+from tests.small_mobile_sam import CONFIG, ENCODER, OPTIONS, seeded, seeded_encoder, small_state
+from tests.small_sam import save
 from tf_models.sam import tiny_vit
+from torch_refs.sam.seeded_checkpoint import official_shapes, write_seeded_checkpoint
 from torch_refs.sam.tiny_vit import TinyViT as TorchTinyViT
 
 PUBLISHED = {  # of MobileSAM's `build_sam_vit_t`
@@ -22,7 +28,7 @@ PUBLISHED = {  # of MobileSAM's `build_sam_vit_t`
     "window_sizes": (7, 14, 7),
 }
 # Height and width: windows tile neither, both, only the height, only the width of some stage.
-SIZES = [(80, 112), (48, 96), (240, 16), (16, 240)]
+SIZES = [(80, 112), (48, 96), (240, 16)]
 
 
 def image(height: int, width: int, batch: int = 2) -> torch.Tensor:
@@ -52,7 +58,7 @@ def timms_name(name: str) -> str:
 
 def timms(ours: TorchTinyViT, sizes: dict) -> torch.nn.Module:
     """timm's TinyViT with the weights of ours, and with MobileSAM's stride of 1 in the last downsampling."""
-    sizes = {name: value for name, value in sizes.items() if name not in ("img_size", "out_chans")}
+    sizes = {name: value for name, value in sizes.items() if name != "out_chans"}
     # timm wants heads and windows of the first stage, which has no attention.
     sizes |= {name: (1, *sizes[name]) for name in ("num_heads", "window_sizes")}
     model = TimmTinyViT(**sizes, num_classes=0, drop_path_rate=0.0).eval()
@@ -77,7 +83,7 @@ def sams_neck(ours: TorchTinyViT) -> torch.nn.Module:
     return neck.to(ours.neck[0].weight.dtype)
 
 
-@pytest.mark.parametrize("size", SIZES, ids=str)
+@pytest.mark.parametrize("size", SIZES[:2], ids=str)
 def test_the_reference_is_timms_with_sams_neck(size):
     ours = seeded_encoder().double()
     x = image(*size).double()
@@ -97,7 +103,7 @@ def test_the_reference_is_timms_in_float32_at_the_published_sizes():
             stages = layer(stages)
         want = timms(ours, PUBLISHED).forward_features(x)
     torch.testing.assert_close(stages, want, rtol=0, atol=1e-5)  # at a scale of 10
-    assert 1 < want.std()
+    assert want.std() > 1
 
 
 def test_the_reference_trains_as_timms():
@@ -223,7 +229,7 @@ def encoder(reference):
     return built(reference)
 
 
-@pytest.fixture(params=[1 << 20, 3000], ids=["whole", "strips"])
+@pytest.fixture(params=[1 << 20, 1 << 14], ids=["whole", "strips"])
 def strips(request, monkeypatch):
     """Maps as a whole, and in strips of a row or a few."""
     monkeypatch.setattr(tiny_vit, "_STRIP", request.param)
@@ -239,9 +245,16 @@ def test_outputs(encoder, reference, double, size, strips):
     check(encoder, reference, double, image(*size))
 
 
-@pytest.mark.parametrize("jit", [False, True], ids=["graph", "jit"])
-def test_outputs_in_a_graph(encoder, reference, double, jit, strips):
-    check(tf.function(encoder, jit_compile=jit), reference, double, image(80, 112))
+def test_outputs_in_a_graph(encoder, reference, double, strips):
+    check(tf.function(encoder), reference, double, image(80, 112))
+
+
+def test_outputs_with_jit(monkeypatch):
+    monkeypatch.setattr(tiny_vit, "_STRIP", 1 << 15)
+    sizes = {"depths": (1, 1, 1, 1)}
+    reference = seeded_encoder(**sizes)
+    call = tf.function(built(reference, ENCODER | sizes), jit_compile=True)
+    check(call, reference, seeded_encoder(**sizes).double(), image(48, 96))
 
 
 def test_one_trace_serves_all_sizes(encoder, reference, double):
@@ -297,7 +310,7 @@ def test_blocks_given_what_torchs_received(encoder, reference, double):
         reference(image(80, 112))
     for handle in handles:
         handle.remove()
-    assert len(received) == len(modules) == 42
+    assert len(received) == len(modules) == 38
     for name, (x, own) in received.items():
         module = double.get_submodule(name)
         with torch.inference_mode():
@@ -329,17 +342,20 @@ def test_gradients_of_every_variable_are_torchs(training, strips):
     for parameter in module.parameters():
         parameter.data = parameter.grad
     twin = built(module, dtype="float64")
-    for variable, gradient, wanted in zip(layer.variables, gradients_of_all(layer, gradients), twin.variables, strict=True):
-        if gradient is not None:
-            np.testing.assert_allclose(gradient, wanted, rtol=1e-8, atol=1e-9, err_msg=variable.path)
-        else:
-            # Keras keeps the variance of the batch itself, torch's running one is n / (n - 1) times larger.
-            np.testing.assert_allclose(variable, wanted, rtol=0.1 / 69 if training else 0, atol=1e-12)
-
-
-def gradients_of_all(layer, gradients):
-    by_variable = {id(v): g for v, g in zip(layer.trainable_variables, gradients, strict=True)}
-    return [by_variable.get(id(variable)) for variable in layer.variables]
+    for variable, gradient, wanted in zip(layer.trainable_variables, gradients, twin.trainable_variables, strict=True):
+        np.testing.assert_allclose(gradient, wanted, rtol=1e-8, atol=1e-9, err_msg=variable.path)
+    before = built(seeded_encoder().double(), dtype="float64")
+    variables = (layer.non_trainable_variables, before.non_trainable_variables, twin.non_trainable_variables)
+    for statistic, *others in zip(*variables, strict=True):
+        got, old, wanted = map(np.array, (statistic, *others))
+        if not training:
+            np.testing.assert_array_equal(got, old)
+        elif statistic.name == "moving_mean":
+            np.testing.assert_allclose(got, wanted, rtol=0, atol=1e-12)
+        else:  # Keras keeps the variance of the batch, torch an estimate from its n pixels: n / (n - 1) times that
+            ratio = (got - 0.9 * old) / (wanted - 0.9 * old)
+            pixels = [2 * (80 // side) * (112 // side) for side in (2, 4, 8, 16)]
+            assert any(np.allclose(ratio, (n - 1) / n, rtol=1e-9, atol=0) for n in pixels), statistic.path
 
 
 def test_frozen_normalizations_keep_their_statistics(reference):
@@ -383,3 +399,108 @@ def test_keras_refuses_what_does_not_fit(encoder):
         tiny_vit.TinyViT(**ENCODER | {"num_heads": (5, 2, 5)})
     with pytest.raises(ValueError, match="four stages"):
         tiny_vit.TinyViT(**ENCODER | {"depths": (1, 2, 1)})
+
+
+# --- the conversion -----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    return save(small_state(), tmp_path_factory.mktemp("mobile_sam"), "mobile_sam.pt")
+
+
+@pytest.fixture(scope="module")
+def converted(checkpoint):
+    output = checkpoint.with_name("mobile_sam.weights.h5")
+    report = converter.convert(None, checkpoint, output=output, options=OPTIONS)
+    return report, output
+
+
+def test_it_is_recognised_and_proven(converted):
+    report, output = converted
+    assert report.lossless
+    assert report.numerical
+    model = tf_models.load(output)
+    assert type(model.image_encoder) is tiny_vit.TinyViT
+    assert model.image_encoder.img_size == model.prompt_encoder.input_image_size == 80
+    assert {
+        name: tuple(value) if isinstance(value, list) else value for name, value in model.image_encoder.sizes.items()
+    } == ENCODER | {"img_size": 80}
+
+
+def test_converted_masks_are_torchs(converted):
+    reference = seeded(torch_refs.create("mobile_sam", **CONFIG))
+    model = tf_models.load(converted[1])
+    x = image(80, 80, batch=1)
+    coords, labels = torch.tensor([[[30.0, 50.0], [7.0, 61.0]]]), torch.tensor([[1, 0]])
+    with torch.inference_mode():
+        own = reference(x, coords, labels)
+        truth = reference.double()(x.double(), coords.double(), labels)
+    got = tf.function(model)(channels_last(x), coords.numpy(), labels.numpy())
+    for name, *values in zip(("masks", "iou"), got, own, truth, strict=True):
+        ours, single, exact = (np.asarray(value, np.float64) for value in values)
+        if name == "masks":
+            ours = np.moveaxis(ours, -1, 1)
+        allowed = max(4 * np.abs(single - exact).max(), 16 * np.finfo(np.float32).eps * np.abs(exact).max())
+        assert np.abs(ours - exact).max() <= allowed, name
+
+
+def test_the_plan_says_why_it_drops(checkpoint, tmp_path):
+    plan = converter.plan("mobile_sam", checkpoint, options=OPTIONS)
+    dropped = {name: reason for name, reason in plan.dropped.items() if "num_batches" not in name}
+    assert set(dropped) == {
+        f"image_encoder.{name}" for name in ("norm_head.weight", "norm_head.bias", "head.weight", "head.bias")
+    }
+    assert all("classifier" in reason for reason in dropped.values())
+    older = small_state() | {"image_encoder.layers.1.blocks.0.attn.attention_bias_idxs": torch.zeros(9, 9).long()}
+    plan = converter.plan("mobile_sam", save(older, tmp_path), options=OPTIONS)
+    assert "computed" in plan.dropped["image_encoder.layers.1.blocks.0.attn.attention_bias_idxs"]
+
+
+@pytest.mark.parametrize("model", ["sam_decoder", "sam_prompt_encoder"])
+def test_a_part_converts_alone(checkpoint, tmp_path, model):
+    options = {"num_heads": 4} if model == "sam_decoder" else {"image_size": 80}
+    report = converter.convert(model, checkpoint, output=tmp_path / "part.weights.h5", options=options)
+    assert report.lossless
+    assert report.numerical
+
+
+def test_image_size_is_checked(checkpoint):
+    with pytest.raises(UsageError, match="multiple of 16"):
+        converter.plan("mobile_sam", checkpoint, options=OPTIONS | {"image_size": 90})
+
+
+def test_a_missing_tensor_is_named(tmp_path):
+    state = small_state()
+    del state["image_encoder.layers.2.blocks.0.local_conv.bn.running_var"]
+    with pytest.raises(converter.ConversionError, match=r"missing: .*local_conv\.bn\.running_var"):
+        converter.plan("mobile_sam", save(state, tmp_path), options=OPTIONS)
+
+
+def test_the_seeded_checkpoint_has_the_published_layout(tmp_path):
+    shapes = official_shapes("mobile_sam")
+    # In the order of the published modules: the classifier stands before the neck, which was added to it.
+    names = [name for name in shapes if name.startswith("image_encoder.")]
+    assert names[-10:] == [
+        f"image_encoder.{name}"
+        for name in (
+            "norm_head.weight",
+            "norm_head.bias",
+            "head.weight",
+            "head.bias",
+            "neck.0.weight",
+            "neck.1.weight",
+            "neck.1.bias",
+            "neck.2.weight",
+            "neck.3.weight",
+            "neck.3.bias",
+        )
+    ]
+    assert shapes["image_encoder.head.weight"] == (1000, 320)
+    tensors = write_seeded_checkpoint(tmp_path / "mobile_sam.pt", "mobile_sam")
+    assert tensors["image_encoder.patch_embed.seq.0.bn.num_batches_tracked"].dtype == torch.int64
+    assert all((tensor > 0.5).all() for name, tensor in tensors.items() if name.endswith("running_var"))
+    plan = converter.plan(None, tmp_path / "mobile_sam.pt")
+    assert plan.pair.name == "mobile_sam"
+    assert plan.config == plan.pair.fallback
+    assert not plan.out_of_scope

@@ -129,7 +129,7 @@ def test_heads_must_divide_the_width():
         Attention(32, num_heads=5)
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("variant", [name for name in VARIANTS if name in sam_model_registry])
 def test_official_shapes_are_segment_anythings(variant):
     with torch.device("meta"):
         official = sam_model_registry[variant]().state_dict()

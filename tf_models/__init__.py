@@ -15,6 +15,7 @@ _BUILDERS: dict[str, str | Callable[..., Any]] = {
     "deformable_attention_1d": "tf_models.deformable_attention:build_1d",
     "deformable_attention_2d": "tf_models.deformable_attention:build_2d",
     "deformable_attention_3d": "tf_models.deformable_attention:build_3d",
+    "mobile_sam": "tf_models.sam.mobile_sam:build_mobile_sam",
     "sam_decoder": "tf_models.sam.mask_decoder:build_mask_decoder",
     "sam_image_encoder": "tf_models.sam.image_encoder:build_image_encoder",
     "sam_prompt_encoder": "tf_models.sam.prompt_encoder:build_prompt_encoder",

@@ -15,6 +15,7 @@ _BUILDERS: dict[str, str | Callable[..., Any]] = {
     "deformable_attention_1d": "torch_refs.deformable_attention:build_1d",
     "deformable_attention_2d": "torch_refs.deformable_attention:build_2d",
     "deformable_attention_3d": "torch_refs.deformable_attention:build_3d",
+    "mobile_sam": "torch_refs.sam.mobile_sam:build_mobile_sam",
     "sam_decoder": "torch_refs.sam.mask_decoder:build_mask_decoder",
     "sam_image_encoder": "torch_refs.sam.image_encoder:build_image_encoder",
     "sam_prompt_encoder": "torch_refs.sam.prompt_encoder:build_prompt_encoder",

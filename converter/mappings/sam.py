@@ -30,23 +30,23 @@ HUGGING_FACE = Dialect(
 
 # Width, depth and heads of each published image encoder.
 VARIANTS = {"sam_vit_b": (768, 12, 12), "sam_vit_l": (1024, 24, 16), "sam_vit_h": (1280, 32, 16)}
-_SMALL_GRID = 16  # patches along a side, up to which the whole model is cheap enough for every proof
+SMALL_GRID = 16  # patches along a side, up to which the whole model is cheap enough for every proof
 
 
 def sam_config(shapes: Named[str, tuple[int, ...]], options: dict[str, Any]) -> dict[str, Any]:
     """The sizes of all parts; `image_size` is for the first two, `num_heads` is the mask decoder's."""
-    encoder = sam_image_encoder.image_encoder_config(_part(shapes, "image_encoder"), options)
-    decoder = sam_decoder.decoder_config(_part(shapes, "mask_decoder"), options)
+    encoder = sam_image_encoder.image_encoder_config(part(shapes, "image_encoder"), options)
+    decoder = sam_decoder.decoder_config(part(shapes, "mask_decoder"), options)
     return {
         "image_size": encoder.pop("image_size"),
         "num_heads": decoder.pop("num_heads"),
         "image_encoder": encoder,
-        "prompt_encoder": sam_prompt_encoder.prompt_encoder_widths(_part(shapes, "prompt_encoder")),
+        "prompt_encoder": sam_prompt_encoder.prompt_encoder_widths(part(shapes, "prompt_encoder")),
         "mask_decoder": decoder,
     }
 
 
-def _part(shapes: Named[str, tuple[int, ...]], part: str) -> "_Part":
+def part(shapes: Named[str, tuple[int, ...]], part: str) -> "_Part":
     return _Part({n.removeprefix(f"{part}."): s for n, s in shapes.items() if n.startswith(f"{part}.")}, part)
 
 
@@ -82,7 +82,7 @@ def sam_probes(config: dict[str, Any], rng: np.random.Generator) -> list[Probe]:
         *sam_image_encoder.image_encoder_probes(encoder, rng, "image_encoder"),
         *sam_prompt_encoder.prompt_encoder_probes(prompt, rng, "prompt_encoder"),
         *(replace(probe, part="mask_decoder") for probe in decoder),
-        *(sam_full_size_probes(config, rng) if config["image_size"] <= _SMALL_GRID * encoder["patch_size"] else ()),
+        *(sam_full_size_probes(config, rng) if config["image_size"] <= SMALL_GRID * encoder["patch_size"] else ()),
     ]
 
 

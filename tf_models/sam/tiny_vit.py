@@ -37,7 +37,9 @@ def in_strips(work: Callable[..., Any], x: Any, channels: int, strides: int = 1,
 
 @keras.saving.register_keras_serializable(package="weightbridge")
 class ConvBN(keras.layers.Layer):
-    """A convolution without bias (`c`) and its batch normalization (`bn`): (B, H, W, I) -> (B, H/strides, W/strides, O).
+    """A convolution without bias (`c`) and its batch normalization (`bn`).
+
+    x (B, H, W, I) -> (B, H/strides, W/strides, O).
 
     The padding keeps odd kernels centered. `depthwise` filters each channel alone. In inference the normalization is
     folded into the kernel at every call, so that the variables stay torch's and no pass over the map is spent on it.
@@ -341,8 +343,10 @@ class TinyViT(keras.layers.Layer):
     depends on it. The defaults are the sizes of TinyViT-5M. `num_heads` and `window_sizes` have an entry for each stage
     with attention, which are all but the first. For speed call it inside `tf.function`, with H and W known.
 
-    Follows `mobile_sam/modeling/tiny_vit_sam.py` of ChaoningZhang/MobileSAM, channels last; every layer has the attribute
-    path of its torch module. Unlike in TinyViT, the last patch merging does not halve the resolution.
+    Follows `mobile_sam/modeling/tiny_vit_sam.py` of ChaoningZhang/MobileSAM, channels last; every layer has the
+    attribute path of its torch module. Unlike in TinyViT, the last patch merging does not halve the resolution.
+    Called with `training=True` it normalises by the batch and updates the moving statistics; a frozen normalization
+    (`trainable = False`) does neither.
 
     Raises:
         ValueError: sizes that do not fit one another, or an image that is not of multiples of 16.

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from torch_refs.sam.mask_decoder import build_mask_decoder
+from torch_refs.sam.tiny_vit import TinyViT
 
 Shapes = dict[str, tuple[int, ...]]
 
@@ -21,29 +22,35 @@ _ENCODERS = {  # variant: width, depth, attention heads
     "vit_l": (1024, 24, 16),
     "vit_h": (1280, 32, 16),
 }
-VARIANTS = tuple(_ENCODERS)
+VARIANTS = (*_ENCODERS, "mobile_sam")
 _GRID, _PATCH, _WINDOW, _EMBED = 64, 16, 14, 256  # a 1024 x 1024 image in 16 x 16 patches
 _EMBEDDINGS = ("iou_token.", "mask_tokens.", "point_embeddings.", "not_a_point_embed.", "no_mask_embed.", "gaussian")
+_CLASSES = 1000  # of the classifier that TinyViT was trained with, which is still in MobileSAM's checkpoint
 _GLOBAL_BLOCKS = 4  # of the encoder's blocks, evenly spaced, attend to the whole image instead of a window
 
 
 def official_shapes(variant: str) -> Shapes:
     """Name and shape of every tensor of the official SAM checkpoint, in state-dict order.
 
-    `variant` is vit_b, vit_l or vit_h. Follows the modules of segment-anything.
+    `variant` is vit_b, vit_l or vit_h, which follow the modules of segment-anything, or mobile_sam, which follows those
+    of ChaoningZhang/MobileSAM.
 
     Raises:
         ValueError: no such variant.
     """
-    if variant not in _ENCODERS:
+    if variant not in VARIANTS:
         raise ValueError(f"unknown variant {variant!r}; known: {', '.join(VARIANTS)}")
     with torch.device("meta"):
         decoder = build_mask_decoder()
     return {
-        **_under("image_encoder", _image_encoder(*_ENCODERS[variant])),
+        **_under("image_encoder", _tiny_vit() if variant == "mobile_sam" else _image_encoder(*_ENCODERS[variant])),
         **_under("prompt_encoder", _prompt_encoder()),
-        **_under("mask_decoder", {name: tuple(tensor.shape) for name, tensor in decoder.state_dict().items()}),
+        **_under("mask_decoder", _shapes(decoder)),
     }
+
+
+def _shapes(module: torch.nn.Module) -> Shapes:
+    return {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
 
 
 def _under(prefix: str, shapes: Shapes) -> Shapes:
@@ -81,6 +88,14 @@ def _image_encoder(width: int, depth: int, heads: int) -> Shapes:
     }
 
 
+def _tiny_vit() -> Shapes:
+    with torch.device("meta"):
+        shapes = _shapes(TinyViT())
+    neck = {name: shapes.pop(name) for name in list(shapes) if name.startswith("neck.")}
+    width = neck["neck.0.weight"][1]
+    return {**shapes, **_affine("norm_head", width), **_affine("head", _CLASSES, width), **neck}
+
+
 def _prompt_encoder() -> Shapes:
     return {
         "pe_layer.positional_encoding_gaussian_matrix": (2, _EMBED // 2),
@@ -96,11 +111,16 @@ def _prompt_encoder() -> Shapes:
 
 
 def seeded_tensor(name: str, shape: tuple[int, ...], seed: int = 0) -> torch.Tensor:
-    """A float32 tensor for the parameter `name`, fixed by name, shape and seed, at the scale of a trained one."""
+    """A tensor for the parameter `name`, fixed by name, shape and seed, at the scale of a trained one.
+
+    It is of float32, but for the batches that a batch normalization has counted.
+    """
     rng = np.random.default_rng([seed, zlib.crc32(name.encode())])
+    if name.endswith(".num_batches_tracked"):
+        return torch.tensor(int(rng.integers(1, 1_000_000)))
     values = torch.from_numpy(rng.standard_normal(shape, dtype=np.float32))
     values *= _scale(name, shape)
-    if name.endswith(".weight") and len(shape) == 1:  # a normalization's
+    if len(shape) == 1 and name.endswith((".weight", ".running_var")):  # a normalization's
         values += 1
     return values
 
@@ -108,9 +128,9 @@ def seeded_tensor(name: str, shape: tuple[int, ...], seed: int = 0) -> torch.Ten
 def _scale(name: str, shape: tuple[int, ...]) -> float:
     if "pos_embed" in name or "rel_pos" in name:
         return 0.02
-    if len(shape) == 1:  # biases, and how far a normalization's weights are from 1
+    if len(shape) == 1:  # biases, and how far a normalization's weights and variances are from 1
         return 0.05
-    if any(part in name for part in _EMBEDDINGS):
+    if any(part in name for part in _EMBEDDINGS) or name.endswith(".attention_biases"):
         return 1.0
     if name.endswith((".output_upscaling.0.weight", ".output_upscaling.3.weight")):  # (in, out, 2, 2), stride 2
         return 1 / math.sqrt(shape[0])
@@ -118,7 +138,7 @@ def _scale(name: str, shape: tuple[int, ...]) -> float:
 
 
 def write_seeded_checkpoint(path: str | os.PathLike[str], variant: str, seed: int = 0) -> dict[str, torch.Tensor]:
-    """Write a `torch.save`d state dict with the official layout of `variant` and seeded float32 weights.
+    """Write a `torch.save`d state dict with the official layout of `variant` and seeded weights.
 
     The same variant and seed give the same tensors. Returns what was written.
 
