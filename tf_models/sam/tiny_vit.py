@@ -276,7 +276,7 @@ class TinyViTBlock(keras.layers.Layer):
         self, dim: int, num_heads: int, window_size: int, mlp_ratio: float, local_conv_size: int, **kwargs: Any
     ) -> None:
         super().__init__(**kwargs)
-        self.sizes = {
+        self.sizes: dict[str, Any] = {
             "dim": dim,
             "num_heads": num_heads,
             "window_size": window_size,
@@ -369,7 +369,7 @@ class TinyViT(keras.layers.Layer):
         if not 4 == len(embed_dims) == len(depths) == len(num_heads) + 1 == len(window_sizes) + 1:
             raise ValueError("TinyViT has four stages, and num_heads and window_sizes are of the last three")
         self.img_size = img_size
-        self.sizes = {
+        self.sizes: dict[str, Any] = {
             "img_size": img_size,
             "embed_dims": list(embed_dims),
             "depths": list(depths),
