@@ -164,7 +164,10 @@ def _explained(error: Exception) -> tuple[str, int]:
 
     if isinstance(error, UsageError):
         return str(error), USAGE
-    if isinstance(error, ConversionError) or type(error).__name__ == "WeightsError":
+    name = type(error).__name__  # by name: their modules need not be imported for it
+    if name == "PromptError":
+        return str(error), USAGE
+    if isinstance(error, ConversionError) or name in ("WeightsError", "PictureError"):
         return str(error), FAILED
     if isinstance(error, MemoryError):
         return "out of memory", FAILED
@@ -406,6 +409,84 @@ def verify(
         click.echo(json.dumps(report.to_dict(), indent=2) if as_json else str(report))
     if not report:
         raise click.ClickException(f"the proof failed: {report.failure()}")
+
+
+class _Numbers(click.ParamType):
+    """So many numbers with commas between them."""
+
+    def __init__(self, *names: str):
+        self.name = ",".join(names)
+        self._count = len(names)
+
+    def convert(self, value: Any, parameter: click.Parameter | None, context: click.Context | None) -> tuple:
+        try:
+            numbers = tuple(float(part) for part in value.split(","))
+        except ValueError:
+            numbers = ()
+        if len(numbers) != self._count:
+            self.fail(f"{value!r} is not {self.name}", parameter, context)
+        return numbers
+
+
+_POINT, _BOX = _Numbers("X", "Y"), _Numbers("X0", "Y0", "X1", "Y1")
+
+
+@main.command()
+@click.argument("weights", type=click.Path(path_type=Path))
+@click.argument("picture", type=click.Path(path_type=Path))
+@click.option("--point", "points", type=_POINT, metavar="X,Y", multiple=True, help="A pixel on the object.")
+@click.option("--background", type=_POINT, metavar="X,Y", multiple=True, help="A pixel that is not of the object.")
+@click.option("--box", "boxes", type=_BOX, metavar="X0,Y0,X1,Y1", multiple=True, help="A box around an object.")
+@click.option("--everything", is_flag=True, help="Find all objects, without prompts.")
+@click.option(
+    "--output", "-o", type=click.Path(path_type=Path), help="Draw the masks over the picture, into this file."
+)
+@click.option("--masks", type=click.Path(path_type=Path), metavar="FOLDER", help="Write each mask there: 1.png, ...")
+@click.option("--overwrite", is_flag=True, help="Replace an existing output.")
+@_JSON
+@_QUIET
+@_answering
+def segment(
+    weights: Path,
+    picture: Path,
+    points: tuple,
+    background: tuple,
+    boxes: tuple,
+    everything: bool,
+    output: Path | None,
+    masks: Path | None,
+    overwrite: bool,
+    as_json: bool,
+    quiet: bool,
+) -> None:
+    """Segment a PICTURE with the converted WEIGHTS of a whole SAM.
+
+    All points, with the box if there is one, describe one object; several boxes are several objects. --json prints the
+    masks as COCO's RLE.
+    """
+    from converter.atomic import refuse, replacing
+    from tf_models.sam.segment import SUFFIXES, check_folder, segment
+
+    if output is None and masks is None and not as_json:
+        raise click.UsageError("nothing is to be written: give --output, --masks or --json")
+    if output is not None:
+        refuse(output, overwrite, SUFFIXES)
+    if masks is not None:
+        check_folder(masks)
+    with _progress(quiet) as progress:
+        result = segment(weights, picture, points, background, boxes, everything, progress)
+    if output is not None:
+        with replacing(output, overwrite, SUFFIXES) as temporary:
+            result.drawing().save(temporary)
+    if masks is not None:
+        result.save_masks(masks)
+    if as_json:
+        click.echo(json.dumps(result.to_dict(), indent=2))
+    elif not quiet:
+        click.echo(str(result))
+        for path in (output, masks):
+            if path is not None:
+                click.echo(f"{'written':<9} {path}")
 
 
 if __name__ == "__main__":

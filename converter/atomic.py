@@ -14,9 +14,11 @@ from pathlib import Path
 from converter.errors import ConversionError, printable
 from tf_models.loading import SUFFIX
 
+_WEIGHTS = (SUFFIX,)
+
 
 @contextlib.contextmanager
-def replacing(output: Path, overwrite: bool) -> Iterator[Path]:
+def replacing(output: Path, overwrite: bool, suffixes: tuple[str, ...] = _WEIGHTS) -> Iterator[Path]:
     """A temporary file that takes `output`'s place, whole and synced, when the block ends well.
 
     When it does not, nothing is left and a previous output is as it was. The file stands in a folder of its own beside
@@ -25,47 +27,47 @@ def replacing(output: Path, overwrite: bool) -> Iterator[Path]:
     Raises:
         ConversionError: the output exists and is not to be replaced, is no file, or cannot be written.
     """
-    refuse(output, overwrite)
+    refuse(output, overwrite, suffixes)
     shown = printable(str(output), 160)
     with contextlib.ExitStack() as stack:
         try:
             stack.enter_context(_folders(output.parent))
             temporary = stack.enter_context(scratch(output.parent, f".{output.name}")) / output.name
             yield temporary
-            refuse(output, overwrite)
+            refuse(output, overwrite, suffixes)
             _sync(temporary)
             if overwrite:
                 os.replace(temporary, output)
             else:
-                _link(temporary, output)
+                _link(temporary, output, suffixes)
             _sync(output.parent)
         except OSError as error:
             raise ConversionError(f"{shown} cannot be written: {_reason(error)}") from None
 
 
-def _link(temporary: Path, output: Path) -> None:
+def _link(temporary: Path, output: Path, suffixes: tuple[str, ...]) -> None:
     """Give the file its name; unlike a rename, this fails when another converter was first."""
     try:
         os.link(temporary, output)
     except FileExistsError:
-        refuse(output, overwrite=False)
+        refuse(output, False, suffixes)
         raise  # it is gone again
     except OSError as error:
         if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.ENOSYS):
             raise
-        refuse(output, overwrite=False)
+        refuse(output, False, suffixes)
         os.replace(temporary, output)  # a file system without hard links, as on many memory sticks
 
 
-def refuse(output: Path, overwrite: bool) -> None:
+def refuse(output: Path, overwrite: bool, suffixes: tuple[str, ...] = _WEIGHTS) -> None:
     """Raise when `output` cannot be the name of a new file.
 
     Raises:
         ConversionError: it has another ending, is a folder or a link, or exists and is not to be replaced.
     """
     shown = printable(str(output), 160)
-    if not output.name.endswith(SUFFIX):
-        raise ConversionError(f"the output {shown} must end in {SUFFIX}, as Keras wants it")
+    if not output.name.endswith(suffixes):
+        raise ConversionError(f"the output {shown} must end in {' or '.join(suffixes)}")
     try:
         mode = os.lstat(output).st_mode
     except (FileNotFoundError, NotADirectoryError):

@@ -7,9 +7,9 @@ import numpy as np
 import torch
 
 # Keras variable name and axes per torch leaf. Every 2-d weight is a Linear's, or an Embedding's; every 4-d one a
-# ConvTranspose2d's.
+# convolution's, whose axes are permuted alike in both directions.
 _DENSE = ("kernel", (1, 0))  # (O, I) -> (I, O)
-_CONV_TRANSPOSE = ("kernel", (2, 3, 1, 0))  # (I, O, kh, kw) -> (kh, kw, O, I)
+_CONV = ("kernel", (2, 3, 1, 0))  # (O, I, kh, kw) -> (kh, kw, I, O); transposed: (I, O, kh, kw) -> (kh, kw, O, I)
 
 
 def at_path(root: Any, path: str) -> Any:
@@ -25,11 +25,13 @@ def variable_and_value(model: Any, name: str, tensor: torch.Tensor) -> tuple[ker
     layer, value = at_path(model, path), tensor.detach().numpy()
     if isinstance(layer, keras.layers.Embedding):
         return layer.embeddings, value
+    if leaf not in ("weight", "bias"):  # a parameter of the module's own
+        return getattr(layer, leaf), value
     if leaf == "bias":
         return (layer.beta if hasattr(layer, "beta") else layer.bias), value
     if value.ndim == 1:
         return layer.gamma, value
-    variable, axes = _DENSE if value.ndim == 2 else _CONV_TRANSPOSE
+    variable, axes = _DENSE if value.ndim == 2 else _CONV
     return getattr(layer, variable), value.transpose(axes)
 
 

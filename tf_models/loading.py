@@ -90,7 +90,7 @@ def load(path: str | os.PathLike) -> Any:
         name, config = about["model"], about["config"]
         if name not in tf_models.names():
             known = ", ".join(tf_models.names())
-            raise WeightsError(f"holds the model {_printable(name)}, which is not known here; known: {known}")
+            raise WeightsError(f"holds the model {printable(name)}, which is not known here; known: {known}")
         held = _held(file, attributes)
         try:
             plan = abstract(lambda: tf_models.create(name, **config), _SPARE_VARIABLES + 4 * len(held))
@@ -100,7 +100,7 @@ def load(path: str | os.PathLike) -> Any:
         except WeightsError:
             raise
         except Exception as error:
-            reason = _printable(str(error).partition("\n")[0] or type(error).__name__)
+            reason = printable(str(error).partition("\n")[0] or type(error).__name__)
             raise WeightsError(f"records a configuration that {name} cannot be built with: {reason}") from None
         if sorted(map(id, homes.values())) != sorted(map(id, model.weights)):
             raise WeightsError(f"cannot fill every variable of {name} exactly once: Keras does not save them so")
@@ -151,17 +151,17 @@ def datasets(file: Any) -> Iterator[tuple[str, Any]]:
         for name in group:
             place = f"{prefix}/{name}" if prefix else name
             if type(group.get(name, getlink=True)) is not h5py.HardLink:
-                raise WeightsError(f"{_printable(place)} is a link, which a weights file never holds")
+                raise WeightsError(f"{printable(place)} is a link, which a weights file never holds")
             node = group[name]
             if node.id in seen or len(seen) > _MOST_OBJECTS or len(place) > _LONGEST_TEXT:
-                raise WeightsError(f"{_printable(place)} is reached twice, or beyond what any model has")
+                raise WeightsError(f"{printable(place)} is reached twice, or beyond what any model has")
             seen.add(node.id)
             if isinstance(node, h5py.Group):
                 waiting.append((place, node))
             elif not isinstance(node, h5py.Dataset):
-                raise WeightsError(f"{_printable(place)} is neither a group nor a dataset")
+                raise WeightsError(f"{printable(place)} is neither a group nor a dataset")
             elif node.is_virtual or node.external:
-                raise WeightsError(f"{_printable(place)} keeps its values outside the file")
+                raise WeightsError(f"{printable(place)} keeps its values outside the file")
             else:
                 found.append((place, node))
     yield from sorted(found, key=lambda item: item[0])
@@ -184,7 +184,7 @@ def _compare(held: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]], nam
     missing = [place for place in shapes if place not in held]
     surplus = [place for place in held if place not in shapes]
     if missing or surplus:
-        what = f"lacks {missing[0]}" if missing else f"holds {_printable(surplus[0])}, which {name} does not have"
+        what = f"lacks {missing[0]}" if missing else f"holds {printable(surplus[0])}, which {name} does not have"
         counts = f"{len(missing)} missing, {len(surplus)} surplus"
         raise WeightsError(f"does not hold the variables of {name}: it {what} ({counts})")
     for place, shape in shapes.items():
@@ -200,12 +200,12 @@ def _held(file: Any, attributes: Mapping[str, str | int]) -> dict[str, Any]:
     size = os.path.getsize(file.filename)
     dtype = {"float32": "<f4", "float16": "<f2"}.get(str(attributes.get("dtype")))
     for place, dataset in held.items():
-        shown = _printable(place)
+        shown = printable(place)
         layout = dataset.id.get_create_plist()
         if layout.get_layout() != h5py.h5d.CONTIGUOUS or layout.get_nfilters() or dataset.shape is None:
             raise WeightsError(f"{shown} is not stored plainly, as the converter writes it")
         if dataset.dtype.str != dtype:
-            raise WeightsError(f"{shown} has dtype {_printable(str(dataset.dtype))}, which the file does not record")
+            raise WeightsError(f"{shown} has dtype {printable(str(dataset.dtype))}, which the file does not record")
         if dataset.nbytes and (dataset.id.get_offset() or size) + dataset.nbytes > size:
             raise WeightsError(f"{shown} claims more values than the file holds")
     if sum(dataset.nbytes for dataset in held.values()) > size:
@@ -242,7 +242,7 @@ def _opened(path: str | os.PathLike) -> Iterator[Any]:
     except Exception as error:  # h5py reports damaged structures by nearly every type that there is
         if not _is_hdf5(path):
             raise _error(path, "is not a readable HDF5 file") from None
-        raise _error(path, f"is damaged ({_printable(f'{type(error).__name__}: {error}')})") from None
+        raise _error(path, f"is damaged ({printable(f'{type(error).__name__}: {error}')})") from None
 
 
 def _is_hdf5(path: str | os.PathLike) -> bool:
@@ -266,7 +266,7 @@ def _attribute(node: Any, name: str) -> str | int:
     import h5py
 
     if not h5py.h5a.exists(node.id, name.encode("utf-8", "surrogateescape")):
-        raise WeightsError(f"{_printable(str(node.name))} has no {name}")
+        raise WeightsError(f"{printable(str(node.name))} has no {name}")
     kept = h5py.h5a.open(node.id, name.encode("utf-8", "surrogateescape"))
     kind = kept.get_type()
     if kept.get_space().get_simple_extent_type() == h5py.h5s.SCALAR:
@@ -274,7 +274,7 @@ def _attribute(node: Any, name: str) -> str | int:
             return int(node.attrs[name])
         if isinstance(kind, h5py.h5t.TypeStringID) and not kind.is_variable_str() and kind.get_size() <= _LONGEST_TEXT:
             return bytes(node.attrs[name]).decode("utf-8")
-    raise WeightsError(f"its attribute {_printable(name)} is neither a number nor a text")
+    raise WeightsError(f"its attribute {printable(name)} is neither a number nor a text")
 
 
 def _provenance(attributes: Mapping[str, str | int]) -> dict[str, Any]:
@@ -285,7 +285,7 @@ def _provenance(attributes: Mapping[str, str | int]) -> dict[str, Any]:
             "tf_models.create(name) and call its load_weights"
         )
     if about["format"] != FORMAT:
-        shown = _printable(str(about["format"]))
+        shown = printable(str(about["format"]))
         raise WeightsError(f"has format {shown}, this version reads {FORMAT}; upgrade weightbridge")
     if about.get("dtype") not in DTYPES or not isinstance(about["model"], str):
         raise WeightsError("does not say what model it holds, and in which dtype")
@@ -300,9 +300,9 @@ def _provenance(attributes: Mapping[str, str | int]) -> dict[str, Any]:
 
 
 def _error(path: str | os.PathLike, what: str) -> WeightsError:
-    return WeightsError(f"{_printable(str(path), 160)}: {what}"[:480])
+    return WeightsError(f"{printable(str(path), 160)}: {what}"[:480])
 
 
-def _printable(text: str, limit: int = 120) -> str:
+def printable(text: str, limit: int = 120) -> str:
     text = text[: 4 * limit].encode("unicode_escape").decode("ascii")
     return text if len(text) <= limit else text[: limit - 3] + "..."

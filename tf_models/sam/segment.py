@@ -1,0 +1,252 @@
+"""What the command `weightbridge segment` does: a picture's file and prompts in; a drawing, masks and data out."""
+
+import math
+import os
+import stat
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from tf_models.loading import printable
+from tf_models.sam import rle
+from tf_models.sam.regions import mask_boxes, xywh
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+Point = tuple[float, float]
+Box = tuple[float, float, float, float]
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".bmp")  # of the drawings that can be written
+
+
+class PictureError(ValueError):
+    """A picture or a weights file that masks cannot be made from: one line that says why."""
+
+
+class PromptError(ValueError):
+    """Prompts that make no sense: one line that says why."""
+
+
+@dataclass(frozen=True)
+class Segmentation:
+    """Masks of a picture."""
+
+    image: np.ndarray  # (H, W, 3), uint8
+    # Records as the automatic generator's, with run lengths for `segmentation`; and the prompts that gave them.
+    masks: list[dict[str, Any]]
+    points: Sequence[Point] = ()
+    background: Sequence[Point] = ()
+
+    def drawing(self) -> "Image.Image":
+        """The masks and prompts over the picture, each mask with its number and estimated quality."""
+        from tf_models.sam.drawing import Drawn, draw
+
+        drawn = [
+            Drawn(mask["segmentation"], f"{number}  {mask['predicted_iou']:.2f}", mask.get("box"))
+            for number, mask in enumerate(self.masks, start=1)
+        ]
+        return draw(self.image, drawn, self.points, self.background)
+
+    def save_masks(self, folder: Path) -> None:
+        """Write each mask as a picture of black and white: 1.png, 2.png, ...
+
+        Raises:
+            PictureError: one cannot be written.
+        """
+        from PIL import Image
+
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            for number, mask in enumerate(self.masks, start=1):
+                Image.fromarray(np.ascontiguousarray(rle.decode(mask["segmentation"]))).save(folder / f"{number}.png")
+        except OSError as error:
+            raise PictureError(f"{printable(str(folder))} cannot be written: {error.strerror}") from None
+
+    def to_dict(self) -> dict[str, Any]:
+        """The same as data: masks as COCO's compressed RLE."""
+        height, width = self.image.shape[:2]
+        masks = [mask | {"segmentation": rle.to_coco(mask["segmentation"])} for mask in self.masks]
+        return {"width": width, "height": height, "masks": masks}
+
+    def __str__(self) -> str:
+        height, width = self.image.shape[:2]
+        lines = [f"{'picture':<9} {width} x {height} pixels, masks {len(self.masks)}"]
+        for number, mask in enumerate(self.masks, start=1):
+            x, y, w, h = mask["bbox"]
+            lines.append(
+                f"{'mask':<5}{number:>4} iou {mask['predicted_iou']:.2f}, {mask['area']:,} pixels "
+                f"({mask['area'] / (height * width):.1%}) in {x},{y},{x + w},{y + h}"
+            )
+        return "\n".join(lines)
+
+
+def segment(
+    weights: str | os.PathLike,
+    picture: str | os.PathLike,
+    points: Sequence[Point] = (),
+    background: Sequence[Point] = (),
+    boxes: Sequence[Box] = (),
+    everything: bool = False,
+    progress: Any = None,
+) -> Segmentation:
+    """Find masks in a picture.
+
+    All points, and the box if there is one, describe one object; several boxes are several objects. A single point may
+    mean a part or a whole: of three masks the one of the best estimated quality is taken.
+
+    Args:
+        weights: a converted file of a whole SAM.
+        picture: a file that Pillow reads; it is turned as its EXIF orientation says.
+        points, background: (x, y) in pixels, on the object and beside it.
+        boxes: (x0, y0, x1, y1) in pixels.
+        everything: find masks all over the picture, without prompts.
+        progress: an object with `start(stage, total)` and `advance(count)`.
+
+    Raises:
+        PictureError: the picture cannot be read, or the weights are not those of a whole SAM.
+        PromptError: the prompts contradict each other, or lie outside the picture.
+        WeightsError: the weights file is damaged.
+    """
+    _check_combination(points, background, boxes, everything)
+    image = read_picture(picture)
+    _check_places(image, {"--point": points, "--background": background}, boxes)
+    model = _load(weights)
+    from tf_models.sam import AutomaticMaskGenerator, Predictor
+
+    try:
+        if everything:
+            generator = AutomaticMaskGenerator(model, output_mode="uncompressed_rle")
+            masks = generator.generate(image, progress)
+            return Segmentation(image, sorted(masks, key=lambda mask: -mask["predicted_iou"]))
+        predictor = Predictor(model)
+        predictor.set_image(image)
+    except ValueError as error:
+        raise PictureError(f"{printable(str(picture))}: {error}") from None
+    return Segmentation(image, _prompted(predictor, points, background, boxes), points, background)
+
+
+def check_folder(masks: Path) -> None:
+    """See that no earlier masks would mix with the new ones.
+
+    Raises:
+        PictureError: the folder holds something.
+    """
+    if masks.is_file() or (masks.is_dir() and any(masks.iterdir())):
+        raise PictureError(f"{printable(str(masks))} is not an empty folder; name a new one for the masks")
+
+
+def read_picture(path: str | os.PathLike) -> np.ndarray:
+    """A picture's file as (H, W, 3), uint8, RGB, upright.
+
+    Grey becomes RGB, transparency is dropped, of 16 bits the upper 8 are taken, and of several frames the first.
+
+    Raises:
+        PictureError: no such file, not a picture, damaged, or with too many pixels.
+    """
+    from PIL import Image, ImageOps, UnidentifiedImageError
+
+    try:
+        if not stat.S_ISREG(os.stat(path).st_mode):  # opening a pipe would wait for ever
+            raise PictureError(f"{printable(str(path))} is not a file")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of odd metadata, and of many pixels before there are too many
+            with Image.open(path) as opened:
+                upright = ImageOps.exif_transpose(opened)
+                if upright.mode == "I" or upright.mode.startswith("I;16"):
+                    return _from_16_bits(np.asarray(upright))
+                if upright.mode == "F":
+                    raise PictureError("its pixels are floating-point numbers of an unknown range; save it in 8 bits")
+                return np.asarray(upright.convert("RGB"))
+    except PictureError as error:
+        raise PictureError(f"{printable(str(path))}: {error}") from None
+    except FileNotFoundError:
+        raise PictureError(f"{printable(str(path))}: no such file") from None
+    except PermissionError:
+        raise PictureError(f"{printable(str(path))} may not be read") from None
+    except UnidentifiedImageError:
+        raise PictureError(f"{printable(str(path))} is not a picture, or of an unknown format") from None
+    except Image.DecompressionBombError:
+        most = 2 * (Image.MAX_IMAGE_PIXELS or 0)
+        raise PictureError(f"{printable(str(path))} has more than {most:,} pixels") from None
+    except Exception as error:  # Pillow reports damage by many types
+        raise PictureError(f"{printable(str(path))} is damaged: {error or type(error).__name__}") from None
+
+
+def _from_16_bits(values: np.ndarray) -> np.ndarray:
+    if values.min() < 0 or values.max() > 0xFFFF:
+        raise PictureError("its pixels have more than 16 bits; save it in 8")
+    return np.repeat((values >> 8).astype(np.uint8)[..., None], 3, axis=2)
+
+
+def _check_combination(
+    points: Sequence[Point], background: Sequence[Point], boxes: Sequence[Box], everything: bool
+) -> None:
+    if everything and (points or background or boxes):
+        raise PromptError("--everything takes no --point, --background or --box")
+    if not (everything or points or boxes):
+        raise PromptError("give a --point, a --box, or --everything" + (" beside --background" if background else ""))
+    if len(boxes) > 1 and (points or background):
+        raise PromptError(f"{len(boxes)} boxes are as many objects, and points belong to one: give one --box with them")
+
+
+def _check_places(image: np.ndarray, points: dict[str, Sequence[Point]], boxes: Sequence[Box]) -> None:
+    height, width = image.shape[:2]
+    inside = f"the picture of {width} x {height} pixels"
+    for option, places in points.items():
+        for x, y in places:
+            if not (0 <= x < width and 0 <= y < height):
+                raise PromptError(f"{option} {x:g},{y:g} lies outside {inside}")
+    for x0, y0, x1, y1 in boxes:
+        if not all(map(math.isfinite, (x0, y0, x1, y1))) or x0 >= x1 or y0 >= y1:
+            raise PromptError(f"--box {x0:g},{y0:g},{x1:g},{y1:g} is not X0,Y0,X1,Y1 with X0 < X1 and Y0 < Y1")
+        if x0 >= width or y0 >= height or x1 <= 0 or y1 <= 0:
+            raise PromptError(f"--box {x0:g},{y0:g},{x1:g},{y1:g} lies outside {inside}")
+
+
+def _load(weights: str | os.PathLike) -> Any:
+    import tf_models
+    from tf_models.loading import provenance
+
+    name = provenance(weights)["model"]
+    model = tf_models.load(weights)
+    if not all(hasattr(model, part) for part in ("image_encoder", "prompt_encoder", "mask_decoder")):
+        raise PictureError(f"{printable(str(weights))} holds {name}, which is not a whole SAM with an image encoder")
+    return model
+
+
+def _prompted(
+    predictor: Any, points: Sequence[Point], background: Sequence[Point], boxes: Sequence[Box]
+) -> list[dict[str, Any]]:
+    if len(boxes) > 1:
+        masks, iou, _ = predictor.predict(boxes=np.array(boxes), multimask_output=False)
+        answers = zip(masks, iou, boxes, strict=True)
+        return [_record(mask[0], quality[0], {"box": list(box)}) for mask, quality, box in answers]
+    coords = [*points, *background]
+    labels = [1] * len(points) + [0] * len(background)
+    masks, iou, _ = predictor.predict(
+        point_coords=np.array(coords) if coords else None,
+        point_labels=np.array(labels) if coords else None,
+        box=np.array(boxes[0]) if boxes else None,
+        multimask_output=len(coords) == 1 and not boxes,
+    )
+    best = int(iou.argmax())
+    prompts: dict[str, Any] = {"point_coords": [list(point) for point in coords], "point_labels": labels}
+    if boxes:
+        prompts["box"] = list(boxes[0])
+    return [_record(masks[best], iou[best], prompts)]
+
+
+def _record(mask: np.ndarray, quality: np.float32, prompts: dict[str, Any]) -> dict[str, Any]:
+    encoded = rle.encode(mask)
+    return {
+        "segmentation": encoded,
+        "area": rle.area(encoded),
+        "bbox": xywh(mask_boxes(mask[None])[0].tolist()),
+        "predicted_iou": float(quality),
+        **prompts,
+    }
