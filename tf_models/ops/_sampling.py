@@ -199,7 +199,8 @@ def _zero_outside(position: tf.Tensor, weight: tf.Tensor, zero: tf.Tensor, size:
     """A tap whose weight is `zero` unless 0 <= position <= size - 1; the pixel is then any valid one."""
     inside = (position >= 0) & (position <= tf.cast(size - 1, position.dtype))
     weight = tf.where(inside, weight, zero)
-    if position.dtype == tf.float32 and isinstance(size, int) and size <= 2**22:
+    # TensorFlow Lite's converter takes a clip to 0..6 or 0..1 for an activation, which knows no integers.
+    if position.dtype == tf.float32 and isinstance(size, int) and size <= 2**22 and size not in (2, 7):
         # Below 2**23, adding it leaves the whole number in the last bits: a fifth of the time of a cast, which XLA
         # guards against every overflow. Elsewhere the bits are any number.
         bits = tf.bitcast(position + 2.0**23, tf.int32) - 0x4B000000

@@ -402,7 +402,7 @@ def _weighted_sum(x: tf.Tensor, axis: int, indices: Any, weights: Any) -> tf.Ten
     weights = tf.cast(weights, x.dtype)
     tail = (1,) * (x.shape.rank - axis - 1)
     count = indices.shape[1]
-    if count is not None and count <= _UNROLLED_TAPS:
+    if count is not None and 0 < count <= _UNROLLED_TAPS:
         # weights (size_out, T) -> T times (size_out, 1, ..., 1)
         columns = [tf.reshape(weights[:, t], (-1, *tail)) for t in range(count)]
         return tf.add_n([tf.gather(x, indices[:, t], axis=axis) * columns[t] for t in range(count)])
