@@ -489,5 +489,51 @@ def segment(
                 click.echo(f"{'written':<9} {path}")
 
 
+def _sizes(context: click.Context, parameter: click.Parameter, values: tuple[str, ...]) -> dict[str, int]:
+    try:
+        return {name: int(text) for name, text in _options(context, parameter, values).items()}
+    except ValueError:
+        raise click.BadParameter("a length is a whole number") from None
+
+
+@main.command()
+@click.argument("file", type=click.Path(path_type=Path))
+@click.option("--format", type=click.Choice(["saved_model", "tflite"]), required=True)
+@click.option(
+    "--dtype", type=click.Choice(["float32", "float16", "int8-dynamic"]), default="float32", show_default=True,
+    help="float16 stores half precision; int8-dynamic is for tflite.",
+)  # fmt: skip
+@click.option("--output", "-o", type=click.Path(path_type=Path), help="Default: beside FILE, under its name.")
+@click.option("--part", help="Of a whole Segment Anything: image_encoder, prompt_encoder or mask_decoder.")
+@click.option(
+    "--size", "sizes", multiple=True, callback=_sizes, metavar="AXIS=LENGTH",
+    help="Length of an axis that tflite fixes, as prompts=4; docs/export.md lists them.",
+)  # fmt: skip
+@click.option("--overwrite", is_flag=True, help="Replace an existing output.")
+@_PAIR
+@_JSON
+@_QUIET
+@_answering
+def export(
+    file: Path,
+    format: str,
+    dtype: str,
+    output: Path | None,
+    part: str | None,
+    sizes: dict[str, int],
+    overwrite: bool,
+    pair: str | None,
+    as_json: bool,
+    quiet: bool,
+) -> None:
+    """Export a converted FILE as a SavedModel or for TensorFlow Lite, and compare it with the Keras model."""
+    import converter
+
+    _chosen("auto", pair)
+    report = converter.export(file, output, format, dtype=dtype, part=part, sizes=sizes, overwrite=overwrite)
+    if not quiet:
+        click.echo(json.dumps(report.to_dict(), indent=2) if as_json else str(report))
+
+
 if __name__ == "__main__":
     main()

@@ -11,6 +11,7 @@ from converter import kinds
 from converter.api import Inspection, Progress, convert, inspect, plan, verify
 from converter.dialects import Dialect
 from converter.errors import ConversionError, PlanError, ProofError, UsageError
+from converter.exporting import ExportReport, export
 from converter.mapping import Drop, Mapping, Row
 from converter.registry import Option, Pair, Probe, names, register
 
@@ -18,6 +19,7 @@ __all__ = [
     "ConversionError",
     "Dialect",
     "Drop",
+    "ExportReport",
     "Inspection",
     "Mapping",
     "Option",
@@ -29,6 +31,7 @@ __all__ = [
     "Row",
     "UsageError",
     "convert",
+    "export",
     "inspect",
     "kinds",
     "names",

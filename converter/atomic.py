@@ -45,6 +45,38 @@ def replacing(output: Path, overwrite: bool, suffixes: tuple[str, ...] = _WEIGHT
             raise ConversionError(f"{shown} cannot be written: {_reason(error)}") from None
 
 
+@contextlib.contextmanager
+def replacing_folder(output: Path, overwrite: bool, mark: str) -> Iterator[Path]:
+    """The same for a folder. The block writes a file `mark` into it, by which a previous one is known as ours.
+
+    Raises:
+        ConversionError: the output exists and is not to be replaced, is not ours, or cannot be written.
+    """
+    refuse_folder(output, overwrite, mark)
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(_folders(output.parent))
+            room = stack.enter_context(scratch(output.parent, f".{output.name}"))
+            temporary, previous = room / "new", room / "previous"
+            temporary.mkdir()
+            yield temporary
+            refuse_folder(output, overwrite, mark)
+            for place, _, names in os.walk(temporary):
+                for path in (*(Path(place, name) for name in names), Path(place)):
+                    _sync(path)
+            if output.exists():
+                os.rename(output, previous)
+            try:
+                os.rename(temporary, output)
+            except OSError:
+                if previous.exists():
+                    os.rename(previous, output)
+                raise
+            _sync(output.parent)
+        except OSError as error:
+            raise ConversionError(f"{printable(str(output), 160)} cannot be written: {_reason(error)}") from None
+
+
 def _link(temporary: Path, output: Path, suffixes: tuple[str, ...]) -> None:
     """Give the file its name; unlike a rename, this fails when another converter was first."""
     try:
@@ -68,21 +100,48 @@ def refuse(output: Path, overwrite: bool, suffixes: tuple[str, ...] = _WEIGHTS) 
     shown = printable(str(output), 160)
     if not output.name.endswith(suffixes):
         raise ConversionError(f"the output {shown} must end in {' or '.join(suffixes)}")
-    try:
-        mode = os.lstat(output).st_mode
-    except (FileNotFoundError, NotADirectoryError):
+    mode = _mode(output, "file")
+    if mode is None:
         return
-    except (OSError, ValueError) as error:
-        reason = _reason(error) if isinstance(error, OSError) else str(error)
-        raise ConversionError(f"{shown} cannot be written: {reason}") from None
-    if stat.S_ISLNK(mode):
-        raise ConversionError(f"the output {shown} is a symbolic link; name the file it points to")
     if stat.S_ISDIR(mode):
         raise ConversionError(f"the output {shown} is a folder")
     if not stat.S_ISREG(mode):
         raise ConversionError(f"the output {shown} is not a regular file")
     if not overwrite:
         raise ConversionError(f"the output {shown} exists; --overwrite replaces it")
+
+
+def refuse_folder(output: Path, overwrite: bool, mark: str) -> None:
+    """Raise when `output` cannot be the name of a new folder, or of one that holds `mark` where it is to be replaced.
+
+    Raises:
+        ConversionError: it is something else, or exists and is not to be replaced.
+    """
+    shown = printable(str(output), 160)
+    mode = _mode(output, "folder")
+    if mode is None:
+        return
+    if not stat.S_ISDIR(mode):
+        raise ConversionError(f"the output {shown} is not a folder")
+    if not overwrite:
+        raise ConversionError(f"the output {shown} exists; --overwrite replaces it")
+    if not (output / mark).is_file():
+        raise ConversionError(f"the output {shown} is a folder without {mark}, so none of ours; it is left as it is")
+
+
+def _mode(output: Path, what: str) -> int | None:
+    """The mode of what stands there, or None; a link is refused."""
+    shown = printable(str(output), 160)
+    try:
+        mode = os.lstat(output).st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except (OSError, ValueError) as error:
+        reason = _reason(error) if isinstance(error, OSError) else str(error)
+        raise ConversionError(f"{shown} cannot be written: {reason}") from None
+    if stat.S_ISLNK(mode):
+        raise ConversionError(f"the output {shown} is a symbolic link; name the {what} it points to")
+    return mode
 
 
 def _reason(error: OSError) -> str:

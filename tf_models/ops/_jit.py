@@ -43,6 +43,11 @@ class jit:
         _enabled = self._before
 
 
+def jit_enabled() -> bool:
+    """Whether ops may compile, or hold plain TensorFlow ops only."""
+    return _enabled
+
+
 class compiled:
     """Decorate a function of tensors and keyword options, `f(*tensors, **options) -> tensor`.
 

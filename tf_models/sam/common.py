@@ -4,7 +4,10 @@ import math
 from typing import Any
 
 import keras
+import tensorflow as tf
 from keras import ops
+
+from tf_models.ops._jit import jit_enabled
 
 
 @keras.saving.register_keras_serializable(package="weightbridge")
@@ -28,6 +31,8 @@ class GELU(keras.layers.Layer):
     """The exact GELU, x * Phi(x) with the error function: any shape, as `torch.nn.GELU()`."""
 
     def call(self, x: Any) -> Any:
+        if not jit_enabled():
+            return tf.nn.gelu(x, approximate=False)  # TensorFlow Lite has this op, but no error function
         # Two multiplications and a sum less than Keras's, which counts on the largest maps of a decoder.
         return x * (0.5 + 0.5 * ops.erf(x * math.sqrt(0.5)))
 

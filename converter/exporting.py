@@ -1,0 +1,354 @@
+"""Export a converted file to what runs without this package, and show how far it is from the Keras model."""
+
+import dataclasses
+import json
+import math
+import os
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from converter import registry
+from converter.atomic import refuse, refuse_folder, replacing, replacing_folder
+from converter.errors import ConversionError, ProofError, UsageError, printable
+from converter.kinds import channels_last
+from converter.report import size
+from tf_models import exporting
+from tf_models.exporting import DTYPES, ExportError, Input, Part, Signature
+from tf_models.loading import SUFFIX, WeightsError, load, provenance
+
+FORMATS = ("saved_model", "tflite")
+MARK = "export.json"  # in a folder that we wrote: what it holds, and whence
+_LITE = ".tflite"
+_ROUNDING = 2.0**-23  # of float32, relative
+# A lossy export further away than this, relative to the output's scale, is no longer the same network.
+_LOSSY = {"float16": 2.0**-5, "int8-dynamic": 1.0}
+
+
+@dataclass(frozen=True)
+class Difference:
+    """An exported output against Keras's, on all probes.
+
+    Attributes:
+        name: signature and output.
+        error: largest difference.
+        scale: largest magnitude of Keras's output.
+        rounding: how far Keras's own output moves when every weight and input is changed by one float32 rounding.
+        dtype: of the export.
+    """
+
+    name: str
+    error: float
+    scale: float
+    rounding: float
+    dtype: str = "float32"
+
+    @property
+    def relative(self) -> float:
+        """The error as a part of the scale."""
+        return self.error / self.scale if self.scale else math.inf if self.error else 0.0
+
+    @property
+    def allowed(self) -> float:
+        """The largest error that passes.
+
+        In float32 4 times `rounding`, or 8 roundings at the output's scale; a lossy dtype, a part of the scale.
+        """
+        if self.dtype in _LOSSY:
+            return _LOSSY[self.dtype] * self.scale
+        return max(4 * self.rounding, 8 * float(np.spacing(np.float32(self.scale))))
+
+    def __bool__(self) -> bool:
+        return self.error <= self.allowed
+
+    def __str__(self) -> str:
+        lossy = f" ({self.dtype} is lossy)" if self.dtype in _LOSSY else ""
+        return (
+            f"{self.name}: error {self.error:.1e}, {self.relative:.1e} of its scale, allowed {self.allowed:.1e}{lossy}"
+        )
+
+
+@dataclass(frozen=True)
+class Exported:
+    """One part: where it is, its bytes on disk, those of its weights in float32, and how far its outputs are."""
+
+    part: str
+    output: Path
+    nbytes: int
+    weights_nbytes: int
+    differences: tuple[Difference, ...]
+
+    @property
+    def ratio(self) -> float:
+        """Bytes on disk to those of the weights in float32."""
+        return self.nbytes / max(self.weights_nbytes, 1)
+
+
+@dataclass
+class ExportReport:
+    """A finished export."""
+
+    model: str
+    source: Path
+    about: dict[str, Any]
+    format: str
+    dtype: str
+    output: Path
+    parts: list[Exported] = field(default_factory=list)
+    seconds: float = 0.0
+
+    def to_dict(self) -> dict[str, Any]:
+        """The report as JSON can hold it."""
+        return {
+            "model": self.model,
+            "config": self.about["config"],
+            "source": str(self.source),
+            "checkpoint_sha256": self.about.get("source_sha256"),
+            "format": self.format,
+            "dtype": self.dtype,
+            "output": str(self.output),
+            "seconds": round(self.seconds, 1),
+            "parts": [
+                {
+                    "part": one.part,
+                    "output": str(one.output),
+                    "nbytes": one.nbytes,
+                    "ratio": round(one.ratio, 4),
+                    "outputs": [{**asdict(d), "relative": d.relative, "allowed": d.allowed} for d in one.differences],
+                }
+                for one in self.parts
+            ],
+        }
+
+    def lines(self) -> list[tuple[str, str]]:
+        """(heading, text) of each line for a person."""
+        rows = [("model", f"{self.model} of {self.source}"), ("format", f"{self.format}, {self.dtype}")]
+        for one in self.parts:
+            rows.append(("part", f"{one.part}, {size(one.nbytes)} on disk, {one.ratio:.2f} of its float32 weights"))
+            rows += [("output", str(difference)) for difference in one.differences]
+        rows.append(("written", f"{self.output} in {self.seconds:.1f} s"))
+        return rows
+
+    def __str__(self) -> str:
+        return "\n".join(f"{heading:<9} {text}" for heading, text in self.lines())
+
+
+def export(
+    weights: str | os.PathLike,
+    output: str | os.PathLike | None = None,
+    format: str = "saved_model",
+    *,
+    dtype: str = "float32",
+    part: str | None = None,
+    sizes: Mapping[str, int] | None = None,
+    overwrite: bool = False,
+) -> ExportReport:
+    """Write a converted file's model as a SavedModel or for TensorFlow Lite, and compare it with the Keras model.
+
+    A SavedModel is written to OUTPUT/1, as TF Serving reads it, TensorFlow Lite to the file OUTPUT. A whole Segment
+    Anything becomes three: OUTPUT/PART/1, or OUTPUT/PART.tflite.
+
+    Args:
+        weights: a file that `convert` wrote.
+        output: by default beside `weights`: its name with `_saved_model`, or `.tflite` (several parts: `_tflite`).
+        dtype: "float32"; "float16", the weights in half precision; "int8-dynamic", for TensorFlow Lite.
+        part: export this part only.
+        sizes: lengths of named axes, which TensorFlow Lite fixes; see `tf_models.exporting.Signature.sizes`.
+        overwrite: replace an existing output; a folder only if it is an export.
+
+    Raises:
+        UsageError: an unknown format, dtype, part or axis.
+        ProofError: the export computes something else; nothing was written, and `report` holds the measurements.
+        ConversionError: anything else a user should know; nothing was written.
+    """
+    for name, value, known in (("format", format, FORMATS), ("dtype", dtype, DTYPES)):
+        if value not in known:
+            raise UsageError(f"{name} is one of {', '.join(known)}, not {printable(value)}")
+    if dtype == "int8-dynamic" and format != "tflite":
+        raise UsageError("int8-dynamic is for tflite only; a SavedModel takes float32 or float16")
+    if sizes and format != "tflite":
+        raise UsageError("sizes are for tflite only; a SavedModel takes any")
+    began = time.monotonic()
+    source = Path(weights).expanduser()
+    try:
+        about = provenance(source)
+        if output is not None:
+            output = Path(output).expanduser()
+            if output.exists():  # refuse early: what comes next takes long
+                _refuse(output, format, overwrite)
+        model = load(source)
+        found = exporting.parts(about["model"], model) or _probed(about["model"], about["config"], model)
+    except WeightsError as error:
+        raise ConversionError(str(error)) from None
+    chosen = _chosen(found, part)
+    chosen = [_sized(one, sizes or {}, found) for one in chosen]
+    several = len(chosen) > 1
+    if output is None:
+        stem = source.name.removesuffix(SUFFIX) + (f"_{part}" if part and len(found) > 1 else "")
+        output = source.with_name(stem + (_LITE if format == "tflite" and not several else f"_{format}"))
+    report = ExportReport(about["model"], source, about, format, dtype, output)
+    with ExitStack() as stack:
+        if format == "tflite" and not several:
+            temporary = stack.enter_context(replacing(output, overwrite, (_LITE,)))
+        else:
+            temporary = stack.enter_context(replacing_folder(output, overwrite, MARK))
+        for one in chosen:
+            place = Path(one.name) if several else Path()
+            if format == "saved_model":
+                place /= "1"
+            elif several:
+                place = place.with_name(one.name + _LITE)
+            report.parts.append(_write(one, temporary / place, output / place, format, dtype))
+        report.seconds = time.monotonic() - began
+        wrong = [str(difference) for one in report.parts for difference in one.differences if not difference]
+        if wrong:
+            raise ProofError(f"the export differs from Keras, nothing was written: {'; '.join(wrong[:3])}", report)
+        if temporary.is_dir():
+            (temporary / MARK).write_text(json.dumps(report.to_dict(), indent=2) + "\n")
+    return report
+
+
+def _refuse(output: Path, format: str, overwrite: bool) -> None:
+    if format == "tflite" and not output.is_dir():
+        refuse(output, overwrite, (_LITE,))
+    else:
+        refuse_folder(output, overwrite, MARK)
+
+
+def _chosen(found: list[Part], part: str | None) -> list[Part]:
+    if part is None:
+        return found
+    chosen = [one for one in found if one.name == part]
+    if not chosen:
+        raise UsageError(f"the file holds no {printable(part)}, but {', '.join(one.name for one in found)}")
+    return chosen
+
+
+def _sized(part: Part, sizes: Mapping[str, int], every: list[Part]) -> Part:
+    """The part with these lengths where it has such axes."""
+    known = {
+        axis: size for one in every for signature in one.signatures.values() for axis, size in signature.sizes.items()
+    }
+    for axis, length in sizes.items():
+        if axis not in known:
+            named = ", ".join(f"{name} ({size})" for name, size in known.items())
+            raise UsageError(f"no input has an axis {printable(axis)}; known: {named}")
+        if not isinstance(length, int) or length < 1:
+            raise UsageError(f"{axis} takes a whole number from 1, not {printable(length)}")
+    signatures = {
+        name: dataclasses.replace(
+            one, sizes={**one.sizes, **{axis: n for axis, n in sizes.items() if axis in one.sizes}}
+        )
+        for name, one in part.signatures.items()
+    }
+    return dataclasses.replace(part, signatures=signatures)
+
+
+def _write(part: Part, path: Path, output: Path, format: str, dtype: str) -> Exported:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if format == "tflite":
+            path.write_bytes(exporting.lite(part, dtype))
+        else:
+            exporting.save(part, path, dtype)
+    except ExportError as error:
+        raise ConversionError(str(error)) from None
+    files = [path] if path.is_file() else [one for one in path.rglob("*") if one.is_file()]
+    differences = tuple(_compared(part, path, format, dtype))
+    return Exported(part.name, output, sum(one.stat().st_size for one in files), part.nbytes, differences)
+
+
+def _compared(part: Part, path: Path, format: str, dtype: str) -> Iterator[Difference]:
+    """A difference for each output of each signature, on seeded probes of the usual sizes and, where free, others."""
+    rng = np.random.default_rng(0)
+    nudged = [_nudged(np.asarray(variable), rng) for variable in part.model.weights] if dtype == "float32" else None
+    for name, signature in part.signatures.items():
+        run = exporting.runner(path, name)
+        found: dict[str, Difference] = {}
+        for sizes in (signature.sizes, signature.also) if signature.also and format != "tflite" else (signature.sizes,):
+            inputs = signature.probe(sizes)
+            ours = run(**inputs)
+            keras = {key: np.asarray(value) for key, value in signature.call(**inputs).items()}
+            moved = keras
+            if nudged is not None:
+                shaken = {key: _nudged(value, rng) for key, value in inputs.items()}
+                with exporting.substituted(part.model, nudged):
+                    moved = {key: np.asarray(value) for key, value in signature.call(**shaken).items()}
+            for key, value in keras.items():
+                one = Difference(
+                    f"{name}.{key}", _largest(ours[key], value), _largest(value), _largest(moved[key], value), dtype
+                )
+                last = found.get(key, one)
+                found[key] = dataclasses.replace(
+                    one,
+                    error=max(one.error, last.error),
+                    scale=max(one.scale, last.scale),
+                    rounding=max(one.rounding, last.rounding),
+                )
+        yield from found.values()
+
+
+def _nudged(values: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Every float changed by one rounding, up or down; whole numbers as they are."""
+    if values.dtype.kind != "f":
+        return values
+    return (values * (1 + _ROUNDING * rng.choice((-1.0, 1.0), values.shape).astype(np.float32))).astype(np.float32)
+
+
+def _largest(values: Any, others: Any = 0.0) -> float:
+    """The largest difference; infinite where shapes differ or a value is not finite."""
+    values, others = np.asarray(values, np.float64), np.asarray(others, np.float64)
+    if others.ndim and values.shape != others.shape:
+        return math.inf
+    difference = np.abs(values - others)
+    return float(difference.max(initial=0.0)) if np.isfinite(difference).all() else math.inf
+
+
+def _probed(name: str, config: dict[str, Any], model: Any) -> list[Part]:
+    """A pair's model with the signature that its probes show: all axes free but the last of each input.
+
+    Raises:
+        ConversionError: there is no such pair, or it has no probe of plain arrays.
+    """
+    from converter.proof import SEED, _call_model, _flat
+
+    pair = registry.get(name)
+    probes = [
+        probe
+        for probe in pair.probes(config, np.random.default_rng(SEED))
+        if not probe.part and all(isinstance(value, np.ndarray) for value in probe.inputs.values())
+    ]
+    if not probes:
+        raise ConversionError(f"{name} has no probe inputs of plain arrays, which an export takes its inputs from")
+    options = probes[0].options
+    arrays = {
+        key: channels_last(value) if key in pair.channels_first else value for key, value in probes[0].inputs.items()
+    }
+
+    def call(**inputs: Any) -> dict[str, Any]:
+        results = _flat(_call_model(model, {key: inputs[key] for key in arrays}, options))
+        names = (*pair.outputs, *(f"output_{i}" for i in range(len(pair.outputs), len(results))))
+        return dict(zip(names, results, strict=False))
+
+    inputs = {key: _input(key, value) for key, value in arrays.items()}
+    sizes = {
+        axis: length
+        for key, one in inputs.items()
+        for axis, length in zip(one.shape, arrays[key].shape, strict=True)
+        if isinstance(axis, str)
+    }
+    return [Part(name, model, {"call": Signature(inputs, call, sizes)})]
+
+
+def _input(name: str, array: np.ndarray) -> Input:
+    """An input like this one: the last axis fixed, the others named `name.0`, `name.1`."""
+    axes: list[int | str] = [f"{name}.{i}" for i in range(array.ndim)]
+    if array.ndim > 1:
+        axes[-1] = array.shape[-1]
+    dtype = str(array.dtype) if array.dtype.kind == "f" else "int32"
+    return Input(tuple(axes), dtype, lambda _rng, shape: np.resize(array, shape))

@@ -1,0 +1,347 @@
+"""Exports: what they hold, that they run without this package, and that they compute what Keras computes."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import converter
+import tf_models
+from converter import ConversionError, UsageError
+from converter.atomic import replacing_folder
+from tests.running import run
+from tests.sam_parts import IMAGE_ENCODER, sam_state
+from tests.small_sam import save
+from tf_models import exporting
+from tf_models.exporting import ExportError, Input, Part, Signature
+from tf_models.sam import relative_attention
+
+# Of the image encoder only what an export can get wrong: one block in windows that are cut, one that attends globally.
+ENCODER = {**IMAGE_ENCODER, "depth": 2}
+CHANGES = {"depth": 2}
+PARTS = ("image_encoder", "prompt_encoder", "mask_decoder")
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    """A small whole Segment Anything, converted."""
+    folder = tmp_path_factory.mktemp("export")
+    path = folder / "sam.weights.h5"
+    checkpoint = save(sam_state(**CHANGES), folder)
+    converter.convert("sam_vit_b", checkpoint, path, verify="lossless", options={"num_heads": 4})
+    return path
+
+
+@pytest.fixture(scope="module")
+def saved(weights):
+    """The whole as SavedModels."""
+    return converter.export(weights, weights.parent / "saved")
+
+
+def prompts(count, points):
+    rng = np.random.default_rng(count)
+    coords = rng.random((count, points, 2), np.float32) * 80
+    return coords, rng.integers(0, 2, (count, points)).astype(np.int32)
+
+
+def test_a_whole_model_is_exported_in_its_parts(saved):
+    assert [one.part for one in saved.parts] == list(PARTS)
+    for one in saved.parts:
+        assert one.output == saved.output / one.part / "1"
+        assert (one.output / "saved_model.pb").is_file()
+        assert one.differences
+        assert all(one.differences), str(saved)
+        assert one.nbytes == sum(path.stat().st_size for path in one.output.rglob("*") if path.is_file())
+    names = [difference.name for difference in saved.parts[1].differences]
+    assert "points_boxes_masks.sparse_prompt_embeddings" in names
+    assert json.loads((saved.output / "export.json").read_text())["model"] == "sam_vit_b"
+    lines = str(saved).splitlines()
+    assert lines[0] == f"model     sam_vit_b of {saved.source}"
+    assert lines[-1].startswith(f"written   {saved.output} in ")
+
+
+SERVE = """
+import sys
+import numpy as np
+import tensorflow as tf
+
+given = np.load("given.npz")
+image_encoder, prompt_encoder, mask_decoder = (
+    tf.saved_model.load(f"{sys.argv[1]}/{part}/1") for part in ("image_encoder", "prompt_encoder", "mask_decoder")
+)
+embedding = image_encoder.signatures["serving_default"](image=tf.constant(given["image"]))
+for count, points in ((1, 1), (3, 4), (9, 2)):
+    prompts = prompt_encoder.signatures["serving_default"](
+        point_coords=tf.constant(given[f"coords{count}"]), point_labels=tf.constant(given[f"labels{count}"])
+    )
+    for name in ("multimask", "single_mask"):
+        for key, value in mask_decoder.signatures[name](**embedding, **prompts).items():
+            expected = given[f"{name}_{key}_{count}"]
+            assert value.shape == expected.shape, (key, value.shape, expected.shape)
+            assert np.abs(value - expected).max() < 1e-4 * np.abs(expected).max(), (count, name, key)
+for package in ("tf_models", "converter", "torch_refs", "torch"):
+    assert package not in sys.modules
+try:
+    import tf_models
+except ImportError:
+    print("all equal")
+"""
+
+
+def test_a_saved_model_runs_without_this_package_on_any_number_of_prompts(saved, weights, tmp_path):
+    model = tf_models.load(weights)
+    image = np.random.default_rng(0).standard_normal((1, 80, 80, 3), dtype=np.float32)
+    given = {"image": image}
+    for count, points in ((1, 1), (3, 4), (9, 2)):
+        coords, labels = prompts(count, points)
+        given |= {f"coords{count}": coords, f"labels{count}": labels}
+        for name, multimask in (("multimask", True), ("single_mask", False)):
+            masks, iou = model(image, coords, labels, multimask_output=multimask)
+            given |= {f"{name}_masks_{count}": masks.numpy(), f"{name}_iou_{count}": iou.numpy()}
+    np.savez(tmp_path / "given.npz", **given)
+    # -I and -S: neither the current folder, nor an installed copy of this package; TensorFlow alone by its folder.
+    home = os.path.dirname(os.path.dirname(tf.__file__))
+    code = f"import sys; sys.path.append({home!r})\n{SERVE}"
+    done = subprocess.run(
+        [sys.executable, "-I", "-S", "-c", code, str(saved.output)],
+        cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False,
+    )  # fmt: skip
+    assert done.stdout.strip() == "all equal", done.stderr[-2000:]
+
+
+def test_signatures_name_inputs_and_leave_numbers_of_prompts_free(saved):
+    loaded = tf.saved_model.load(str(saved.output / "mask_decoder" / "1"))
+    inputs = loaded.signatures["serving_default"].structured_input_signature[1]
+    assert {name: tuple(spec.shape) for name, spec in inputs.items()} == {
+        "image_embeddings": (None, None, None, 32),
+        "image_pe": (1, None, None, 32),
+        "sparse_prompt_embeddings": (None, None, 32),
+        "dense_prompt_embeddings": (None, None, None, 32),
+    }
+    assert set(loaded.signatures["serving_default"].structured_outputs) == {"masks", "iou"}
+
+
+@pytest.mark.parametrize("part", PARTS)
+@pytest.mark.parametrize("dtype", ["float32", "float16", "int8-dynamic"])
+def test_tflite(weights, tmp_path, part, dtype):
+    sizes = {"prompts": 3} if part != "image_encoder" else None
+    report = converter.export(weights, tmp_path / "o.tflite", "tflite", dtype=dtype, part=part, sizes=sizes)
+    (one,) = report.parts
+    assert one.nbytes == (tmp_path / "o.tflite").stat().st_size
+    assert os.listdir(tmp_path) == ["o.tflite"]
+    assert all(one.differences), str(report)
+    if dtype == "float32":
+        assert max(difference.relative for difference in one.differences) < 1e-4
+    else:
+        assert "is lossy" in str(report)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        interpreter = tf.lite.Interpreter(str(tmp_path / "o.tflite"))
+    for name, signature in exporting.parts("sam_vit_b", tf_models.load(weights))[PARTS.index(part)].signatures.items():
+        shapes = {
+            key: tuple(detail["shape"])
+            for key, detail in interpreter.get_signature_runner(name).get_input_details().items()
+        }
+        assert shapes == {key: one.known({**signature.sizes, **(sizes or {})}) for key, one in signature.inputs.items()}
+    ops = {op["op_name"] for op in interpreter._get_ops_details()}
+    assert not any(name.startswith("Flex") for name in ops)
+
+
+def test_tflite_of_attention_in_pieces(monkeypatch):
+    """Where all scores at once are too many, the image encoder attends in a loop over heads."""
+    monkeypatch.setattr(relative_attention, "_SCORES", 5000)
+    keras.utils.set_random_seed(0)
+    model = tf_models.create("sam_image_encoder", image_size=80, **ENCODER)
+    (part,) = exporting.parts("sam_image_encoder", model)
+    flat = exporting.lite(part)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        encode = tf.lite.Interpreter(model_content=flat).get_signature_runner("encode")
+    inputs = part.signatures["encode"].probe({"images": 1})
+    expected = model(inputs["image"]).numpy()
+    assert np.abs(encode(**inputs)["image_embeddings"] - expected).max() < 1e-5 * np.abs(expected).max()
+
+
+def test_float16_stores_half(saved, weights, tmp_path):
+    report = converter.export(weights, tmp_path / "half", dtype="float16", part="image_encoder")
+    (half,) = report.parts
+    (whole, _, _) = saved.parts
+    stored = [path.stat().st_size for one in (half, whole) for path in [one.output / "variables"]
+              for path in path.glob("variables.data*")]  # fmt: skip
+    assert stored[0] < 0.6 * stored[1]
+    assert half.output == tmp_path / "half" / "1"
+    assert 0 < half.differences[0].relative < 2.0**-5
+
+
+def test_a_wrong_export_is_refused(weights, tmp_path, monkeypatch):
+    """The rule can fail: an export whose weights are off by a thousandth is not written."""
+    true_save = exporting.save
+
+    def wrong(part, folder, dtype="float32", sizes=None):
+        values = [variable * 1.001 for variable in part.model.weights]
+        before = [np.asarray(variable) for variable in part.model.weights]
+        for variable, value in zip(part.model.weights, values, strict=True):
+            variable.assign(value)
+        true_save(part, folder, dtype, sizes)
+        for variable, value in zip(part.model.weights, before, strict=True):
+            variable.assign(value)
+
+    monkeypatch.setattr(exporting, "save", wrong)
+    for part in PARTS:
+        with pytest.raises(converter.ProofError, match="differs from Keras, nothing was written"):
+            converter.export(weights, tmp_path / "out", part=part)
+    assert os.listdir(tmp_path) == []
+
+
+def test_an_op_that_tensorflow_lite_lacks_is_named():
+    model = keras.Sequential([keras.layers.Input((3,)), keras.layers.Dense(2)])
+    part = Part("part", model, {"call": Signature({"x": Input((2, 3))}, lambda x: {"y": tf.math.erf(model(x))})})
+    with pytest.raises(ExportError, match="part: TensorFlow Lite has no built-in op for Erf"):
+        exporting.lite(part)
+
+
+def test_usage(weights, tmp_path):
+    with pytest.raises(UsageError, match="holds no decoder, but image_encoder, prompt_encoder, mask_decoder"):
+        converter.export(weights, tmp_path / "o", part="decoder")
+    with pytest.raises(UsageError, match="no input has an axis people; known: images"):
+        converter.export(weights, tmp_path / "o.tflite", "tflite", part="mask_decoder", sizes={"people": 2})
+    with pytest.raises(UsageError, match="prompts takes a whole number from 1, not 0"):
+        converter.export(weights, tmp_path / "o.tflite", "tflite", part="mask_decoder", sizes={"prompts": 0})
+    with pytest.raises(UsageError, match="a SavedModel takes any"):
+        converter.export(weights, tmp_path / "o", sizes={"prompts": 2})
+    with pytest.raises(UsageError, match="int8-dynamic is for tflite only"):
+        converter.export(weights, tmp_path / "o", dtype="int8-dynamic")
+    with pytest.raises(ConversionError, match=r"must end in \.tflite"):
+        converter.export(weights, tmp_path / "o", "tflite", part="prompt_encoder")
+    with pytest.raises(ConversionError, match="no such file"):
+        converter.export(tmp_path / "none.weights.h5")
+    assert os.listdir(tmp_path) == []
+
+
+def test_only_an_export_is_replaced(tmp_path):
+    def write(overwrite, text="new"):
+        with replacing_folder(tmp_path / "out", overwrite, "mark") as folder:
+            (folder / "mark").write_text(text)
+
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "thesis.txt").write_text("precious")
+    with pytest.raises(ConversionError, match="exists; --overwrite replaces it"):
+        write(False)
+    with pytest.raises(ConversionError, match="a folder without mark, so none of ours"):
+        write(True)
+    assert (tmp_path / "out" / "thesis.txt").read_text() == "precious"
+    (tmp_path / "out" / "mark").touch()
+    write(True)
+    assert os.listdir(tmp_path) == ["out"]
+    assert os.listdir(tmp_path / "out") == ["mark"]
+    with pytest.raises(ValueError, match="failed"), replacing_folder(tmp_path / "out", True, "mark"):
+        raise ValueError("failed")
+    assert (tmp_path / "out" / "mark").read_text() == "new"
+    assert os.listdir(tmp_path) == ["out"]
+    (tmp_path / "link").symlink_to(tmp_path / "out")
+    with pytest.raises(ConversionError, match="symbolic link"), replacing_folder(tmp_path / "link", True, "mark"):
+        pass
+    (tmp_path / "file").touch()
+    with pytest.raises(ConversionError, match="not a folder"), replacing_folder(tmp_path / "file", True, "mark"):
+        pass
+
+
+def test_the_command(weights, tmp_path):
+    command = ("weightbridge", "export", weights, "--format", "saved_model", "--part", "prompt_encoder", "-o", "out")
+    done = run(*command, cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    headings = [line.split()[0] for line in done.stdout.splitlines()]
+    assert headings == ["model", "format", "part", *["output"] * 21, "written"]
+    done = run(*command, cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (1, "error: the output out exists; --overwrite replaces it\n")
+    done = run(*command, "--overwrite", "--json", cwd=tmp_path)
+    assert json.loads(done.stdout)["parts"][0]["output"] == "out/1"
+    done = run("weightbridge", "export", weights, "--format", "tflite", "--size", "prompts=many", cwd=tmp_path)
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+
+
+OWN = """
+import keras
+import numpy as np
+from converter import Mapping, Pair, Probe, Row, kinds
+
+
+class Own(keras.Model):
+    def __init__(self, width=5):
+        super().__init__()
+        self.head = keras.layers.Dense(width)
+        self.head.build((None, 3))
+        self.built = True
+
+    def call(self, image):
+        return self.head(keras.ops.relu(image))
+
+
+PAIR = Pair(
+    name="own", build_tf=Own, build_torch="own:missing", channels_first=frozenset({"image", "output"}),
+    mapping=lambda config: Mapping([Row("head", kinds.DENSE)]),
+    probes=lambda config, rng: [Probe({"image": rng.standard_normal((2, 3, 4, 6), dtype=np.float32)})],
+    configure=lambda shapes, options: {"width": shapes["head.weight"][0]},
+)
+"""
+
+
+def test_a_pair_of_ones_own_is_exported_by_its_probes(tmp_path, monkeypatch):
+    import safetensors.numpy
+
+    (tmp_path / "own.py").write_text(OWN)
+    rng = np.random.default_rng(0)
+    state = {
+        "head.weight": rng.standard_normal((5, 3), dtype=np.float32),
+        "head.bias": rng.standard_normal(5, dtype=np.float32),
+    }
+    safetensors.numpy.save_file(state, tmp_path / "own.safetensors")
+    monkeypatch.syspath_prepend(tmp_path)
+    import own
+
+    converter.register(own.PAIR)
+    converter.convert("own", tmp_path / "own.safetensors", tmp_path / "own.weights.h5", verify="lossless")
+    report = converter.export(tmp_path / "own.weights.h5")
+    assert report.output == tmp_path / "own_saved_model"
+    call = exporting.runner(tmp_path / "own_saved_model" / "1", "serving_default")
+    image = rng.standard_normal((1, 7, 9, 3), dtype=np.float32)
+    expected = np.maximum(image, 0) @ state["head.weight"].T + state["head.bias"]
+    np.testing.assert_allclose(call(image=image)["output"], expected, rtol=1e-5, atol=1e-5)
+    report = converter.export(tmp_path / "own.weights.h5", format="tflite", sizes={"image.1": 8})
+    assert report.output == tmp_path / "own.tflite"
+
+
+def test_the_page_runs_as_written(saved, tmp_path):
+    page = (Path(__file__).parent.parent / "docs" / "export.md").read_text()
+    (code,) = re.findall(r"^`serve.py`\n\n```python\n(.*?)^```", page, re.M | re.S)
+    (tmp_path / "serving").symlink_to(saved.output)
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False
+    )
+    lines = done.stdout.splitlines()
+    assert len(lines) == 2, done.stderr[-2000:]
+    assert re.fullmatch(r"\(40, 27\): mask [012] of 40 x 40, iou -?\d+\.\d\d", lines[1])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("format", "dtype"), [("saved_model", "float32"), ("tflite", "float32"), ("tflite", "float16")]
+)
+def test_vit_b(tmp_path, format, dtype):
+    from torch_refs.sam.seeded_checkpoint import write_seeded_checkpoint
+
+    checkpoint = tmp_path / "sam_vit_b.pth"
+    write_seeded_checkpoint(checkpoint, "vit_b")
+    converter.convert("sam_vit_b", checkpoint, tmp_path / "s.weights.h5", verify="none")
+    report = converter.export(tmp_path / "s.weights.h5", format=format, dtype=dtype)
+    assert len(report.parts) == 3
+    assert all(difference for one in report.parts for difference in one.differences)

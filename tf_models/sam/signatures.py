@@ -1,0 +1,112 @@
+"""What Segment Anything's parts take and return when they are exported, by name.
+
+The outputs of the first two have the names of the inputs of the third.
+"""
+
+from collections.abc import Callable, Mapping
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+
+from tf_models.exporting import Input, Part, Signature
+
+_GRID = 64  # patches along a side in every published SAM
+_CHEAP = 256  # pixels along a side up to which a second probe costs little
+
+
+def sam(model: Any) -> list[Part]:
+    """The three parts of a whole `Sam`."""
+    grid = model.prompt_encoder.image_embedding_size
+    return [
+        *image_encoder(model.image_encoder),
+        *prompt_encoder(model.prompt_encoder),
+        *mask_decoder(model.mask_decoder, grid),
+    ]
+
+
+def image_encoder(model: Any) -> list[Part]:
+    """image (images, S, S, 3), normalised -> image_embeddings (images, G, G, C)."""
+    side = model.img_size
+    image = Input(("images", side, side, 3))
+    also = {"images": 2} if side <= _CHEAP else {}
+    encode = Signature({"image": image}, lambda image: {"image_embeddings": model(image)}, {"images": 1}, also)
+    return [Part("image_encoder", model, {"encode": encode})]
+
+
+def prompt_encoder(model: Any) -> list[Part]:
+    """A signature for every choice of prompts, from `points` to `points_boxes_masks`.
+
+    point_coords (prompts, points, 2), point_labels (prompts, points), boxes (prompts, 4), mask_input
+    (prompts, 4G, 4G, 1) -> sparse_prompt_embeddings (prompts, T, C), dense_prompt_embeddings (prompts, G, G, C),
+    image_pe (1, G, G, C).
+    """
+    side = 4 * model.image_embedding_size
+
+    def pixels(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
+        return rng.random(shape, np.float32) * model.input_image_size
+
+    def labels(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
+        return rng.integers(-1, 2, shape)
+
+    inputs = {
+        "points": {
+            "point_coords": Input(("prompts", "points", 2), draw=pixels),
+            "point_labels": Input(("prompts", "points"), "int32", labels),
+        },
+        "boxes": {"boxes": Input(("prompts", 4), draw=pixels)},
+        "masks": {"mask_input": Input(("prompts", side, side, 1))},
+    }
+
+    def embed(point_coords: Any = None, point_labels: Any = None, boxes: Any = None, mask_input: Any = None) -> dict:
+        points = None if point_coords is None else (point_coords, point_labels)
+        sparse, dense = model(points=points, boxes=boxes, masks=mask_input)
+        return {
+            "sparse_prompt_embeddings": sparse,
+            "dense_prompt_embeddings": dense,
+            "image_pe": model.get_dense_pe(),
+        }
+
+    signatures = {}
+    for chosen in (names for count in (1, 2, 3) for names in combinations(inputs, count)):
+        taken = {name: one for sort in chosen for name, one in inputs[sort].items()}
+        usual, other = {"prompts": 1, "points": 1}, {"prompts": 3, "points": 4}
+        signatures["_".join(chosen)] = Signature(taken, embed, *(_of(taken, sizes) for sizes in (usual, other)))
+    return [Part("prompt_encoder", model, signatures)]
+
+
+def mask_decoder(model: Any, grid: int = _GRID) -> list[Part]:
+    """`multimask`: three masks a prompt; `single_mask`: one.
+
+    image_embeddings (images, height, width, C), image_pe (1, height, width, C), sparse_prompt_embeddings
+    (prompts, tokens, C), dense_prompt_embeddings (prompts, height, width, C) -> masks (prompts, 4 height, 4 width, K),
+    logits; iou (prompts, K). `images` is 1 or `prompts`. A click has two tokens: itself, and one that is no point.
+    """
+    c = model.transformer_dim
+    inputs = {
+        "image_embeddings": Input(("images", "height", "width", c)),
+        "image_pe": Input((1, "height", "width", c)),
+        "sparse_prompt_embeddings": Input(("prompts", "tokens", c)),
+        "dense_prompt_embeddings": Input(("prompts", "height", "width", c)),
+    }
+    usual = {"images": 1, "height": grid, "width": grid, "prompts": 1, "tokens": 2}
+    other = {"images": 1, "height": 7, "width": 9, "prompts": 3, "tokens": 5}
+
+    def decode(multimask_output: bool) -> Callable[..., Mapping[str, Any]]:
+        def call(**inputs: Any) -> Mapping[str, Any]:
+            masks, iou = model(**inputs, multimask_output=multimask_output)
+            return {"masks": masks, "iou": iou}
+
+        return call
+
+    signatures = {
+        "multimask": Signature(inputs, decode(True), usual, other),
+        "single_mask": Signature(inputs, decode(False), usual, other),
+    }
+    return [Part("mask_decoder", model, signatures)]
+
+
+def _of(inputs: Mapping[str, Input], sizes: Mapping[str, int]) -> dict[str, int]:
+    """The sizes of axes that these inputs have."""
+    used = {axis for one in inputs.values() for axis in one.shape}
+    return {axis: size for axis, size in sizes.items() if axis in used}
