@@ -146,6 +146,9 @@ def test_tflite(weights, tmp_path, part, dtype):
         warnings.simplefilter("ignore")
         interpreter = tf.lite.Interpreter(str(tmp_path / "o.tflite"))
     for name, signature in exporting.parts("sam_vit_b", tf_models.load(weights))[PARTS.index(part)].signatures.items():
+        if name == "masks":
+            assert name not in interpreter.get_signature_list()
+            continue
         shapes = {
             key: tuple(detail["shape"])
             for key, detail in interpreter.get_signature_runner(name).get_input_details().items()

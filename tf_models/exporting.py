@@ -9,7 +9,7 @@ import re
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -51,12 +51,14 @@ class Signature:
         call: takes the inputs by name, returns outputs by name.
         sizes: the usual length of each named axis, for TensorFlow Lite and for probes.
         also: other lengths for a second probe where lengths are free; empty if one is enough.
+        empty: an output holds no values, which TensorFlow Lite has no tensors for; the signature is left out there.
     """
 
     inputs: Mapping[str, Input]
     call: Callable[..., Mapping[str, Any]]
     sizes: Mapping[str, int] = field(default_factory=dict)
     also: Mapping[str, int] = field(default_factory=dict)
+    empty: bool = False
 
     def probe(self, sizes: Mapping[str, int], seed: int = 0) -> dict[str, np.ndarray]:
         """Seeded inputs of these sizes."""
@@ -165,6 +167,8 @@ def lite(part: Part, dtype: str = "float32", sizes: Mapping[str, int] | None = N
     in half precision; "int8-dynamic" stores those of matrix products and convolutions as 8-bit whole numbers and rounds
     their inputs to such while it runs.
 
+    Signatures with an empty output are left out.
+
     Raises:
         ExportError: TensorFlow Lite has no such ops, or the file would be too large for it.
     """
@@ -172,6 +176,7 @@ def lite(part: Part, dtype: str = "float32", sizes: Mapping[str, int] | None = N
 
     if part.nbytes // {"float32": 1, "float16": 2}.get(dtype, 4) >= _LITE_LIMIT:
         raise ExportError(f"{part.name} has more weights than a TensorFlow Lite file holds, 2 GB; take saved_model")
+    part = replace(part, signatures={name: one for name, one in part.signatures.items() if not one.empty})
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # TensorFlow announces the successor of this converter
         save(part, folder, sizes=sizes or {})
