@@ -129,8 +129,20 @@ def test_signatures_name_inputs_and_leave_numbers_of_prompts_free(saved):
     assert set(loaded.signatures["serving_default"].structured_outputs) == {"masks", "iou"}
 
 
-@pytest.mark.parametrize("part", PARTS)
-@pytest.mark.parametrize("dtype", ["float32", "float16", "int8-dynamic"])
+@pytest.mark.parametrize(
+    ("part", "dtype"),
+    [
+        ("image_encoder", "float32"),
+        ("image_encoder", "int8-dynamic"),
+        ("prompt_encoder", "float32"),
+        ("mask_decoder", "float32"),
+        pytest.param("image_encoder", "float16", marks=pytest.mark.slow),
+        pytest.param("prompt_encoder", "float16", marks=pytest.mark.slow),
+        pytest.param("prompt_encoder", "int8-dynamic", marks=pytest.mark.slow),
+        pytest.param("mask_decoder", "float16", marks=pytest.mark.slow),
+        pytest.param("mask_decoder", "int8-dynamic", marks=pytest.mark.slow),
+    ],
+)
 def test_tflite(weights, tmp_path, part, dtype):
     sizes = {"prompts": 3} if part != "image_encoder" else None
     report = converter.export(weights, tmp_path / "o.tflite", "tflite", dtype=dtype, part=part, sizes=sizes)
@@ -198,9 +210,8 @@ def test_a_wrong_export_is_refused(weights, tmp_path, monkeypatch):
             variable.assign(value)
 
     monkeypatch.setattr(exporting, "save", wrong)
-    for part in PARTS:
-        with pytest.raises(converter.ProofError, match="differs from Keras, nothing was written"):
-            converter.export(weights, tmp_path / "out", part=part)
+    with pytest.raises(converter.ProofError, match="differs from Keras, nothing was written"):
+        converter.export(weights, tmp_path / "out", part="image_encoder")
     assert os.listdir(tmp_path) == []
 
 
@@ -258,11 +269,11 @@ def test_only_an_export_is_replaced(tmp_path):
 
 
 def test_the_command(weights, tmp_path):
-    command = ("weightbridge", "export", weights, "--format", "saved_model", "--part", "prompt_encoder", "-o", "out")
+    command = ("weightbridge", "export", weights, "--format", "saved_model", "--part", "image_encoder", "-o", "out")
     done = run(*command, cwd=tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
     headings = [line.split()[0] for line in done.stdout.splitlines()]
-    assert headings == ["model", "format", "part", *["output"] * 21, "written"]
+    assert headings == ["model", "format", "part", "output", "written"]
     done = run(*command, cwd=tmp_path)
     assert (done.returncode, done.stderr) == (1, "error: the output out exists; --overwrite replaces it\n")
     done = run(*command, "--overwrite", "--json", cwd=tmp_path)
