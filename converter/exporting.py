@@ -317,7 +317,7 @@ def _probed(name: str, config: dict[str, Any], model: Any) -> list[Part]:
     Raises:
         ConversionError: there is no such pair, or it has no probe of plain arrays.
     """
-    from converter.proof import SEED, _call_model, _flat
+    from converter.proof import SEED, call_model, flat
 
     pair = registry.get(name)
     probes = [
@@ -333,7 +333,7 @@ def _probed(name: str, config: dict[str, Any], model: Any) -> list[Part]:
     }
 
     def call(**inputs: Any) -> dict[str, Any]:
-        results = _flat(_call_model(model, {key: inputs[key] for key in arrays}, options))
+        results = flat(call_model(model, {key: inputs[key] for key in arrays}, options))
         names = (*pair.outputs, *(f"output_{i}" for i in range(len(pair.outputs), len(results))))
         return dict(zip(names, results, strict=False))
 

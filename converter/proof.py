@@ -214,8 +214,8 @@ def _numerical(
             continue
         first = plan.pair.channels_first
         inputs = {name: channels_last(value) if name in first else value for name, value in probe.inputs.items()}
-        results = _flat(_call_model(model, inputs, probe.options))
-        for name, *values in _named(plan.pair.outputs, results, _flat(answer.outputs), _flat(answer.truth)):
+        results = flat(call_model(model, inputs, probe.options))
+        for name, *values in _named(plan.pair.outputs, results, flat(answer.outputs), flat(answer.truth)):
             single, exact = (channels_last(value) if name in first else value for value in values[1:])
             _pool(outputs, _compare(name, values[0], single, exact, request.exact))
     uncalled = tuple(path or "the model's own tensors" for path in kinds if path not in layers)
@@ -229,12 +229,12 @@ def _compared(call: Call, layer: Any, kind: Kind, exact: bool) -> Iterator[Compa
         yield ours
         return
     # torch may return more than Keras does: attention its weights.
-    theirs = [_flat(kind.arrange(result)) for result in (call.result, call.truth)]
-    for result, single, truth in zip(_flat(ours), *theirs, strict=False):
+    theirs = [flat(kind.arrange(result)) for result in (call.result, call.truth)]
+    for result, single, truth in zip(flat(ours), *theirs, strict=False):
         yield replace(_compare(call.path, result, single, truth, exact), suspects=kind.suspects)
 
 
-def _call_model(model: Any, inputs: dict[str, Any], options: dict[str, Any]) -> Any:
+def call_model(model: Any, inputs: dict[str, Any], options: dict[str, Any]) -> Any:
     """A Functional model takes all its inputs as one argument, a subclassed one each as its own.
 
     By name where `call` has the names that torch has, so that some may be left out; else by place.
@@ -283,12 +283,12 @@ def _call(layer: Any, kind: Kind, args: tuple, kwargs: dict[str, Any]) -> Any:
     return layer(*args, *kwargs.values())
 
 
-def _flat(results: Any) -> tuple:
+def flat(results: Any) -> tuple:
     """Every array in nested results, in order."""
     if isinstance(results, dict):
         results = tuple(results.values())
     if isinstance(results, (tuple, list)):
-        return tuple(part for result in results for part in _flat(result))
+        return tuple(part for result in results for part in flat(result))
     return (results,)
 
 

@@ -71,9 +71,10 @@ def prompt_encoder(model: Any) -> list[Part]:
     for chosen in (names for count in (1, 2, 3) for names in combinations(inputs, count)):
         taken = {name: one for sort in chosen for name, one in inputs[sort].items()}
         usual, other = {"prompts": 1, "points": 1}, {"prompts": 3, "points": 4}
-        sizes = [_of(taken, sizes) for sizes in (usual, other)]
         # A mask alone has no tokens.
-        signatures["_".join(chosen)] = Signature(taken, embed, *sizes, empty=chosen == ("masks",))
+        signatures["_".join(chosen)] = Signature(
+            taken, embed, _of(taken, usual), _of(taken, other), empty=chosen == ("masks",)
+        )
     return [Part("prompt_encoder", model, signatures)]
 
 
