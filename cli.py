@@ -535,5 +535,29 @@ def export(
         click.echo(json.dumps(report.to_dict(), indent=2) if as_json else str(report))
 
 
+@main.command()
+@click.argument("weights", metavar="FILE", type=click.Path(path_type=Path))
+@click.option(
+    "--output", "-o", type=click.Path(path_type=Path), required=True, help="A .pth, .pt, .bin or .safetensors file."
+)
+@click.option("--dialect", metavar="NAME", help="Whose names and layouts to write; by default the checkpoint's own.")
+@click.option("--overwrite", is_flag=True, help="Replace an existing output.")
+@_PAIR
+@_JSON
+@_QUIET
+@_answering
+def restore(
+    weights: Path, output: Path, dialect: str | None, overwrite: bool, pair: str | None, as_json: bool, quiet: bool
+) -> None:
+    """Write the torch checkpoint that a converted FILE came from, bit for bit."""
+    import converter
+
+    _chosen("auto", pair)
+    with _progress(quiet) as progress:
+        report = converter.restore(weights, output, dialect, overwrite, progress)
+    if not quiet:
+        click.echo(json.dumps(report.to_dict(), indent=2) if as_json else str(report))
+
+
 if __name__ == "__main__":
     main()

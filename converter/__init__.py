@@ -14,6 +14,7 @@ from converter.errors import ConversionError, PlanError, ProofError, UsageError
 from converter.exporting import ExportReport, export
 from converter.mapping import Drop, Mapping, Row
 from converter.registry import Option, Pair, Probe, names, register
+from converter.restoring import Restored, restore
 
 __all__ = [
     "ConversionError",
@@ -28,6 +29,7 @@ __all__ = [
     "Probe",
     "Progress",
     "ProofError",
+    "Restored",
     "Row",
     "UsageError",
     "convert",
@@ -37,5 +39,6 @@ __all__ = [
     "names",
     "plan",
     "register",
+    "restore",
     "verify",
 ]

@@ -13,6 +13,7 @@ from typing import Any, Protocol
 from converter.atomic import refuse, replacing
 from converter.checkpoint import Checkpoint
 from converter.errors import ConversionError, ProofError, UsageError, printable
+from converter.origin import Origin
 from converter.reading import Ambiguous, Choice, Reading, find_reading
 from converter.registry import get
 from converter.report import Report
@@ -30,7 +31,9 @@ class Progress(Protocol):
     def say(self, text: str) -> None: ...
 
 
-class _Silent:
+class Silent:
+    """Tells nobody."""
+
     def start(self, stage: str, total: int) -> None:
         pass
 
@@ -81,7 +84,7 @@ def convert(
     """
     _one_of("verify", verify, LEVELS)
     _one_of("dtype", dtype, DTYPES)
-    progress = progress or _Silent()
+    progress = progress or Silent()
     began = time.monotonic()
     with ExitStack() as stack:
         source = stack.enter_context(Checkpoint(checkpoint))
@@ -100,6 +103,7 @@ def convert(
         from tf_models.loading import check
 
         plan = make_plan(source, reading)
+        origin = Origin.of(reading, source)
         nbytes = sum(step.entry.nbytes for step in plan.steps)
         with replacing(output, overwrite) as temporary:
             if torch is not None:
@@ -138,7 +142,7 @@ def convert(
             report.notes += source.notes
             if not report:
                 raise ProofError(f"the proof failed, nothing was written: {report.failure()}", report)
-            sign(temporary, _provenance(report), written.digests)
+            sign(temporary, _provenance(report, origin.to_dict(report.narrowed)), written.digests)
             shapes = {plan.places[name]: shape for name, shape in plan.variables.items()}
             check(temporary, shapes, values=not report.lossless.ran)
             source.check_unchanged()
@@ -188,7 +192,7 @@ def verify(
     from tf_models.loading import NO_PROVENANCE, WeightsError, provenance
 
     _one_of("level", level, LEVELS[:3])
-    progress = progress or _Silent()
+    progress = progress or Silent()
     began = time.monotonic()
     weights = Path(weights).expanduser()
     options = dict(options or {})
@@ -356,7 +360,7 @@ def _read(source: Checkpoint, model: str | None, options: Mapping[str, Any] | No
         raise (Ambiguous(told) if isinstance(error, Ambiguous) else ConversionError(told)) from None
 
 
-def _provenance(report: Report) -> dict[str, Any]:
+def _provenance(report: Report, origin: dict[str, Any]) -> dict[str, Any]:
     from tf_models.loading import FORMAT
 
     return {
@@ -368,6 +372,7 @@ def _provenance(report: Report) -> dict[str, Any]:
         "source_sha256": report.source_sha256,
         "dialect": report.dialect,
         "dtype": report.dtype,
+        "origin": origin,
         "proof": {
             "lossless": bool(report.lossless),
             "numerical": {

@@ -176,7 +176,7 @@ def make_plan(checkpoint: Checkpoint, reading: Reading) -> Plan:
         match.dropped,
         reading.out_of_scope,
         match.variables,
-        _places(reading.pair, model),
+        places_of(reading.pair, model),
     )
 
 
@@ -240,7 +240,7 @@ class _Match:
             self.filled[path] = canonical
         layouts = [layout for _, layout in leaf.variables]
         targets = tuple(Target(path, self.variables[path], layout) for path, layout in zip(paths, layouts, strict=True))
-        expected = _expected_shape(targets)
+        expected = expected_shape(targets)
         if entry.shape != expected:
             self.wrong_shape[canonical] = (entry.shape, expected)
         elif entry.problem:
@@ -277,7 +277,7 @@ class _Match:
         return lines
 
 
-def _places(pair: Pair, model: Any) -> dict[str, str]:
+def places_of(pair: Pair, model: Any) -> dict[str, str]:
     """Attribute path -> dataset path.
 
     Raises:
@@ -318,7 +318,12 @@ def build_tf(pair: Pair, config: dict[str, Any]) -> Any:
     return model
 
 
-def _expected_shape(targets: tuple[Target, ...]) -> tuple[int, ...]:
+def expected_shape(targets: tuple[Target, ...]) -> tuple[int, ...]:
+    """The shape of the tensor that fills these variables.
+
+    Raises:
+        ConversionError: the mapping's axes are not those of the variables.
+    """
     try:
         shapes = {target.layout.torch_shape(target.shape) for target in targets}
     except ValueError as error:

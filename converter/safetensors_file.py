@@ -11,7 +11,7 @@ from converter.errors import ConversionError, printable
 from converter.tensors import ITEM_SIZES, Entry, Storage, dense_strides, read_into
 
 LONGEST_HEADER = 100_000_000  # as the format sets it
-_DTYPES = {
+DTYPES = {
     **{"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"},
     **{"I64": "int64", "I32": "int32", "I16": "int16", "I8": "int8", "U8": "uint8", "BOOL": "bool"},
     **{"U64": "uint64", "U32": "uint32", "U16": "uint16", "C64": "complex64"},
@@ -59,7 +59,7 @@ def _place(name: str, item: Any) -> tuple[str, tuple[int, ...], int, int]:
     if isinstance(item, dict) and item.keys() == {"dtype", "shape", "data_offsets"}:
         dtype, shape, offsets = item["dtype"], item["shape"], item["data_offsets"]
         if isinstance(dtype, str) and _whole(shape) and _whole(offsets) and len(offsets) == 2:
-            return _DTYPES.get(dtype, dtype), tuple(shape), *offsets
+            return DTYPES.get(dtype, dtype), tuple(shape), *offsets
     raise ConversionError(f"tensor {printable(name)} is not described by dtype, shape and data_offsets")
 
 

@@ -15,6 +15,11 @@ FLOATS = {
     "float32": np.dtype("<f4"),
     "float64": np.dtype("<f8"),
 }
+# The same of all that can be read: what stands beside the weights may be counts and flags.
+NUMBERS = {
+    **FLOATS,
+    **{name: np.dtype(name).newbyteorder("<") for name in ("bool", "uint8", "int8", "int16", "int32", "int64")},
+}
 # Bytes of one element, of everything that may be listed.
 ITEM_SIZES = {
     **{name: dtype.itemsize for name, dtype in FLOATS.items()},
@@ -75,12 +80,12 @@ class Entry:
         With `scratch`, the array is good until the thread's next read.
 
         Raises:
-            ValueError: `problem` is set, or the dtype is not a float that can be converted.
+            ValueError: `problem` is set, or the dtype is none of `NUMBERS`.
             OSError: the file is shorter than it was.
         """
-        if self.problem or self.storage is None or self.dtype not in FLOATS:
+        if self.problem or self.storage is None or self.dtype not in NUMBERS:
             raise ValueError(self.problem or f"its dtype is {self.dtype}")
-        dtype = FLOATS[self.dtype]
+        dtype = NUMBERS[self.dtype]
         stored = dtype.newbyteorder(">") if self.storage.big_endian else dtype
         start = self.storage.start + self.offset * dtype.itemsize
         if prod(self.shape) == 0:

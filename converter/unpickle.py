@@ -183,7 +183,7 @@ _FUNCTIONS: dict[str, Callable[..., Any]] = {
     "collections.OrderedDict": _ordered_dict,
     "torch.Size": _size,
 }
-_STORAGES = {
+STORAGES = {
     **{"FloatStorage": "float32", "DoubleStorage": "float64", "HalfStorage": "float16", "BFloat16Storage": "bfloat16"},
     **{"LongStorage": "int64", "IntStorage": "int32", "ShortStorage": "int16", "CharStorage": "int8"},
     **{"ByteStorage": "uint8", "BoolStorage": "bool", "QInt8Storage": "qint8", "QUInt8Storage": "quint8"},
@@ -231,7 +231,7 @@ class _Unpickler(_PythonUnpickler):
         full = f"{module}.{name}"
         if full in _FUNCTIONS:
             return _FUNCTIONS[full]
-        if module in ("torch", "torch.cuda", "torch.storage") and name in _STORAGES:
+        if module in ("torch", "torch.cuda", "torch.storage") and name in STORAGES:
             return Inert(full)
         if full in _INERT:
             return Inert(full)
@@ -323,9 +323,9 @@ def storage_ref(pid: Any) -> StorageRef:
     if not isinstance(key, str) or len(key) > _LONGEST_KEY or type(count) is not int or not 0 <= count < _MOST_VALUES:
         raise Refused("a storage's key or size is not one")
     name = kind.name.rpartition(".")[2] if isinstance(kind, Inert) else ""
-    if name not in _STORAGES:
+    if name not in STORAGES:
         raise Refused("a storage's type is not one")
-    return StorageRef(key, _STORAGES[name], count)
+    return StorageRef(key, STORAGES[name], count)
 
 
 def load(file: BinaryIO, size: int, storage: Callable[[Any], StorageRef] = storage_ref) -> Any:

@@ -11,7 +11,7 @@ import json
 import os
 import stat
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from typing import Any
 
 FORMAT = 1
@@ -33,7 +33,8 @@ class WeightsError(ValueError):
 def provenance(path: str | os.PathLike) -> dict[str, Any]:
     """What a converted file says of itself.
 
-    That is its format, version, model, config, source, source_sha256, dialect, dtype and proof.
+    That is its format, version, model, config, source, source_sha256, dialect, dtype and proof, and its origin: how the
+    checkpoint spelled what the rest does not tell (files of older converters have none).
 
     Raises:
         WeightsError: not an HDF5 file, not written by the converter, of a newer format, or damaged.
@@ -70,6 +71,20 @@ def check(path: str | os.PathLike, shapes: Mapping[str, tuple[int, ...]], values
         if values:
             for place, dataset in held.items():
                 _values(dataset, place)
+
+
+def values(path: str | os.PathLike, shapes: Mapping[str, tuple[int, ...]]) -> Generator[Any, None, None]:
+    """The values of a converted file that holds exactly these datasets, one array after another, in their order.
+
+    Raises:
+        WeightsError: it does not hold just these, or a digest is wrong.
+    """
+    with _opened(path) as file:
+        attributes = _attributes(file)
+        held = _held(file, attributes)
+        _compare(held, shapes, _provenance(attributes)["model"])
+        for place in shapes:
+            yield _values(held[place], place)
 
 
 def load(path: str | os.PathLike) -> Any:
@@ -289,7 +304,7 @@ def _provenance(attributes: Mapping[str, str | int]) -> dict[str, Any]:
         raise WeightsError(f"has format {shown}, this version reads {FORMAT}; upgrade weightbridge")
     if about.get("dtype") not in DTYPES or not isinstance(about["model"], str):
         raise WeightsError("does not say what model it holds, and in which dtype")
-    for name in ("config", "proof"):
+    for name in ("config", "proof", *(["origin"] if "origin" in about else [])):
         try:
             about[name] = json.loads(about.get(name, "{}"))
         except (TypeError, ValueError, RecursionError):

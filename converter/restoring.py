@@ -1,0 +1,315 @@
+"""The way back: a weights file becomes the torch checkpoint that it was converted from, or one in another dialect."""
+
+import os
+import time
+from collections import Counter
+from collections.abc import Generator, Iterator
+from contextlib import ExitStack, closing
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from converter.api import Progress, Silent
+from converter.atomic import refuse, replacing
+from converter.checkpoint import Checkpoint
+from converter.dialects import CANONICAL, Dialect
+from converter.errors import ConversionError, ProofError, UsageError, printable
+from converter.mapping import Mapping, join
+from converter.naming import fold
+from converter.origin import SMALL, Origin
+from converter.registry import Pair, get
+from converter.report import size
+from converter.tensors import FLOATS, Entry, Scratch
+from converter.writing import ENDINGS, ZIPPED, Named, write_checkpoint
+
+if TYPE_CHECKING:
+    from converter.planning import Plan, Step
+
+
+@dataclass
+class Restored:
+    """A finished restoration.
+
+    Attributes:
+        model: the pair's name.
+        source: the weights file.
+        dialect: whose names and layouts were written.
+        key, prefix: in which nested dict the tensors stand, and what stands before every name.
+        output: the checkpoint.
+        tensors: how many it has, of which `kept` are not the model's but were recorded.
+        nbytes: bytes of their values.
+        notes: what did not come back, and why.
+    """
+
+    model: str
+    source: Path
+    dialect: str
+    key: str
+    prefix: str
+    output: Path
+    tensors: int
+    kept: int
+    nbytes: int
+    notes: list[str] = field(default_factory=list)
+    seconds: float = 0.0
+
+    def to_dict(self) -> dict[str, Any]:
+        """The report as JSON can hold it."""
+        return {**asdict(self), "source": str(self.source), "output": str(self.output)}
+
+    def lines(self) -> list[tuple[str, str]]:
+        """(heading, text) of each line for a person."""
+        rows = [
+            ("model", f"{self.model}, {self.tensors} tensors, {size(self.nbytes)}"),
+            ("source", f"{self.source}, dialect {self.dialect}"),
+        ]
+        if self.key:
+            rows.append(("key", printable(self.key)))
+        if self.prefix:
+            rows.append(("prefix", printable(self.prefix)))
+        if self.kept:
+            rows.append(("kept", f"{self.kept} of them are not the model's, and were recorded when it was converted"))
+        rows += [("note", note) for note in self.notes]
+        rows.append(("lossless", f"{self.tensors} tensors read back, equal bit for bit"))
+        rows.append(("written", f"{self.output} in {self.seconds:.1f} s"))
+        return rows
+
+    def __str__(self) -> str:
+        return "\n".join(f"{heading:<9} {text}" for heading, text in self.lines())
+
+
+def restore(
+    path: str | os.PathLike,
+    output: str | os.PathLike,
+    dialect: str | None = None,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+) -> Restored:
+    """Write the torch checkpoint that a weights file came from: the same names, shapes, dtypes and bits.
+
+    What cannot come back (other networks' tensors, large ones that the model does not need, digits lost when the file
+    was written) is told in the report's notes. The checkpoint is read back and compared before it appears.
+
+    Args:
+        path: a `.weights.h5` file that `convert` wrote.
+        output: where to write, ending in `.pth`, `.pt`, `.bin` (torch's zip format) or `.safetensors`.
+        dialect: whose names and layouts to write; by default those of the checkpoint.
+        overwrite: replace an existing output.
+        progress: told of each stage.
+
+    Raises:
+        UsageError: an unknown model or dialect.
+        ProofError: what was written does not give the same weights; nothing is left of it.
+        ConversionError: the file is damaged or not a converted one, the dialect cannot hold the model's tensors, or the
+            output cannot be written.
+    """
+    progress = progress or Silent()
+    began = time.monotonic()
+    path, output = Path(path).expanduser(), Path(output).expanduser()
+    refuse(output, overwrite, ENDINGS)
+    from tf_models.loading import WeightsError, provenance
+
+    try:
+        about = provenance(path)
+        pair = get(about["model"])
+        origin = Origin.from_dict(about.get("origin", {}))
+        spelling = _dialect(pair, dialect, about.get("dialect"))
+        progress.start("loading TensorFlow", 0)
+        plan = _plan(path, pair, about, origin, spelling)
+        kept = {_name(origin, about, spelling, name): one for name, one in origin.kept.items()}
+        tensors = [Named(step.source, step.entry.dtype, step.entry.shape) for step in plan.steps]
+        tensors += [Named(name, one.dtype, one.shape) for name, one in kept.items()]
+        _refuse_equal_names(tensors, spelling)
+    except WeightsError as error:
+        raise ConversionError(str(error)) from None
+    except UsageError:
+        raise
+    except ValueError as error:
+        raise ConversionError(f"{pair.name} cannot be written in the dialect {spelling.name}: {error}") from None
+    except ConversionError as error:
+        raise ConversionError(f"{printable(str(path), 160)}: {error}") from None
+    nbytes = sum(one.nbytes for one in tensors)
+    report = Restored(
+        pair.name, path, spelling.name, origin.key, origin.prefix, output, len(tensors), len(kept), nbytes
+    )
+    report.notes = list(_notes(about, origin, output))
+    with replacing(output, overwrite, ENDINGS) as temporary, ExitStack() as stack:
+        progress.start("writing", nbytes)
+        arrays = stack.enter_context(closing(_arrays(path, plan, progress)))
+        write_checkpoint(temporary, origin.key, tensors, _followed(arrays, kept))
+        progress.start("reading back", nbytes)
+        _prove(path, temporary, plan, tensors, kept, about["dtype"], progress)
+    report.seconds = time.monotonic() - began
+    return report
+
+
+def _dialect(pair: Pair, chosen: str | None, recorded: Any) -> Dialect:
+    known = {one.name: one for one in (CANONICAL, *pair.dialects)}
+    name = recorded if chosen is None else chosen
+    if isinstance(name, str) and name in known:
+        return known[name]
+    told = f"{pair.name} has no dialect {printable(name)}; it has: {', '.join(known)}"
+    raise UsageError(told) if chosen is not None else ConversionError(f"{told}; choose one with --dialect")
+
+
+def _plan(path: Path, pair: Pair, about: dict[str, Any], origin: Origin, dialect: Dialect) -> "Plan":
+    """The plan that would convert the checkpoint again: its entries tell what is to be written.
+
+    Raises:
+        ConversionError: the file's configuration makes no model, or the table does not fit it.
+        ValueError: the dialect has no name or no layout for a tensor.
+    """
+    from converter.planning import Plan, build_tf, places_of
+    from converter.variables import by_path
+    from tf_models.abstract import abstract
+    from tf_models.loading import listed
+
+    config = about["config"]
+    held = len(listed(path))
+    try:
+        table = pair.mapping(config)
+        model = abstract(lambda: build_tf(pair, config), 100 + 4 * held)
+    except Exception as error:  # whatever a model's builder raises on a configuration that is not one
+        reason = printable(str(error).partition("\n")[0] or type(error).__name__, 160)
+        raise ConversionError(f"{pair.name} cannot be built with the recorded configuration: {reason}") from None
+    variables = {place: tuple(variable.shape) for place, variable in by_path(model).items()}
+    steps = list(_steps(table, variables, about, origin, dialect))
+    filled = [target.path for step in steps for target in step.targets]
+    if sorted(filled) != sorted(variables):
+        raise ConversionError(f"the mapping of {pair.name} does not name every variable of the model once")
+    return Plan(pair, config, dialect, origin.key, origin.prefix, steps, {}, {}, variables, places_of(pair, model))
+
+
+def _steps(
+    table: Mapping, variables: dict[str, tuple[int, ...]], about: dict[str, Any], origin: Origin, dialect: Dialect
+) -> "Iterator[Step]":
+    """A step for each tensor, in the table's order.
+
+    Raises:
+        ValueError: the dialect has no name or no layout for one.
+    """
+    from converter.planning import Step, Target, expected_shape
+
+    # An older file does not say what the tensors were; they are what they became.
+    usual = origin.dtype if "origin" in about else about["dtype"]
+    for torch_path, keras_path, torch_kind in table.modules():
+        kind = dialect.kind(torch_path, torch_kind)
+        for leaf in kind.leaves:
+            layouts = {join(keras_path, variable): layout for variable, layout in leaf.variables}
+            if leaf.optional and not layouts.keys() & variables.keys():
+                continue
+            absent = [path for path in layouts if path not in variables]
+            if absent:
+                raise ConversionError(f"the model has no variable {absent[0]}, which its mapping names")
+            targets = tuple(Target(path, variables[path], layout) for path, layout in layouts.items())
+            canonical = join(torch_path, leaf.torch)
+            name = _name(origin, about, dialect, canonical)
+            entry = Entry(name, expected_shape(targets), origin.dtypes.get(canonical, usual), origin.key)
+            yield Step(name, canonical, entry, kind, targets)
+
+
+def _name(origin: Origin, about: dict[str, Any], dialect: Dialect, canonical: str) -> str:
+    """What the tensor is called in the checkpoint to be written.
+
+    Raises:
+        ValueError: the dialect has no name for it.
+    """
+    if dialect.name == about.get("dialect") and canonical in origin.names:
+        return origin.names[canonical]
+    return origin.prefix + dialect.foreign(canonical)
+
+
+def _refuse_equal_names(tensors: list[Named], dialect: Dialect) -> None:
+    name, count = Counter(one.name for one in tensors).most_common(1)[0]
+    if count > 1:
+        raise ConversionError(f"{count} tensors are called {printable(name)} in the dialect {dialect.name}")
+
+
+def _notes(about: dict[str, Any], origin: Origin, output: Path) -> Iterator[str]:
+    if "origin" not in about:
+        yield (
+            "the file is an older converter's: prefix, key and dtypes of the checkpoint are not recorded, nor what the "
+            "model does not need"
+        )
+    if origin.narrowed:
+        yield (
+            f"{origin.narrowed} tensors lost digits when they were converted to {about['dtype']}, and come back rounded"
+        )
+    if origin.lost:
+        shown = ", ".join(printable(name) for name in fold(origin.lost)[:4])
+        yield (
+            f"{len(origin.lost)} tensors that the model does not need do not come back, because they have more than "
+            f"{SMALL} bytes or could not be read: {shown}"
+        )
+    if origin.out_of_scope:
+        yield f"{origin.out_of_scope} tensors of the checkpoint are not of this model and do not come back"
+    if origin.unrecorded:
+        yield f"too long to be recorded, so they do not come back: {', '.join(map(printable, origin.unrecorded[:4]))}"
+    if origin.key and not output.name.endswith(ZIPPED):
+        yield f"the tensors stood under the key {printable(origin.key)}; a safetensors file has no keys"
+
+
+def _arrays(path: Path, plan: "Plan", progress: Progress) -> Generator[np.ndarray, None, None]:
+    """Each step's tensor, laid out and typed as it is to be written; every digest is checked."""
+    from converter.weights_file import dense
+    from tf_models.loading import WeightsError, values
+
+    places = {plan.places[target.path]: target.shape for step in plan.steps for target in step.targets}
+    scratch = Scratch()
+    try:
+        with closing(values(path, places)) as found:
+            for step in plan.steps:
+                back = dense(step.undo([next(found) for _ in step.targets]), scratch)
+                result = _typed(back, step.entry.dtype)
+                yield result
+                progress.advance(result.nbytes)
+    except WeightsError as error:
+        raise ConversionError(str(error)) from None
+
+
+def _followed(arrays: Iterator[np.ndarray], kept: dict[str, Any]) -> Iterator[np.ndarray]:
+    yield from arrays
+    for one in kept.values():
+        yield one.array()
+
+
+def _typed(values: np.ndarray, dtype: str) -> np.ndarray:
+    if dtype == "bfloat16" and values.dtype == FLOATS["float32"]:
+        bits = values.view(np.uint32)
+        if not (bits & 0xFFFF).any():  # it was widened; a conversion would give every NaN the same bits
+            return (bits >> 16).astype(np.uint16).view(FLOATS[dtype])
+    with np.errstate(all="ignore"):
+        return values.astype(FLOATS[dtype], copy=False)
+
+
+def _prove(
+    weights: Path,
+    written: Path,
+    plan: "Plan",
+    tensors: list[Named],
+    kept: dict[str, Any],
+    dtype: str,
+    progress: Progress,
+) -> None:
+    """Read the checkpoint back with the reader of `convert`: it fills the same variables with the same bits.
+
+    Raises:
+        ProofError: it does not.
+    """
+    from converter.proof import lossless
+
+    with Checkpoint(written) as checkpoint:
+        expected = {one.name: (one.dtype, one.shape) for one in tensors}
+        state = checkpoint.states.get(plan.key if written.name.endswith(ZIPPED) else "", {})
+        found = {name: (entry.dtype, entry.shape) for name, entry in state.items()}
+        if found != expected or len(checkpoint.states) != 1:
+            raise ProofError("the names, dtypes or shapes read back are not those that were written")
+        again = replace(plan, steps=[replace(step, entry=state[step.source]) for step in plan.steps])
+        proof = lossless(weights, again, checkpoint, dtype, progress.advance)
+        differing = [*proof.differing]
+        differing += [name for name, one in kept.items() if checkpoint.read(state[name]).tobytes() != one.values]
+        if differing:
+            names = ", ".join(printable(name) for name in differing[:5])
+            raise ProofError(f"the proof failed, nothing was written: {len(differing)} tensors differ: {names}")
