@@ -91,6 +91,7 @@ class Pair:
     Attributes:
         name: what `--model` takes.
         summary: a line for the list of models.
+        tensors: how many tensors of the usual checkpoint it takes, where the table's optional ones are not all there.
         mapping: configuration -> the table of rows.
         probes: (configuration, seeded generator) -> sets of probe inputs; lengths of all axes should differ.
         full_size_probes: the same at the size the model is meant for, where `probes` are smaller.
@@ -121,9 +122,12 @@ class Pair:
     scopes: tuple[str, ...] = ("",)
     dialects: tuple[Dialect, ...] = ()
     summary: str = ""
+    tensors: int | None = None
 
     def tensor_count(self) -> int | None:
         """How many tensors a checkpoint of the usual sizes has, or None where there are no usual sizes."""
+        if self.tensors is not None:
+            return self.tensors
         config = self.fallback or {name: option.default for name, option in self.options.items()}
         try:
             return sum(1 for _ in self.mapping(config).tensors())

@@ -24,7 +24,7 @@ from converter.dialects import CANONICAL
 from converter.kinds import BATCH_NORM, CONV_2D, CONV_2D_HWIO, DENSE, DENSE_IN_OUT, MULTIHEAD_ATTENTION
 from converter.origin import Origin
 from converter.registry import get, names, pairs
-from tests import small_sam
+from tests import sam_parts, small_mobile_sam, small_sam
 from tests.deformable import SMALL, reference
 from tests.small_sam import prefixed, save
 from tf_models import layers
@@ -42,6 +42,14 @@ def fresh(name, config):
     return lambda: torch_refs.create(name, **config).state_dict()
 
 
+def part(name):
+    def make():
+        state = sam_parts.sam_state()
+        return {key.removeprefix(f"{name}."): value for key, value in state.items() if key.startswith(f"{name}.")}
+
+    return make
+
+
 # pair -> a state dict of small sizes, options
 CASES = {
     "dcn_v2": (fresh("dcn_v2", DCN), {"stride": 2}),
@@ -50,16 +58,31 @@ CASES = {
     "deformable_attention_2d": spatial(2),
     "deformable_attention_3d": spatial(3),
     "ms_deform_attn": (fresh("ms_deform_attn", ATTENTION), {"n_heads": 3, "n_levels": 2}),
+    "mobile_sam": (fresh("mobile_sam", small_mobile_sam.CONFIG), small_mobile_sam.OPTIONS),
     "sam_decoder": (small_sam.small_state, small_sam.OPTIONS),
+    "sam_image_encoder": (part("image_encoder"), {}),
+    "sam_prompt_encoder": (part("prompt_encoder"), {}),
+    "sam_vit_b": (sam_parts.sam_state, sam_parts.OPTIONS),
+    "sam_vit_h": (sam_parts.sam_state, sam_parts.OPTIONS),
+    "sam_vit_l": (sam_parts.sam_state, sam_parts.OPTIONS),
 }
-SPELLED = [(pair, dialect) for pair in pairs() for dialect in (CANONICAL, *pair.dialects)]
+# ViT-B stands for the three sizes by default: they differ in no more than the name.
+SLOW = ("sam_vit_h", "sam_vit_l")
+SPELLED = [
+    pytest.param(pair, dialect, marks=[pytest.mark.slow] if pair.name in SLOW else [])
+    for pair in pairs()
+    for dialect in (CANONICAL, *pair.dialects)
+]
 
 
 def state_of(name):
     """Every value is drawn, so that no tensor is all zeros or ones; some are what only a bit pattern tells apart."""
     make, _ = CASES[name]
     rng = torch.Generator().manual_seed(1)
-    state = {name: torch.randn(tensor.shape, generator=rng) for name, tensor in make().items()}
+    state = {
+        name: torch.randn(tensor.shape, generator=rng) if tensor.is_floating_point() else tensor
+        for name, tensor in make().items()
+    }
     for tensor in state.values():
         tensor.reshape(-1)[0] = -0.0
     return state

@@ -105,6 +105,7 @@ def _pair(axes: int, summary: str, variants: tuple[str, ...], help: str, **more:
     offset_scale = {"offset_scale": Option(None, "how far samples move at most, in cells of their grid", float)}
     return Pair(
         name=f"deformable_attention_{axes}d",
+        tensors=15 if axes == 3 else 14,
         summary=summary,
         mapping=_table(axes),
         probes=_probes(axes),

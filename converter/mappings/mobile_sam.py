@@ -153,6 +153,7 @@ _DECODER = dict(sam_decoder.PUBLISHED_DECODER)
 
 MOBILE_SAM = Pair(
     name="mobile_sam",
+    tensors=408,
     summary="MobileSAM: TinyViT-5M image encoder, prompt encoder and mask decoder",
     mapping=mobile_sam_table,
     probes=mobile_sam_probes,

@@ -100,6 +100,9 @@ def sam_full_size_probes(config: dict[str, Any], rng: np.random.Generator) -> li
     ]
 
 
+_TENSORS = {"sam_vit_b": 314, "sam_vit_l": 482, "sam_vit_h": 594}  # of the published checkpoints
+
+
 def _pair(name: str) -> Pair:
     width, depth, heads = VARIANTS[name]
 
@@ -124,6 +127,7 @@ def _pair(name: str) -> Pair:
     decoder = dict(sam_decoder.PUBLISHED_DECODER)
     return Pair(
         name=name,
+        tensors=_TENSORS[name],
         summary=f"Segment Anything with ViT-{name[-1].upper()}: image encoder, prompt encoder and mask decoder",
         mapping=sam_table,
         probes=sam_probes,

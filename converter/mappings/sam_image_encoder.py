@@ -125,6 +125,7 @@ PUBLISHED_IMAGE_ENCODER = {
 
 SAM_IMAGE_ENCODER = Pair(
     name="sam_image_encoder",
+    tensors=177,
     summary="Segment Anything's image encoder (ViT-B, L, H or of other sizes)",
     mapping=image_encoder_table,
     probes=image_encoder_probes,
