@@ -142,7 +142,7 @@ def test_hugging_face(form, hugging_face, tmp_path):
         checkpoint = tmp_path if "folder" in form else tmp_path / name
         assert (tmp_path / name).exists()
     output = tmp_path / "out.weights.h5"
-    report = converter.convert(None, checkpoint, output, verify="lossless", options=OPTIONS)
+    report = converter.convert("sam_decoder", checkpoint, output, verify="lossless", options=OPTIONS)
     assert report.dialect == "hugging_face"
     assert report.tensors == 120
 
@@ -166,7 +166,7 @@ def test_hugging_face(form, hugging_face, tmp_path):
 def test_the_official_size_converts_with_full_proof(tmp_path):
     checkpoint = tmp_path / "sam_vit_b.pth"
     write_seeded_checkpoint(checkpoint, "vit_b")
-    report = converter.convert("auto", checkpoint, tmp_path / "out.weights.h5")
+    report = converter.convert("sam_decoder", checkpoint, tmp_path / "out.weights.h5")
     assert (report.model, report.tensors, report.variables) == ("sam_decoder", 120, 120)
     assert report.lossless
     assert report.numerical
@@ -364,7 +364,7 @@ def test_what_is_asked_for_wrongly_is_a_usage_error(state, tmp_path):
         converter.plan("sam_decoder", checkpoint, {"heads": 3})
     with pytest.raises(converter.UsageError, match=r"num_heads takes a whole number, not three"):
         converter.plan("sam_decoder", checkpoint, {"num_heads": "three"})
-    with pytest.raises(converter.UsageError, match="verify is one of full, lossless, none"):
+    with pytest.raises(converter.UsageError, match="verify is one of full-size, full, lossless, none"):
         converter.convert("sam_decoder", checkpoint, verify="some")
 
 

@@ -259,6 +259,7 @@ def test_every_kind_in_the_module_is_exercised():
     # TOKENS and PARAMETERS_OF_CONV_2D share others' leaves; PARAMETER, SCALE and the activations arrange no axes.
     exercised |= {kinds.TOKENS, kinds.PARAMETERS_OF_CONV_2D, kinds.PARAMETER, kinds.SCALE}
     exercised |= {kinds.ACTIVATION, kinds.ACTIVATION_2D}
+    exercised |= {kinds.STAGE, kinds.STAGE_2D, kinds.SEQUENTIAL_2D}  # no tensors of their own
     # Layouts of other libraries (`of`) are held against torch's in test_spellings.
     everything = {value for value in vars(kinds).values() if isinstance(value, Kind) and value.of is None}
     assert {kind.name for kind in everything} == {kind.name for kind in exercised}
