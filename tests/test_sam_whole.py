@@ -268,7 +268,7 @@ def test_a_part_of_hugging_faces_spelling(hugging_face, part, tmp_path):
     }[part]
     checkpoint = tmp_path / "model" / "model.safetensors"
     plan = converter.plan(part, checkpoint, options)
-    assert (plan.pair.name, plan.dialect.name) == (part, "hugging_face")
+    assert (plan.pair.name, plan.dialect) == (part, "hugging_face")
 
 
 def test_copies_that_differ_are_an_error(hugging_face, tmp_path):

@@ -10,7 +10,7 @@ from tf_models.layers import Conv2D
 from tf_models.ops import interpolate
 from tf_models.sam.common import LayerNorm, MLPBlock
 from tf_models.sam.downsampling import PatchConv2D
-from tf_models.sam.relative_attention import OVERLAPPING, RelativeAttention
+from tf_models.sam.relative_attention import RelativeAttention
 
 # Patches that pass an MLP at once: the temporaries of all of them would not fit the allocator's pages.
 _PIECE = 512
@@ -160,7 +160,7 @@ class Block(keras.layers.Layer):
         if rows * width < _PIECE // 4:  # a matrix product of too few patches would mostly read its kernel
             return self._mixed(x)
         pieces = ops.reshape(x, (-1, rows, width, dim))
-        mixed = tf.map_fn(self._mixed, pieces, parallel_iterations=OVERLAPPING, fn_output_signature=self.compute_dtype)
+        mixed = tf.map_fn(self._mixed, pieces, parallel_iterations=1, fn_output_signature=self.compute_dtype)
         return ops.reshape(mixed, (-1, height, width, dim))
 
     def _mixed(self, x: Any) -> Any:

@@ -11,8 +11,6 @@ from tf_models.ops import interpolate
 
 # Scores held at once where all attend to all (16 MiB in float32): more would spend the time on fresh memory.
 _SCORES = 1 << 22
-# Turns of a loop that overlap: the single-threaded ops of one leave cores to another.
-OVERLAPPING = 4
 
 
 @keras.saving.register_keras_serializable(package="weightbridge")
@@ -63,7 +61,7 @@ class RelativeAttention(keras.layers.Layer):
         mixed = tf.map_fn(
             lambda strip: self._attend_in_strip(self.qkv(strip), columns, by_row, by_column),
             ops.reshape(x, (-1, tall, columns * wide, self.dim)),
-            parallel_iterations=OVERLAPPING,
+            parallel_iterations=1,
             fn_output_signature=self.compute_dtype,
         )  # (B * rows, tall, columns * wide, C)
         mixed = ops.reshape(mixed, (-1, rows * tall, columns * wide, self.dim))
@@ -97,7 +95,7 @@ class RelativeAttention(keras.layers.Layer):
             return ops.concatenate(results, axis=0)
 
         mixed = tf.map_fn(
-            attend, tuple(ops.unstack(qkv, 3)), parallel_iterations=OVERLAPPING, fn_output_signature=self.compute_dtype
+            attend, tuple(ops.unstack(qkv, 3)), parallel_iterations=1, fn_output_signature=self.compute_dtype
         )  # (B * heads, HW, d)
         mixed = ops.transpose(ops.reshape(mixed, (-1, heads, height * width, d)), (0, 2, 1, 3))  # (B, HW, heads, d)
         return ops.reshape(mixed, (-1, height, width, self.dim))
