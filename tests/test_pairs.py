@@ -177,12 +177,12 @@ def test_a_layer_that_fails_on_torch_s_input_is_named(tmp_path):
 
 
 def test_infinities_of_other_signs_and_later_parts_are_compared():
-    from converter.proof import _compare, _flat
+    from converter.proof import _compare, flat
 
     assert not _compare("y", [np.inf], [-np.inf], [-np.inf])
     assert _compare("y", [-np.inf, np.nan], [-np.inf, np.nan], [-np.inf, np.nan])
     assert not _compare("y", [1.0], [np.inf], [1.0]), "torch's own error is no measure when it overflows"
-    assert len(_flat((1, [2, (3, 4)], {"a": 5}))) == 5
+    assert len(flat((1, [2, (3, 4)], {"a": 5}))) == 5
 
 
 def test_scratch_folders_do_not_race(tmp_path):

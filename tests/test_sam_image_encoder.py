@@ -24,7 +24,7 @@ from tests.sam_parts import (
 )
 from tf_models.sam import relative_attention
 from torch_refs.sam.image_encoder import Block, ImageEncoderViT, RelativeAttention
-from torch_refs.sam.seeded_checkpoint import VARIANTS, official_shapes
+from torch_refs.sam.seeded_checkpoint import official_shapes
 
 SIZE = IMAGE_ENCODER["trained_img_size"]
 
@@ -51,7 +51,7 @@ def model(reference):
     return keras_twin("sam_image_encoder", {"image_size": SIZE, **IMAGE_ENCODER}, reference.state_dict())
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("variant", ["vit_b", "vit_l", "vit_h"])
 def test_the_state_dict_is_the_official_one(variant):
     with torch.device("meta"):
         state = torch_refs.create(f"sam_{variant}").state_dict()

@@ -18,7 +18,7 @@ from tests.sam_parts import CONFIG, IMAGE_ENCODER, OPTIONS, assert_as_exact, ker
 from tests.small_sam import prefixed, save
 from tf_models.sam.relative_attention import RelativeAttention
 from torch_refs.sam.sam import build_sam_vit_b
-from torch_refs.sam.seeded_checkpoint import VARIANTS, official_shapes, seeded_tensor
+from torch_refs.sam.seeded_checkpoint import official_shapes, seeded_tensor
 
 SIZE, GRID = CONFIG["image_size"], CONFIG["image_size"] // IMAGE_ENCODER["patch_size"]
 COPIES = ("prompt_encoder.shared_embedding.positional_embedding", "shared_image_embedding.positional_embedding")
@@ -268,7 +268,7 @@ def test_a_part_of_hugging_faces_spelling(hugging_face, part, tmp_path):
     }[part]
     checkpoint = tmp_path / "model" / "model.safetensors"
     plan = converter.plan(part, checkpoint, options)
-    assert (plan.pair.name, plan.dialect) == (part, "hugging_face")
+    assert (plan.pair.name, plan.dialect.name) == (part, "hugging_face")
 
 
 def test_copies_that_differ_are_an_error(hugging_face, tmp_path):
@@ -284,7 +284,7 @@ def hollow(variant, keep=""):
     return {name: torch.zeros(()).expand(shape) for name, shape in shapes.items() if name.startswith(keep)}
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("variant", ["vit_b", "vit_l", "vit_h"])
 def test_a_published_checkpoint_is_recognised(variant, tmp_path):
     for state in (hollow(variant), prefixed(hollow(variant), "module.")):
         with Checkpoint(save(state, tmp_path)) as source:

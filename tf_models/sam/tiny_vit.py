@@ -73,8 +73,13 @@ class ConvBN(keras.layers.Layer):
         kernel = ops.cast(ops.cast(self.c.kernel, scale.dtype) * scale, x.dtype)  # (kh, kw, I, O) or (kh, kw, O, 1)
         zeros = self.kernel_size // 2
         padding = [(0, 0), (zeros * above, zeros * below), (zeros, zeros), (0, 0)]
-        convolve = tf.nn.depthwise_conv2d if self.depthwise else tf.nn.conv2d
-        x = convolve(x, kernel, strides=(1, self.strides, self.strides, 1), padding=padding)
+        strides = (1, self.strides, self.strides, 1)
+        if self.depthwise:
+            # Padded on its own: where oneDNN is on, a graph's optimizer fuses a depthwise convolution with the bias after
+            # it and loses explicit padding on the way, which aborts the process (TensorFlow 2.21).
+            x = tf.nn.depthwise_conv2d(tf.pad(x, padding), kernel, strides, "VALID")
+        else:
+            x = tf.nn.conv2d(x, kernel, strides, padding)
         return tf.nn.bias_add(x, ops.cast(shift, x.dtype))
 
     def get_config(self) -> dict[str, Any]:
