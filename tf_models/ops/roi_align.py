@@ -16,6 +16,9 @@ from tf_models.ops._jit import compiled
 from tf_models.ops._precision import opmath, quotient, rounded
 
 
+_MOST_SAMPLES = 2.0**31  # per bin, along one axis
+
+
 class _Side(NamedTuple):
     """The samples of all bins along one axis."""
 
@@ -104,7 +107,7 @@ def _rois(boxes: Any, input: tf.Tensor) -> tf.Tensor:
         rois = _checks.tensor("boxes", boxes, rank=2)
         _checks.shape("boxes", rois, "K 5", (None, 5))
         return rois
-    if len(boxes) != (input.shape[0] or len(boxes)) or not boxes:
+    if input.shape[0] is not None and len(boxes) != input.shape[0]:
         raise ValueError(f"boxes: expected one tensor (L, 4) per batch element, got {len(boxes)} for {input.shape}")
     parts = [_checks.tensor("boxes", part, rank=2, dtype=(input.dtype, *_checks.FLOATS)) for part in boxes]
     for part in parts:
@@ -112,7 +115,7 @@ def _rois(boxes: Any, input: tf.Tensor) -> tf.Tensor:
         if part.dtype != parts[0].dtype:
             raise ValueError(f"boxes: expected one dtype, got {parts[0].dtype.name} and {part.dtype.name}")
     indexed = [tf.pad(part, [[0, 0], [1, 0]], constant_values=tf.cast(i, part.dtype)) for i, part in enumerate(parts)]
-    return tf.concat(indexed, axis=0)
+    return tf.concat(indexed, axis=0) if indexed else tf.zeros((0, 5), input.dtype)
 
 
 def _side(start: tf.Tensor, end: tf.Tensor, bins: int, extent: tf.Tensor, sampling_ratio: int, aligned: bool) -> _Side:
@@ -120,8 +123,8 @@ def _side(start: tf.Tensor, end: tf.Tensor, bins: int, extent: tf.Tensor, sampli
     bin_size = quotient(length, bins)
     count = tf.fill(tf.shape(start), tf.cast(sampling_ratio, start.dtype))
     if sampling_ratio <= 0:
-        # A box without extent, or with one that is no number, has no samples.
-        count = tf.where(tf.math.is_finite(bin_size), tf.maximum(tf.math.ceil(bin_size), 0.0), tf.zeros_like(bin_size))
+        # A box without extent, or with one that is no number or that no integer holds, has no samples.
+        count = tf.where(tf.abs(bin_size) < _MOST_SAMPLES, tf.maximum(tf.math.ceil(bin_size), 0.0), tf.zeros_like(start))
     return _Side(start, bin_size, count, bins, tf.cast(extent, start.dtype))
 
 
@@ -149,8 +152,9 @@ def _pool(features: tf.Tensor, batch: tf.Tensor, vertical: _Side, horizontal: _S
 
     def over_samples(step: Callable[[tf.Tensor, tf.Tensor, tf.Tensor], tf.Tensor], total: tf.Tensor) -> tf.Tensor:
         """Fold `step(total, rows, weights)` over the samples of a bin and the four neighbours of each."""
-        down = tf.cast(tf.reduce_max(tf.concat([vertical.count, [0.0]], axis=0)), tf.int32)
-        across = tf.cast(tf.reduce_max(tf.concat([horizontal.count, [0.0]], axis=0)), tf.int32)
+        down, across = (
+            tf.cast(tf.reduce_max(tf.concat([side.count, [0.0]], axis=0)), tf.int64) for side in (vertical, horizontal)
+        )
 
         def sample(index: tf.Tensor, total: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
             for y, weight_y in _corners(vertical, index // across):
@@ -161,7 +165,7 @@ def _pool(features: tf.Tensor, batch: tf.Tensor, vertical: _Side, horizontal: _S
                     total = step(total, rows, weights[..., None])
             return index + 1, total
 
-        return tf.while_loop(lambda index, _: index < down * across, sample, (0, total))[1]
+        return tf.while_loop(lambda index, _: index < down * across, sample, (tf.constant(0, tf.int64), total))[1]
 
     @tf.custom_gradient
     def gather(features: tf.Tensor) -> Any:

@@ -75,8 +75,8 @@ class ConvBN(keras.layers.Layer):
         padding = [(0, 0), (zeros * above, zeros * below), (zeros, zeros), (0, 0)]
         strides = (1, self.strides, self.strides, 1)
         if self.depthwise:
-            # Padded on its own: where oneDNN is on, a graph's optimizer fuses a depthwise convolution with the bias after
-            # it and loses explicit padding on the way, which aborts the process (TensorFlow 2.21).
+            # Padded on its own: where oneDNN is on, a graph's optimizer fuses a depthwise convolution with the bias
+            # after it and loses explicit padding on the way, which aborts the process (TensorFlow 2.21).
             x = tf.nn.depthwise_conv2d(tf.pad(x, padding), kernel, strides, "VALID")
         else:
             x = tf.nn.conv2d(x, kernel, strides, padding)
