@@ -88,7 +88,8 @@ def test_values_and_gradients_are_those_of_deformable_detr(monkeypatch):
 def test_other_precisions_are_as_near_to_the_truth(dtype, monkeypatch):
     unwrapped(monkeypatch)
     tf_dtype, torch_dtype = DTYPES[dtype]
-    arrays = as_precise(arguments(), torch_dtype)
+    # Many queries: of few, the largest error on either side is a matter of luck.
+    arrays = as_precise(arguments(queries=60), torch_dtype)
     truth = torch_side(by_definition(SHAPES), arrays)
     theirs = torch_side(by_definition(SHAPES), arrays, torch_dtype)
     assert_as_near(tf_side(lambda v, p, w: ms_deform_attn(v, SHAPES, p, w), arrays, tf_dtype), theirs, truth, dtype)

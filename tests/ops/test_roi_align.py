@@ -191,15 +191,30 @@ def test_empty(sampling_ratio):
     )
     assert output.shape == (0, 2, 3, 3)
     np.testing.assert_array_equal(gradient, np.zeros(SHAPE))
-    assert roi_align(tf.zeros((0, 4, 5, 3)), tf.zeros((0, 5)), 2, sampling_ratio=sampling_ratio).shape == (0, 2, 2, 3)
+    for boxes in (tf.zeros((0, 5)), []):
+        assert roi_align(tf.zeros((0, 4, 5, 3)), boxes, 2, sampling_ratio=sampling_ratio).shape == (0, 2, 2, 3)
 
 
 @pytest.mark.parametrize("sampling_ratio", [-1, 2])
 def test_a_box_that_is_no_number_gives_zeros(sampling_ratio):
-    rois = tf.constant([[0, np.nan, 0, 4, 4], [0, 0, 0, np.nan, 4]], tf.float32)
-    np.testing.assert_array_equal(
-        roi_align(tf.ones((1, 5, 5, 1)), rois, 2, sampling_ratio=sampling_ratio, aligned=True), np.zeros((2, 2, 2, 1))
-    )
+    """And leaves the others as they are."""
+    good = [0, 1, 1, 4, 5]
+    bad = [[0, np.nan, 0, 4, 4], [0, 0, 0, np.nan, 4], [0, 0, 0, np.inf, 4], [0, -np.inf, 0, 4, 4], [0, 0, 0, 4, 1e30]]
+    options = {"output_size": 2, "sampling_ratio": sampling_ratio, "aligned": True}
+    for compiles in (False, True):
+        call = tf.function(lambda x, rois: roi_align(x, rois, **options), jit_compile=compiles)
+        x = tf.constant(numbers((1, 5, 6, 3)), tf.float32)
+        pooled = call(x, tf.constant([good, *bad], tf.float32))
+        np.testing.assert_array_equal(pooled[0], call(x, tf.constant([good], tf.float32))[0])
+        np.testing.assert_array_equal(pooled[1:5], np.zeros((4, 2, 2, 3)))
+
+
+def test_new_numbers_of_boxes_are_not_compiled_each():
+    x, before = tf.ones((1, 128, 128, 8)), len(MODULE._roi_align._batches)
+    for count in range(1, 20):
+        rois = tf.repeat(tf.constant([[0.0, 1, 1, 6, 9]]), count, axis=0)
+        np.testing.assert_array_equal(roi_align(x, rois, 2, sampling_ratio=2), np.ones((count, 2, 2, 8)))
+    assert len(MODULE._roi_align._batches) - before == 6  # 1, 2, 4, 8, 16, 32
 
 
 INPUT = np.zeros(SHAPE, np.float32)
@@ -215,6 +230,9 @@ INPUT = np.zeros(SHAPE, np.float32)
         ("boxes", {"boxes": [ROIS[:, 1:]]}),
         ("boxes", {"boxes": [ROIS, ROIS]}),
         ("boxes", {"boxes": []}),
+        ("boxes", {"boxes": [*ROIS, 9, 0, 0, 0, 0]}),
+        ("boxes", {"boxes": ROIS - [9, 0, 0, 0, 0]}),
+        ("boxes", {"input": INPUT[:0], "boxes": [ROIS[:, 1:]]}),
         ("boxes", {"boxes": [tf.zeros((1, 4)), tf.zeros((1, 4), tf.float64)]}),
         ("output_size", {"output_size": 0}),
         ("output_size", {"output_size": (2, 3, 4)}),

@@ -15,7 +15,6 @@ from tf_models.ops import _checks
 from tf_models.ops._jit import compiled
 from tf_models.ops._precision import opmath, quotient, rounded
 
-
 _MOST_SAMPLES = 2.0**31  # per bin, along one axis
 
 
@@ -55,7 +54,7 @@ def roi_align(
         (K, PH, PW, C), in the dtype of `input`. Samples more than one beyond the feature map count as zero.
 
     Raises:
-        ValueError: an argument of a wrong rank, shape, dtype or value.
+        ValueError: an argument of a wrong rank, shape, dtype or value; in a graph, the batch indices are not checked.
 
     Follows `torchvision.ops.roi_align`. Differentiable (any order) with respect to `input`; not with respect to
     `boxes`, as in torchvision. Works under `jit_compile=True` with any `sampling_ratio`.
@@ -67,6 +66,12 @@ def roi_align(
         raise ValueError(f"spatial_scale: expected a number, got {spatial_scale!r}")
     if isinstance(sampling_ratio, bool) or not isinstance(sampling_ratio, Integral):
         raise ValueError(f"sampling_ratio: expected an int, got {sampling_ratio!r}")
+    count = rois.shape[0]
+    if tf.executing_eagerly():
+        if tf.reduce_any((rois[:, 0] < 0) | (rois[:, 0] >= input.shape[0])):
+            raise ValueError(f"boxes: expected the index of a batch element, 0 to {input.shape[0] - 1}, in column 0")
+        # The number of boxes changes from call to call: compiled for powers of two, the rest are boxes of nothing.
+        rois = tf.pad(rois, [[0, (1 << (count - 1).bit_length()) - count if count else 0], [0, 0]])
     # A batch of one map and all boxes: the boxes of a batch share its map.
     pooled = _roi_align(
         input[None],
@@ -76,7 +81,7 @@ def roi_align(
         sampling_ratio=max(int(sampling_ratio), 0),
         aligned=bool(aligned),
     )
-    return tf.squeeze(pooled, axis=0)
+    return pooled[0, :count]
 
 
 @compiled
