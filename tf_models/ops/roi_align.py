@@ -129,7 +129,8 @@ def _side(start: tf.Tensor, end: tf.Tensor, bins: int, extent: tf.Tensor, sampli
     count = tf.fill(tf.shape(start), tf.cast(sampling_ratio, start.dtype))
     if sampling_ratio <= 0:
         # A box without extent, or with one that is no number or that no integer holds, has no samples.
-        count = tf.where(tf.abs(bin_size) < _MOST_SAMPLES, tf.maximum(tf.math.ceil(bin_size), 0.0), tf.zeros_like(start))
+        counted = tf.abs(bin_size) < _MOST_SAMPLES
+        count = tf.where(counted, tf.maximum(tf.math.ceil(bin_size), 0.0), tf.zeros_like(bin_size))
     return _Side(start, bin_size, count, bins, tf.cast(extent, start.dtype))
 
 
