@@ -3,8 +3,9 @@
     python benchmarks/streaming.py [--keep FOLDER] [--rounds 3]
 
 Writes a seeded checkpoint of the 594 official tensors (2.5 GB), then measures in child processes, alternating with a
-warm `cp` of the file: conversion without proofs (`write`), the lossless proof (`lossless`), and the mask decoder out
-of the same file (`decoder`). Peak memory is the child's above what it had after its imports.
+warm `cp` of the file: `converter.convert` with the lossless proof (`convert`), its parts, which are plan and file
+(`write`) and plan and proof (`lossless`), and plan and file of the mask decoder out of the same checkpoint (`decoder`).
+Peak memory is the child's above what it had after its imports, TensorFlow's included.
 """
 
 import json
@@ -25,8 +26,9 @@ MB = 1e6
 
 def child(task: str, checkpoint: str, output: str) -> None:
     """One measured task, in a process of its own; prints a line of JSON."""
+    import keras  # noqa: F401
+
     import converter
-    from benchmarks.stand_in import stand_in
     from converter.checkpoint import Checkpoint
     from converter.planning import make_plan
     from converter.proof import lossless
@@ -34,27 +36,26 @@ def child(task: str, checkpoint: str, output: str) -> None:
     from converter.registry import get
     from converter.weights_file import sign, write
 
-    pair = get("sam_decoder")
-    if task != "decoder":
-        pair = stand_in({entry.name: entry.shape for entry in converter.inspect(checkpoint)})
+    pair = get("sam_decoder" if task == "decoder" else "sam_vit_h")
     imported = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     start_bytes = _bytes_read()
     began = time.perf_counter()
-    with Checkpoint(checkpoint) as source:
-        plan = make_plan(source, read_as(source, pair, pair.parse_options({})))
-        planned = time.perf_counter()
-        if task != "lossless":
-            written = write(Path(output), plan, source)
-            sign(Path(output), {}, written.digests)
-        else:
-            assert lossless(Path(output), plan, source)
-        ended = time.perf_counter()
-        needed = sum(step.entry.nbytes for step in plan.steps)
+    if task == "convert":
+        needed = converter.convert(pair.name, checkpoint, output, "lossless", overwrite=True).nbytes
+    else:
+        with Checkpoint(checkpoint) as source:
+            plan = make_plan(source, read_as(source, pair, pair.parse_options({})))
+            if task == "lossless":
+                assert lossless(Path(output), plan, source)
+            else:
+                written = write(Path(output), plan, source)
+                sign(Path(output), {}, written.digests)
+            needed = sum(step.entry.nbytes for step in plan.steps)
+    ended = time.perf_counter()
     print(
         json.dumps(
             {
                 "seconds": ended - began,
-                "plan": planned - began,
                 "peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - imported,
                 "read": _bytes_read() - start_bytes,
                 "needed": needed,
@@ -108,7 +109,7 @@ def main(keep: Path | None, rounds: int, child_task: tuple[str, str, str] | None
     _cp(checkpoint, folder / "copy")  # warms the page cache
     found: dict[str, list[dict[str, float]]] = {}
     for _ in range(rounds):
-        for task in ("write", "lossless", "decoder"):
+        for task in ("convert", "write", "lossless", "decoder"):
             cp = _cp(checkpoint, folder / "copy")
             target = output if task != "decoder" else folder / "decoder.weights.h5"
             measured = _run(task, checkpoint, target)
