@@ -6,8 +6,9 @@ also lays a module's tensors out otherwise, the dialect names the kind that says
 """
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from converter.kinds import Kind
 from converter.mapping import join
@@ -31,6 +32,7 @@ class Dialect:
         shared: (foreign name, canonical name) of tensors that another part of the checkpoint holds as well, or instead.
             The foreign name is that in the whole checkpoint, whatever part of it is in scope. Where both are there,
             they must be equal.
+        fixed: (option, value) of what this library's network knows at one value only, whichever axis it is for.
     """
 
     name: str
@@ -38,6 +40,7 @@ class Dialect:
     kinds: tuple[tuple[str, Kind], ...] = ()
     others_out_of_scope: bool = False
     shared: tuple[tuple[str, str], ...] = ()
+    fixed: tuple[tuple[str, int], ...] = ()
     _to_canonical: _Rules = field(init=False, repr=False, compare=False, default=())
     _to_foreign: _Rules = field(init=False, repr=False, compare=False, default=())
     _modules: tuple[tuple[re.Pattern, Kind], ...] = field(init=False, repr=False, compare=False, default=())
@@ -57,6 +60,13 @@ class Dialect:
             ValueError: two rules claim the name.
         """
         return self._renamed(name, self._to_canonical)
+
+    def refusal(self, config: Mapping[str, Any]) -> str | None:
+        """Why a network of this configuration cannot be this library's, or None."""
+        for name, value in self.fixed:
+            if any(given != value for given in config[name]):
+                return f"in the spelling {self.name} {name} is always {value}: at any other it is another network"
+        return None
 
     def claims(self, name: str) -> bool:
         """Whether the tensor that this dialect calls `name` may be of this network."""

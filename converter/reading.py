@@ -148,6 +148,7 @@ def _size(reading: Reading, options: dict[str, Any]) -> None:
         shapes = {n: _torch_shape(reading.dialect, n, entry.shape) for n, entry in reading.entries.items()}
         reading.config = as_recorded(pair, pair.configure(shapes, options))
         pair.mapping(reading.config)
+        reading.unsized = reading.dialect.refusal(reading.config)
     except KeyError as error:
         reading.unsized = f"{printable(error.args[0])} is missing, and sizes are read from it"
         reading.config = pair.fallback

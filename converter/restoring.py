@@ -159,7 +159,7 @@ def _plan(path: Path, pair: Pair, about: dict[str, Any], origin: Origin, dialect
 
     Raises:
         ConversionError: the file's configuration makes no model, or the table does not fit it.
-        ValueError: the dialect has no name or no layout for a tensor.
+        ValueError: the dialect has no name or no layout for a tensor, or its library no such network.
     """
     from converter.planning import Plan, build_tf, places_of
     from converter.variables import by_path
@@ -174,6 +174,9 @@ def _plan(path: Path, pair: Pair, about: dict[str, Any], origin: Origin, dialect
     except Exception as error:  # whatever a model's builder raises on a configuration that is not one
         reason = printable(str(error).partition("\n")[0] or type(error).__name__, 160)
         raise ConversionError(f"{pair.name} cannot be built with the recorded configuration: {reason}") from None
+    refusal = dialect.refusal(config)
+    if refusal:
+        raise ValueError(refusal)
     variables = {place: tuple(variable.shape) for place, variable in by_path(model).items()}
     steps = list(_steps(table, variables, about, origin, dialect))
     filled = [target.path for step in steps for target in step.targets]

@@ -176,6 +176,9 @@ def test_both_sides_start_from_the_same_distributions(name):
         ({"groups": 4}, "groups .4. must divide"),
         ({"offset_groups": 4}, "offset_groups .4. in_channels"),
         ({"padding": -1}, "padding"),
+        ({"groups": 0}, "groups .0. and offset_groups .1. are at least 1"),
+        ({"kernel_size": (3,)}, "kernel_size: expected a whole number from 1, or 2 of them"),
+        ({"stride": (1, 0)}, "stride: expected a whole number from 1"),
     ],
 )
 def test_wrong_sizes(config, message):
@@ -183,3 +186,6 @@ def test_wrong_sizes(config, message):
         DeformConv2d(6, 8, **config)
     with pytest.raises(ValueError, match="DCNv2 has masks"):
         DCNv2(3, 4, modulated=False)
+    with pytest.raises(ValueError, match="DCNv2 has masks"):
+        DCNv2(4, 4, 3, 1, 0, 1, 1, 1, True, False)
+    assert DeformConv2d(6, 8, np.int64(5)).kernel_size == (5, 5)

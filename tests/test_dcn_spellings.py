@@ -169,8 +169,26 @@ def test_offsets_that_fit_v1_and_v2_are_read_with_masks_unless_told(tmp_path):
     config = converter.plan("deform_conv2d", checkpoint, {"modulated": "false"}).config
     assert (config["modulated"], config["offset_groups"]) == (False, 3)
     without = save(state("deform_conv2d", DCN | {"offset_groups": 1, "modulated": False}), tmp_path, "v1.pth")
+    with pytest.raises(converter.UsageError, match="12 channels for 6 taps are those of a convolution without masks"):
+        converter.plan("deform_conv2d", without, {"modulated": True})
+    masked = save(state("deform_conv2d", DCN | {"offset_groups": 1}), tmp_path, "v2.pth")
+    with pytest.raises(converter.UsageError, match="18 channels for 6 taps are those of a convolution with masks"):
+        converter.plan("deform_conv2d", masked, {"modulated": False})
     with pytest.raises(converter.PlanError, match="12 channels are no offsets of 6 taps"):
         converter.plan("dcn_v2", without)
+
+
+def test_paddles_offsets_are_never_dilated(tmp_path):
+    """With a dilation theirs is another network, and the same names and shapes."""
+    official = state("dcn_v2", DCN)
+    theirs = save(of_dcn("conv_dcn.", "conv_offset.")(official), tmp_path, "theirs.pth")
+    assert converter.plan("dcn_v2", theirs, {"padding": 1}).dialect.name == "paddle"
+    with pytest.raises(converter.PlanError, match="in the spelling paddle dilation is always 1"):
+        converter.plan("dcn_v2", theirs, {"dilation": (1, 2)})
+    output = tmp_path / "o.weights.h5"
+    converter.convert("dcn_v2", save(official, tmp_path), output, "lossless", options={"dilation": 2})
+    with pytest.raises(converter.ConversionError, match="in the spelling paddle dilation is always 1"):
+        converter.restore(output, tmp_path / "back.pth", dialect="paddle")
 
 
 def test_samples_are_factored_by_the_options(tmp_path):

@@ -6,7 +6,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from tf_models.layers import Conv2D
+from tf_models.layers import Conv2D, per_axis
 from tf_models.ops import deform_conv2d
 
 
@@ -48,6 +48,8 @@ class DeformConv2d(keras.Model):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
+        if min(groups, offset_groups) < 1:
+            raise ValueError(f"groups ({groups}) and offset_groups ({offset_groups}) are at least 1")
         if in_channels % groups or out_channels % groups or in_channels % offset_groups:
             raise ValueError(
                 f"groups ({groups}) must divide in_channels ({in_channels}) and out_channels ({out_channels}), "
@@ -59,8 +61,8 @@ class DeformConv2d(keras.Model):
             groups,
             offset_groups,
         )
-        self.kernel_size, self.stride = _pair(kernel_size), _pair(stride)
-        self.padding, self.dilation = _pair(padding), _pair(dilation)
+        self.kernel_size, self.stride = per_axis(kernel_size, 2, "kernel_size", 1), per_axis(stride, 2, "stride", 1)
+        self.padding, self.dilation = per_axis(padding, 2, "padding"), per_axis(dilation, 2, "dilation", 1)
         self.use_bias, self.modulated = bias, modulated
         self.conv_offset_mask = Conv2D(
             (3 if modulated else 2) * offset_groups * math.prod(self.kernel_size),
@@ -139,14 +141,10 @@ class DCNv2(DeformConv2d):
     def _bias_initializer(self) -> Any:
         return "zeros"
 
-    def __init__(self, in_channels: int, out_channels: int, *args: Any, modulated: bool = True, **kwargs: Any) -> None:
-        if not modulated:
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        if not self.modulated:
             raise ValueError("modulated: DCNv2 has masks; DeformConv2d can do without")
-        super().__init__(in_channels, out_channels, *args, **kwargs)
-
-
-def _pair(value: Any) -> tuple[int, int]:
-    return (value, value) if isinstance(value, int) else tuple(value)
 
 
 def build_deform_conv2d(**config: Any) -> DeformConv2d:

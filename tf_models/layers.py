@@ -5,6 +5,7 @@ added on both sides of an axis. All else is the Keras layer of the same name: va
 """
 
 import math
+from numbers import Integral
 from typing import Any
 
 import keras
@@ -18,11 +19,16 @@ def uniform(fan_in: int) -> Any:
     return keras.initializers.RandomUniform(-bound, bound)
 
 
-def _per_axis(value: Any, rank: int, name: str) -> tuple[int, ...]:
-    values = (value,) * rank if isinstance(value, int) else tuple(value)
-    if len(values) != rank or any(not isinstance(v, int) or v < 0 for v in values):
-        raise ValueError(f"{name}: expected a whole number from 0, or {rank} of them, got {value!r}")
-    return values
+def per_axis(value: Any, rank: int, name: str, least: int = 0) -> Any:
+    """A whole number, or `rank` of them, as a tuple of `rank`.
+
+    Raises:
+        ValueError: it is neither, or one is below `least`; `name` is the argument's.
+    """
+    values = (value,) * rank if isinstance(value, Integral) else tuple(value)
+    if len(values) != rank or any(not isinstance(v, Integral) or v < least for v in values):
+        raise ValueError(f"{name}: expected a whole number from {least}, or {rank} of them, got {value!r}")
+    return tuple(map(int, values))
 
 
 class _Padded(keras.layers.Layer):
@@ -32,7 +38,7 @@ class _Padded(keras.layers.Layer):
 
     def __init__(self, *args: Any, padding: int | tuple[int, ...] = 0, **kwargs: Any) -> None:
         super().__init__(*args, padding="valid", **kwargs)
-        self.zeros = _per_axis(padding, self._axes, "padding")
+        self.zeros = per_axis(padding, self._axes, "padding")
 
     def call(self, inputs: Any) -> Any:
         if any(self.zeros):
@@ -52,7 +58,7 @@ class _Dilated(_Padded):
 
     def __init__(self, *args: Any, dilation_rate: int | tuple[int, ...] = 1, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.dilation_rate = _per_axis(dilation_rate, self._axes, "dilation_rate")
+        self.dilation_rate = per_axis(dilation_rate, self._axes, "dilation_rate")
 
     def convolution_op(self, inputs: Any, kernel: Any) -> Any:
         if max(self.strides) == 1 or max(self.dilation_rate) == 1:
@@ -116,9 +122,9 @@ class DepthwiseConv3D(keras.layers.Layer):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        self.kernel_size = _per_axis(kernel_size, 3, "kernel_size")
-        self.strides = _per_axis(strides, 3, "strides")
-        self.padding = _per_axis(padding, 3, "padding")
+        self.kernel_size = per_axis(kernel_size, 3, "kernel_size")
+        self.strides = per_axis(strides, 3, "strides")
+        self.padding = per_axis(padding, 3, "padding")
         self.use_bias = use_bias
         self.depthwise_initializer = keras.initializers.get(depthwise_initializer)
         self.bias_initializer = keras.initializers.get(bias_initializer)
@@ -231,11 +237,11 @@ class _Transposed(keras.layers.Layer):
             raise ValueError(f"groups: expected a divisor of filters ({filters}), got {groups}")
         rank = self._axes
         self.filters, self.groups, self.use_bias = filters, groups, use_bias
-        self.kernel_size = _per_axis(kernel_size, rank, "kernel_size")
-        self.strides = _per_axis(strides, rank, "strides")
-        self.padding = _per_axis(padding, rank, "padding")
-        self.output_padding = _per_axis(output_padding, rank, "output_padding")
-        self.dilation_rate = _per_axis(dilation_rate, rank, "dilation_rate")
+        self.kernel_size = per_axis(kernel_size, rank, "kernel_size")
+        self.strides = per_axis(strides, rank, "strides")
+        self.padding = per_axis(padding, rank, "padding")
+        self.output_padding = per_axis(output_padding, rank, "output_padding")
+        self.dilation_rate = per_axis(dilation_rate, rank, "dilation_rate")
 
     def build(self, input_shape: Any) -> None:
         channels = input_shape[-1]

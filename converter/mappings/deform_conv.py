@@ -19,9 +19,11 @@ DETECTRON2 = Dialect(
     (("conv2.weight", "weight"), ("conv2.bias", "bias"), ("conv2_offset", "conv_offset_mask")),
     others_out_of_scope=True,
 )
-# PaddleDetection's DeformableConvV2; its convolutions are laid out as torch's.
+# PaddleDetection's DeformableConvV2; its convolutions are laid out as torch's. The one for the offsets never dilates.
 PADDLE = Dialect(
-    "paddle", (("conv_dcn.weight", "weight"), ("conv_dcn.bias", "bias"), ("conv_offset", "conv_offset_mask"))
+    "paddle",
+    (("conv_dcn.weight", "weight"), ("conv_dcn.bias", "bias"), ("conv_offset", "conv_offset_mask")),
+    fixed=(("dilation", 1),),
 )
 # The arrays of Keras-YOLOv4's DCNv2 layer: `dcn_weight` is laid out as torch's, the offsets' kernel as Keras's.
 KERAS_YOLOV4 = Dialect(
@@ -48,7 +50,12 @@ def _config(shapes: Named[str, tuple[int, ...]], options: dict[str, Any], per_ta
     fitting = [n for n in per_tap if predicted % (n * taps) == 0 and channels % (predicted // (n * taps)) == 0]
     if not fitting:
         raise ValueError(f"{predicted} channels are no offsets of {taps} taps")
-    each = fitting[0] if len(fitting) == 1 or options["modulated"] else fitting[-1]
+    each = fitting[0]
+    if options.get("modulated") is not None:
+        each = 3 if options["modulated"] else 2
+        if each not in fitting:
+            masks = "with masks, not without" if each == 2 else "without masks, not with"
+            raise UsageError(f"modulated: {predicted} channels for {taps} taps are those of a convolution {masks}")
     least = {"stride": 1, "padding": 0, "dilation": 1}
     return {
         "in_channels": channels,
@@ -82,6 +89,8 @@ def probes(config: dict[str, Any], rng: np.random.Generator) -> list[Probe]:
             config["kernel_size"], config["stride"], config["padding"], config["dilation"], (5, 8), strict=True
         )
     ]
+    if sizes[0] == sizes[1]:
+        sizes[1] += config["stride"][1]
     images = [rng.standard_normal((batch, config["in_channels"], *sizes), dtype=np.float32) for batch in (3, 2)]
     return [Probe({"x": images[0]}), Probe({"x": images[1] * np.float32(10)})]
 
@@ -112,7 +121,7 @@ DEFORM_CONV2D = Pair(
     channels_first=frozenset({"x", "output"}),
     configure=lambda shapes, options: _config(shapes, options, [3, 2]),
     fallback=_USUAL,
-    options={**_GEOMETRY, "modulated": Option(True, "with masks, where the sizes fit both v1 and v2")},
+    options={**_GEOMETRY, "modulated": Option(None, "with masks (v2) or without (v1); v2 where both fit", bool)},
     dialects=(MMCV, DETECTRON2),
 )
 

@@ -96,7 +96,7 @@ def _spatial(config: dict[str, Any], axes: int) -> tuple[int, ...]:
     *_, s = strides = np.broadcast_to(config["downsample_factor"], axes).tolist()
     if config["grid_variant"] == "xy_hw":  # knows only a square grid of samples
         return 5 * s, 6 * s - 1
-    times = {1: (11,), 2: (4, 6), 3: (2, 2, 3)}[axes]
+    times = {1: (11,), 2: (4, 6), 3: (2, 4, 5)}[axes]
     return tuple(n * stride + min(i + 1, stride - 1) for i, (n, stride) in enumerate(zip(times, strides, strict=True)))
 
 
