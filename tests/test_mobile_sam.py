@@ -17,7 +17,7 @@ from converter.errors import UsageError
 from converter.kinds import BATCH_NORM, CONV_2D, DENSE, DEPTHWISE_CONV_2D, LAYER_NORM
 from tests.small_mobile_sam import CONFIG, ENCODER, OPTIONS, seeded, seeded_encoder, small_state
 from tests.small_sam import save
-from tf_models.sam import tiny_vit
+from tf_models.sam import Predictor, tiny_vit
 from torch_refs.sam.seeded_checkpoint import official_shapes, write_seeded_checkpoint
 from torch_refs.sam.tiny_vit import TinyViT as TorchTinyViT
 
@@ -443,6 +443,22 @@ def test_converted_masks_are_torchs(converted):
             ours = np.moveaxis(ours, -1, 1)
         allowed = max(4 * np.abs(single - exact).max(), 16 * np.finfo(np.float32).eps * np.abs(exact).max())
         assert np.abs(ours - exact).max() <= allowed, name
+
+
+def test_it_answers_prompts_about_a_picture(converted):
+    picture = np.random.default_rng(0).integers(0, 256, (50, 80, 3), np.uint8)  # as long as the encoder's images
+    predictor = Predictor(tf_models.load(converted[1]))
+    predictor.set_image(picture)
+    masks, iou, low = predictor.predict(np.array([[30, 20]]), np.array([1]))
+    assert (masks.shape, masks.dtype, iou.shape) == ((3, 50, 80), bool, (3,))
+    mean, std = (torch.tensor(v).reshape(3, 1, 1) for v in ([123.675, 116.28, 103.53], [58.395, 57.12, 57.375]))
+    x = torch.nn.functional.pad((torch.from_numpy(picture).movedim(-1, 0) - mean) / std, (0, 0, 0, 30))[None]
+    with torch.inference_mode():
+        truth, quality = seeded(torch_refs.create("mobile_sam", **CONFIG))(
+            x, torch.tensor([[[30.0, 20.0]]]), torch.tensor([[1]])
+        )
+    np.testing.assert_allclose(low, truth[0], rtol=0, atol=1e-4)
+    np.testing.assert_allclose(iou, quality[0], rtol=0, atol=1e-4)
 
 
 def test_the_plan_says_why_it_drops(checkpoint, tmp_path):
