@@ -7,6 +7,7 @@ import keras
 import tensorflow as tf
 from keras import ops
 
+from tf_models.layers import Conv2D
 from tf_models.ops._jit import jit_enabled
 
 
@@ -35,6 +36,24 @@ class GELU(keras.layers.Layer):
             return tf.nn.gelu(x, approximate=False)  # TensorFlow Lite has this op, but no error function
         # Two multiplications and a sum less than Keras's, which counts on the largest maps of a decoder.
         return x * (0.5 + 0.5 * ops.erf(x * math.sqrt(0.5)))
+
+
+@keras.saving.register_keras_serializable(package="weightbridge")
+class SummedConv2D(Conv2D):
+    """`tf_models.layers.Conv2D` of stride 1 as a sum of matrix products, one for each place in the kernel.
+
+    With 3 x 3 x 256 terms it rounds a third of what TensorFlow's convolution does, which at small sizes is also three
+    times what torch's does.
+    """
+
+    def convolution_op(self, inputs: Any, kernel: Any) -> Any:
+        kh, kw = self.kernel_size
+        height, width = ops.shape(inputs)[1] - (kh - 1), ops.shape(inputs)[2] - (kw - 1)
+        total: Any = 0
+        for y in range(kh):
+            for x in range(kw):
+                total += ops.matmul(inputs[:, y : y + height, x : x + width], kernel[y, x])
+        return total
 
 
 @keras.saving.register_keras_serializable(package="weightbridge")

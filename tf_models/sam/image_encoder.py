@@ -6,9 +6,8 @@ import keras
 import tensorflow as tf
 from keras import ops
 
-from tf_models.layers import Conv2D
 from tf_models.ops import interpolate
-from tf_models.sam.common import LayerNorm, MLPBlock
+from tf_models.sam.common import LayerNorm, MLPBlock, SummedConv2D
 from tf_models.sam.downsampling import PatchConv2D
 from tf_models.sam.relative_attention import RelativeAttention
 
@@ -75,7 +74,7 @@ class ImageEncoderViT(keras.Model):
         self.neck: list[Any] = [
             PatchConv2D(out_chans, (1, 1), use_bias=False, dtype=policy),
             LayerNorm(epsilon=1e-6, dtype=policy),
-            Conv2D(out_chans, 3, padding=1, use_bias=False, dtype=policy),
+            SummedConv2D(out_chans, 3, padding=1, use_bias=False, dtype=policy),
             LayerNorm(epsilon=1e-6, dtype=policy),
         ]
 

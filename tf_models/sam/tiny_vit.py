@@ -10,7 +10,7 @@ import tensorflow as tf
 from keras import ops
 
 from tf_models import layers
-from tf_models.sam.common import GELU, LayerNorm
+from tf_models.sam.common import GELU, LayerNorm, SummedConv2D
 
 STRIDE = 16  # pixels of the image along each side of one vector of the embedding
 
@@ -402,7 +402,7 @@ class TinyViT(keras.layers.Layer):
         self.neck: list[Any] = [
             layers.Conv2D(out_chans, 1, use_bias=False, dtype=policy),
             LayerNorm(epsilon=1e-6, dtype=policy),
-            layers.Conv2D(out_chans, 3, padding=1, use_bias=False, dtype=policy),
+            SummedConv2D(out_chans, 3, padding=1, use_bias=False, dtype=policy),
             LayerNorm(epsilon=1e-6, dtype=policy),
         ]
 
