@@ -2,6 +2,7 @@
 
 from copy import deepcopy
 from dataclasses import replace
+from itertools import product
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ import converter
 import tf_models
 from converter.checkpoint import Checkpoint
 from converter.mappings.sam import SAM_VIT_B
+from converter.proof import _compare, _pool
 from converter.reading import find_reading
 from tests.sam_parts import CONFIG, IMAGE_ENCODER, OPTIONS, assert_as_exact, keras_twin, last, sam_state, upstream_sam
 from tests.small_sam import prefixed, save
@@ -90,19 +92,19 @@ def test_the_reference_equals_upstream(reference, state, multimask_output):
     assert masks.std() > 0.1
 
 
-@pytest.mark.parametrize(
-    "absent",
-    [(), ("boxes", "mask_input"), ("point_coords", "point_labels", "mask_input"), ("mask_input",), ("boxes",)],
-    ids=lambda absent: "-".join(absent) or "all",
-)
-@pytest.mark.parametrize("multimask_output", [True, False])
-def test_tensorflow_against_the_reference(model, reference, absent, multimask_output):
-    given = without(*absent)
-    single, exact = both_precisions(reference, given, multimask_output=multimask_output)
-    for result, one, truth in zip(
-        model(**for_keras(given), multimask_output=multimask_output), single, exact, strict=True
-    ):
-        assert_as_exact(result, one, truth)
+def test_tensorflow_against_the_reference(model, reference):
+    """Pooled over the prompts, as the proof does: one of few scores may be right by luck on torch's side."""
+    absences = (), ("boxes", "mask_input"), ("point_coords", "point_labels", "mask_input"), ("mask_input",), ("boxes",)
+    found = {}
+    for absent, multimask_output in product(absences, (True, False)):
+        given = without(*absent)
+        results = (
+            model(**for_keras(given), multimask_output=multimask_output),
+            *both_precisions(reference, given, multimask_output=multimask_output),
+        )
+        for name, result, one, truth in zip(("masks", "scores"), *results, strict=True):
+            _pool(found, _compare(name, result, last(one), last(truth)))
+    assert [str(one) for one in found.values() if not one] == []
 
 
 def test_an_encoded_image_is_decoded_with_many_prompts(model):

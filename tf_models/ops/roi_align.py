@@ -158,20 +158,23 @@ def _pool(features: tf.Tensor, batch: tf.Tensor, vertical: _Side, horizontal: _S
 
     def over_samples(step: Callable[[tf.Tensor, tf.Tensor, tf.Tensor], tf.Tensor], total: tf.Tensor) -> tf.Tensor:
         """Fold `step(total, rows, weights)` over the samples of a bin and the four neighbours of each."""
-        down, across = (
-            tf.cast(tf.reduce_max(tf.concat([side.count, [0.0]], axis=0)), tf.int64) for side in (vertical, horizontal)
-        )
+        down, across = (tf.reduce_max(tf.concat([side.count, [0.0]], axis=0)) for side in (vertical, horizontal))
 
-        def sample(index: tf.Tensor, total: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-            for y, weight_y in _corners(vertical, index // across):
-                for x, weight_x in _corners(horizontal, index % across):
+        # Two counters: their product need not fit an integer, and TFLite divides none of 64 bits.
+        def sample(i: tf.Tensor, j: tf.Tensor, total: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+            for y, weight_y in _corners(vertical, i):
+                for x, weight_x in _corners(horizontal, j):
                     # (K, PH, 1) and (K, 1, PW) -> (K, PH, PW), rows of the (N * H * W, C) view
                     rows = ((batch[:, None] * height + y) * width)[:, :, None] + x[:, None, :]
                     weights = tf.cast(weight_y[:, :, None] * weight_x[:, None, :], total.dtype)
                     total = step(total, rows, weights[..., None])
-            return index + 1, total
+            last = tf.cast(j + 1, across.dtype) >= across
+            return tf.where(last, i + 1, i), tf.where(last, 0, j + 1), total
 
-        return tf.while_loop(lambda index, _: index < down * across, sample, (tf.constant(0, tf.int64), total))[1]
+        def more(i: tf.Tensor, j: tf.Tensor, _: tf.Tensor) -> tf.Tensor:
+            return (tf.cast(i, down.dtype) < down) & (across > 0.0)
+
+        return tf.while_loop(more, sample, (tf.constant(0), tf.constant(0), total))[2]
 
     @tf.custom_gradient
     def gather(features: tf.Tensor) -> Any:
