@@ -163,7 +163,7 @@ MASKS = np.zeros((2, 4, 4), np.float32)
         ("boxes", MASKS, BOXES[:3], IMAGE),
         ("boxes", MASKS, BOXES[:2, :3], IMAGE),
         ("boxes", MASKS, BOXES[0], IMAGE),
-        ("image_shape", MASKS, BOXES[:2], 5),
+        ("image_shape", MASKS, BOXES[:2], (5,)),
         ("image_shape", MASKS, BOXES[:2], (5, 6, 7)),
         ("image_shape", MASKS, BOXES[:2], (5, -6)),
         ("image_shape", MASKS, BOXES[:2], (5, 6.5)),

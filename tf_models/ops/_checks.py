@@ -4,6 +4,7 @@ import operator
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+import numpy as np
 import tensorflow as tf
 
 FLOATS = (tf.float32, tf.float64, tf.float16, tf.bfloat16)
@@ -64,15 +65,52 @@ def choice(name: str, value: Any, options: Sequence[str]) -> None:
 
 
 def integers(name: str, value: Any, count: int, minimum: int) -> tuple[int, ...]:
-    """An int, or `count` of them, each at least `minimum`, as a tuple of `count`."""
-    try:
-        items = (operator.index(value),) * count if not isinstance(value, (list, tuple)) else tuple(value)
-        items = tuple(operator.index(item) for item in items)
-    except TypeError:
-        items = ()
-    if len(items) != count or min(items) < minimum:
+    """An int, or `count` of them, each at least `minimum`, as a tuple of `count`; no bool is one."""
+    result = sizes(name, value, count, minimum)
+    if any(map(tf.is_tensor, result)):
+        raise ValueError(f"{name}: expected ints known when the graph is built, got {value!r}")
+    return result
+
+
+def sizes(name: str, value: Any, count: int, minimum: int) -> tuple[int | tf.Tensor, ...]:
+    """An integer, or `count` of them, as a tuple of `count`: ints, at least `minimum`, and int32 scalars where unknown.
+
+    Each an int or an int32/int64 scalar tensor; all together also an array, a vector tensor or a `tf.TensorShape`.
+    """
+    items: Any = value
+    if tf.is_tensor(value):
+        vector = value.shape.rank == 1 and value.shape[0] in (None, count)
+        items = tf.unstack(value, num=count) if vector else [value] * count
+    elif isinstance(value, np.ndarray):
+        items = list(value) if value.ndim == 1 else [value[()]] * count
+    elif not isinstance(value, (list, tuple, tf.TensorShape)):
+        items = [value] * count
+    result = tuple(map(_size, items))
+    if len(result) != count or any(n is None or (isinstance(n, int) and n < minimum) for n in result):
         raise ValueError(f"{name}: expected an int or {count} ints, at least {minimum}, got {value!r}")
-    return items
+    return result
+
+
+def _size(value: Any) -> int | tf.Tensor | None:
+    """None for what is no size."""
+    if tf.is_tensor(value):
+        if value.shape.rank != 0 or value.dtype not in (tf.int32, tf.int64):
+            return None
+        known = tf.get_static_value(value)
+        return tf.cast(value, tf.int32) if known is None else int(known)
+    if isinstance(value, (bool, np.bool_)):
+        return None
+    try:
+        return operator.index(value)
+    except TypeError:
+        return None
+
+
+def flag(name: str, value: Any) -> bool:
+    """True or False; None, torch's default for some, is False."""
+    if value is not None and not isinstance(value, (bool, np.bool_)):
+        raise ValueError(f"{name}: expected True or False, got {value!r}")
+    return bool(value)
 
 
 def _either(options: Any) -> str:

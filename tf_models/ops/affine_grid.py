@@ -33,6 +33,7 @@ def affine_grid(theta: Any, size: Any, align_corners: bool = False) -> tf.Tensor
     Follows `torch.nn.functional.affine_grid`, which refuses empty sizes. Differentiable with respect to `theta`.
     """
     theta = _checks.tensor("theta", theta, rank=3)
+    align_corners = _checks.flag("align_corners", align_corners)
     sizes = _output_shape(size)
     axes, rows, columns = _LAYOUTS[len(sizes)]
     batch = sizes[0] if isinstance(sizes[0], int) else None
@@ -49,16 +50,13 @@ def affine_grid(theta: Any, size: Any, align_corners: bool = False) -> tf.Tensor
 
 
 def _output_shape(size: Any) -> Sequence[int | tf.Tensor]:
-    if tf.is_tensor(size):
-        if size.shape.rank != 1 or size.shape[0] not in _LAYOUTS or not size.dtype.is_integer:
-            raise ValueError(f"size: expected a vector of 4 or 5 integers, got {size.dtype.name}, shape {size.shape}")
-        known = tf.get_static_value(size)
-        size = [int(n) for n in known] if known is not None else tf.unstack(tf.cast(size, tf.int32))
-    if not isinstance(size, (list, tuple, tf.TensorShape)) or len(size) not in _LAYOUTS:
+    shape = getattr(size, "shape", None)  # of a tensor or an array
+    count = shape[0] if shape is not None and len(shape) == 1 else 0
+    if isinstance(size, (list, tuple, tf.TensorShape)):
+        count = len(size)
+    if count not in _LAYOUTS:
         raise ValueError(f"size: expected (N, H, W, C) or (N, D, H, W, C), got {size!r}")
-    if any(map(tf.is_tensor, size)):
-        return [_checks.tensor("size", n, rank=0, dtype=(tf.int32, tf.int64)) if tf.is_tensor(n) else n for n in size]
-    return _checks.integers("size", tuple(size), len(size), 0)
+    return _checks.sizes("size", size, count, 0)
 
 
 def _centers(count: int | tf.Tensor, align_corners: bool) -> tf.Tensor:

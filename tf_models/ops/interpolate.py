@@ -108,12 +108,12 @@ def interpolate(
         raise ValueError("recompute_scale_factor: expected a scale_factor with it, got an explicit size")
     spatial = input.shape[1:-1].as_list()
     options: dict[str, Any] = {
-        "size": None if size is None else _output_size(size, len(spatial), minimum=0 if mode == "area" else 1),
+        "size": None if size is None else _checks.sizes("size", size, len(spatial), 0 if mode == "area" else 1),
         "scale_factor": None if scale_factor is None else _scale_factors(scale_factor, spatial),
         "mode": mode,
-        "align_corners": bool(align_corners),
-        "antialias": bool(antialias),
-        "recompute": bool(recompute_scale_factor) or mode == "area",
+        "align_corners": _checks.flag("align_corners", align_corners),
+        "antialias": _checks.flag("antialias", antialias),
+        "recompute": _checks.flag("recompute_scale_factor", recompute_scale_factor) or mode == "area",
     }
     if size is not None and any(map(tf.is_tensor, options["size"])):
         return _interpolate(input, **options)
@@ -150,21 +150,6 @@ _compiled_interpolate = compiled(_interpolate)
 
 def _dtypes(mode: str) -> tuple[tf.DType, ...]:
     return _checks.FLOATS + ((tf.uint8,) if mode in ("nearest", "nearest-exact", "bilinear", "bicubic") else ())
-
-
-def _output_size(size: Any, count: int, minimum: int) -> tuple[Size, ...]:
-    parts = size
-    if tf.is_tensor(size) and size.shape.rank in (0, 1):
-        parts = [size] * count if size.shape.rank == 0 else tf.unstack(size, num=size.shape[0] or count)
-    if not isinstance(parts, (list, tuple)) or not any(map(tf.is_tensor, parts)):
-        return _checks.integers("size", size, count, minimum)
-    if len(parts) != count:
-        raise ValueError(f"size: expected {count} sizes, got {len(parts)}")
-    parts = [_checks.tensor("size", part, rank=0, dtype=(tf.int32, tf.int64)) for part in parts]
-    known = [tf.get_static_value(part) for part in parts]
-    if None not in known:
-        return _checks.integers("size", known, count, minimum)
-    return tuple(tf.cast(part, tf.int32) for part in parts)
 
 
 def _scale_factors(scale_factor: Any, spatial: Sequence[int | None]) -> tuple[float, ...]:

@@ -1,6 +1,5 @@
 """Paste the masks which a detector predicts inside its boxes into images."""
 
-from collections.abc import Sequence
 from typing import Any
 
 import tensorflow as tf
@@ -20,7 +19,8 @@ def paste_masks(masks: Any, boxes: Any, image_shape: Any) -> tf.Tensor:
         masks: (N, h, w) or (N, h, w, 1), probabilities; float32, float64, float16 or bfloat16. Half types are computed
             in float32 and rounded once.
         boxes: (N, 4), corners (x1, y1, x2, y2) in pixels of the image; any of the float dtypes.
-        image_shape: (H, W) of the image in pixels: ints, or int32/int64 tensors (a vector or two scalars).
+        image_shape: (H, W) of the image in pixels: ints (one for both), or int32/int64 tensors (a vector or two
+            scalars), which under `jit_compile=True` must be constants.
 
     Returns:
         (N, H, W) or (N, H, W, 1) like `masks`, in its dtype. A box beyond the image, an inverted or a non-finite box
@@ -39,7 +39,7 @@ def paste_masks(masks: Any, boxes: Any, image_shape: Any) -> tf.Tensor:
         _checks.shape("masks", masks, "N h w 1", (None, None, None, 1))
         return paste_masks(tf.squeeze(masks, axis=-1), boxes, image_shape)[..., None]
     _checks.shape("boxes", boxes, "N 4", (masks.shape[0], 4))
-    height, width = _image_shape(image_shape)
+    height, width = _checks.sizes("image_shape", image_shape, 2, 0)
     dtype = opmath(masks.dtype)
     mask_height, mask_width = tf.shape(masks)[1], tf.shape(masks)[2]
     x1, y1, x2, y2 = tf.unstack(_whole_pixels(boxes, mask_width), num=4, axis=1)
@@ -47,15 +47,6 @@ def paste_masks(masks: Any, boxes: Any, image_shape: Any) -> tf.Tensor:
     columns = tf.cast(_weights(x1, x2, mask_width, width), dtype)  # (N, W, w)
     images = tf.matmul(tf.matmul(rows, tf.cast(masks, dtype)), columns, transpose_b=True)
     return tf.cast(images, masks.dtype)
-
-
-def _image_shape(image_shape: Any) -> Sequence[int | tf.Tensor]:
-    sizes = tf.unstack(image_shape) if tf.is_tensor(image_shape) and image_shape.shape == (2,) else image_shape
-    if not isinstance(sizes, (list, tuple)) or len(sizes) != 2:
-        raise ValueError(f"image_shape: expected (H, W), got {image_shape!r}")
-    if any(map(tf.is_tensor, sizes)):
-        return [tf.cast(_checks.tensor("image_shape", n, rank=0, dtype=(tf.int32, tf.int64)), tf.int32) for n in sizes]
-    return _checks.integers("image_shape", tuple(sizes), 2, 0)
 
 
 def _whole_pixels(boxes: tf.Tensor, mask_width: tf.Tensor) -> tf.Tensor:

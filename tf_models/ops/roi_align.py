@@ -60,6 +60,7 @@ def roi_align(
     `boxes`, as in torchvision. Works under `jit_compile=True` with any `sampling_ratio`.
     """
     input = _checks.tensor("input", input, rank=4)
+    _checks.non_empty("input", input, (1, 2))
     rois = _rois(boxes, input)
     bins = _checks.integers("output_size", output_size, 2, 1)
     if isinstance(spatial_scale, bool) or not isinstance(spatial_scale, Real):
@@ -79,7 +80,7 @@ def roi_align(
         bins=bins,
         spatial_scale=float(spatial_scale),
         sampling_ratio=max(int(sampling_ratio), 0),
-        aligned=bool(aligned),
+        aligned=_checks.flag("aligned", aligned),
     )
     return pooled[0, :count]
 
