@@ -1,4 +1,4 @@
-"""Mutated files through the public API, in one process, with a seed.
+"""Mutated files through the public API, in one process; hypothesis chooses the mutations, and simplifies what fails.
 
     python -m tests.hardening.fuzzing [--mutants 100000] [--seed 0] [zip legacy safetensors index h5 ...]
 
@@ -8,6 +8,7 @@ is accepted and holds what the format's own library reads from it. Anything else
 """
 
 import argparse
+import contextlib
 import json
 import random
 import sys
@@ -24,6 +25,8 @@ import numpy as np
 import safetensors
 import safetensors.torch
 import torch
+from hypothesis import HealthCheck, Phase, given, seed, settings
+from hypothesis import strategies as st
 
 import converter
 import tf_models
@@ -186,11 +189,11 @@ def h5_format(folder: Path) -> Format:
 FORMATS = ("zip", "legacy", "safetensors", "index", "h5")
 
 
-def fuzz(name: str, mutants: int, seed: int) -> bool:
+def fuzz(name: str, mutants: int, first: int) -> bool:
     """Try so many mutants of one format; print what came of them, and whether all was right."""
-    rng = random.Random(f"{name} {seed}")
     seen: Counter[str] = Counter()
     slowest = 0.0
+    wrong = ""
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
         makers = {"index": index_format, "h5": h5_format}
@@ -199,21 +202,37 @@ def fuzz(name: str, mutants: int, seed: int) -> bool:
         original = one.ask(one.path)
         assert len(original) >= 6
         began = time.monotonic()
-        for _ in range(mutants):
+
+        @seed(first)
+        @settings(
+            max_examples=mutants,
+            deadline=None,
+            database=None,
+            phases=(Phase.generate, Phase.shrink),
+            suppress_health_check=list(HealthCheck),
+        )
+        @given(st.randoms(use_true_random=False))
+        def right(rng: random.Random) -> None:
+            nonlocal slowest, wrong
             mutant = mutated(one.data, rng)
             start = time.process_time()
             outcome = one.judge(mutant, original)
             slowest = max(slowest, time.process_time() - start)
             seen[outcome.partition(":")[0]] += 1
             if outcome.startswith("WRONG"):
-                kept = Path(tempfile.gettempdir(), f"fuzz-{name}-{seed}-{sum(seen.values())}")
-                kept.write_bytes(mutant)
-                print(f"  {outcome}; kept as {kept}", flush=True)
+                kept = Path(tempfile.gettempdir(), f"fuzz-{name}-{first}")
+                kept.write_bytes(mutant)  # the last that fails is the simplest
+                wrong = f"{outcome}; kept as {kept}"
+                raise AssertionError(wrong)
+
+        with contextlib.suppress(AssertionError):
+            right()
     counts = ", ".join(f"{count} {outcome}" for outcome, count in seen.most_common())
-    print(
-        f"{name}: {mutants} mutants in {time.monotonic() - began:.0f} s, slowest {slowest:.2f} s: {counts}", flush=True
-    )
-    return slowest < 10 and not any(outcome.startswith("WRONG") for outcome in seen)
+    total = sum(seen.values())
+    print(f"{name}: {total} mutants in {time.monotonic() - began:.0f} s, slowest {slowest:.2f} s: {counts}", flush=True)
+    if wrong:
+        print(f"  {wrong}", flush=True)
+    return slowest < 10 and not wrong
 
 
 def main() -> None:
@@ -221,9 +240,9 @@ def main() -> None:
     parser.add_argument("--mutants", type=int, default=100_000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("formats", nargs="*", default=FORMATS)
-    given = parser.parse_args()
+    options = parser.parse_args()
     warnings.simplefilter("ignore")  # the libraries' own, about what they are given here
-    good = [fuzz(name, given.mutants, given.seed) for name in given.formats]
+    good = [fuzz(name, options.mutants, options.seed) for name in options.formats]
     sys.exit(0 if all(good) else 1)
 
 
