@@ -465,19 +465,20 @@ def segment(
     masks as COCO's RLE.
     """
     from converter.atomic import refuse, replacing
-    from tf_models.sam.segment import SUFFIXES, check_folder, segment
+    from tf_models.sam.segment import SUFFIXES, check_drawing, check_folder, segment
 
     if output is None and masks is None and not as_json:
         raise click.UsageError("nothing is to be written: give --output, --masks or --json")
     if output is not None:
         refuse(output, overwrite, SUFFIXES)
+        check_drawing(output, picture)
     if masks is not None:
         check_folder(masks)
     with _progress(quiet) as progress:
         result = segment(weights, picture, points, background, boxes, everything, progress)
     if output is not None:
         with replacing(output, overwrite, SUFFIXES) as temporary:
-            result.drawing().save(temporary)
+            result.save_drawing(temporary)
     if masks is not None:
         result.save_masks(masks)
     if as_json:

@@ -98,7 +98,7 @@ def refuse(output: Path, overwrite: bool, suffixes: tuple[str, ...] = _WEIGHTS) 
         ConversionError: it has another ending, is a folder or a link, or exists and is not to be replaced.
     """
     shown = printable(str(output), 160)
-    if not output.name.endswith(suffixes):
+    if not output.name.lower().endswith(suffixes):
         raise ConversionError(f"the output {shown} must end in {' or '.join(suffixes)}")
     mode = _mode(output, "file")
     if mode is None:

@@ -461,6 +461,13 @@ def test_it_answers_prompts_about_a_picture(converted):
     np.testing.assert_allclose(iou, quality[0], rtol=0, atol=1e-4)
 
 
+@pytest.mark.parametrize("format", ["saved_model", "tflite"])
+def test_it_is_exported_in_its_parts(converted, tmp_path, format):
+    report = converter.export(converted[1], tmp_path / "o", format)
+    assert [one.part for one in report.parts] == ["image_encoder", "prompt_encoder", "mask_decoder"]
+    assert all(difference for one in report.parts for difference in one.differences), str(report)
+
+
 def test_the_plan_says_why_it_drops(checkpoint, tmp_path):
     plan = converter.plan("mobile_sam", checkpoint, options=OPTIONS)
     dropped = {name: reason for name, reason in plan.dropped.items() if "num_batches" not in name}

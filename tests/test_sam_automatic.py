@@ -113,7 +113,7 @@ def test_filters(sides):
 
 def test_given_points_and_output_modes(sides):
     image = photographs()["small"]
-    options = {"points_per_side": None, "point_grids": [np.random.default_rng(0).random((5, 2))]}
+    options = {"points_per_side": None, "point_grids": [np.random.default_rng(0).random((5, 2)).tolist()]}
     masks, theirs = both(sides, image, **options)
     compare(masks, theirs, least=2)
     plain, coco = (

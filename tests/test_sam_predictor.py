@@ -27,6 +27,7 @@ def prompts(height, width):
         "not a point": {"point_coords": points, "point_labels": np.array([1, -1, 0])},
         "outside": {"point_coords": points * 2 - 99, "point_labels": labels},
         "inverted": {"box": box[[2, 3, 0, 1]]},
+        "corners, labels of no points": {"box": box.reshape(2, 2), "point_labels": labels},
         "mask": {"mask_input": None},
         "all": {"point_coords": points[:2], "point_labels": labels[:2], "box": box, "mask_input": None},
     }
@@ -228,6 +229,7 @@ def test_no_picture_is_set(sides):
     predictor.set_image(photographs()["small"])
     assert predictor.is_image_set
     predictor.reset_image()
+    assert predictor.features is None
     with pytest.raises(RuntimeError, match="no image is set"):
         predictor.predict()
 
@@ -246,6 +248,7 @@ def test_bad_pictures_leave_the_one_before(ours, image, message):
     with pytest.raises(ValueError, match=message):
         ours.set_image(image)
     assert ours.original_size == (233, 512)
+    assert ours.features is not None
     with pytest.raises(ValueError, match="image_format: expected 'RGB' or 'BGR', got 'rgb'"):
         ours.set_image(image, "rgb")
 

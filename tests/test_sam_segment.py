@@ -16,7 +16,15 @@ from tests.test_sam_predictor import overlap
 from tests.whole_sam import photographs, save_small, small_sides, steep
 from tf_models.sam import rle
 from tf_models.sam.drawing import Drawn, draw
-from tf_models.sam.segment import PictureError, PromptError, Segmentation, read_picture, segment
+from tf_models.sam.segment import (
+    SUFFIXES,
+    PictureError,
+    PromptError,
+    Segmentation,
+    check_drawing,
+    read_picture,
+    segment,
+)
 
 
 @pytest.fixture(scope="module")
@@ -63,6 +71,8 @@ def test_pictures_of_every_kind_become_rgb(tmp_path):
         assert got.dtype == np.uint8
         np.testing.assert_array_equal(got, expected)
     np.testing.assert_array_equal(read_picture(saved(tmp_path, Image.fromarray(deep), "p.tif")), three)
+    for wide in (deep.astype(np.int32), grey.astype(np.int32)):  # 32 bits that hold 16, and 8
+        np.testing.assert_array_equal(read_picture(saved(tmp_path, Image.fromarray(wide), "p.tif")), three)
 
 
 def test_a_picture_is_turned_upright(tmp_path):
@@ -84,7 +94,7 @@ def test_what_is_not_a_picture(tmp_path):
     reals = saved(tmp_path, Image.fromarray(np.ones((3, 4), np.float32)), "reals.tif")
     for path, message in [
         (tmp_path / "none.png", "none.png: no such file$"),
-        (tmp_path, "is not a file$"),
+        (tmp_path, f"^{tmp_path} is not a file$"),
         (pipe, "is not a file$"),
         (text, r"te\\x1bxt.png is not a picture, or of an unknown format$"),
         (cut, "cut.png is damaged: "),
@@ -237,6 +247,31 @@ def test_data_and_mask_files(tmp_path):
     result.save_masks(tmp_path / "masks")
     assert sorted(os.listdir(tmp_path / "masks")) == ["1.png", "2.png"]
     np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "masks" / "2.png")), mask)
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_thin_lines_keep_their_colour_in_every_format(tmp_path, suffix):
+    photo = photographs()["wide"]
+    prompted = {"segmentation": rle.encode(np.zeros(photo.shape[:2], bool)), "predicted_iou": 0.5}
+    result = Segmentation(photo, [prompted | {"box": [40, 30, 400, 200]}])
+    path = tmp_path / f"drawn{suffix.upper()}"
+    result.save_drawing(path)
+    with Image.open(path) as drawn:
+        difference = np.abs(np.asarray(drawn, np.float32) - np.asarray(result.drawing(), np.float32))
+    assert difference[25:205, 35:405].mean() < 2
+    assert np.quantile(difference[28:33, 60:380], 0.99) < 10  # along the upper side of the box
+
+
+def test_a_drawing_too_long_for_its_format_is_refused_at_once(tmp_path):
+    long = saved(tmp_path, Image.new("RGB", (17000, 2)), "long.png")
+    check_drawing(tmp_path / "o.png", long)
+    with pytest.raises(
+        PictureError, match=r"^o.WEBP holds at most 16383 pixels along a side, and the picture has 17000"
+    ):
+        check_drawing(tmp_path / "o.WEBP", long)
+    result = Segmentation(np.zeros((2, 17000, 3), np.uint8), [])
+    with pytest.raises(PictureError, match=r"^a WEBP file cannot hold the drawing: "):
+        result.save_drawing(tmp_path / "o.webp")
 
 
 # --- The command -----------------------------------------------------------------------------------------------------

@@ -82,6 +82,7 @@ class Part:
 
 # Model name -> "module:callable"; the callable takes the model and returns its parts.
 _PARTS = {
+    "mobile_sam": "tf_models.sam.signatures:sam",
     "sam_decoder": "tf_models.sam.signatures:mask_decoder",
     "sam_image_encoder": "tf_models.sam.signatures:image_encoder",
     "sam_prompt_encoder": "tf_models.sam.signatures:prompt_encoder",

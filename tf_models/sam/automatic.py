@@ -88,6 +88,7 @@ class AutomaticMaskGenerator:
         self.crop_n_layers = crop_n_layers
         self.crop_nms_thresh = crop_nms_thresh
         self.crop_overlap_ratio = crop_overlap_ratio
+        self.crop_n_points_downscale_factor = crop_n_points_downscale_factor
         self.min_mask_region_area = min_mask_region_area
         self.output_mode = output_mode
 
@@ -123,7 +124,7 @@ class AutomaticMaskGenerator:
     def _in_crop(self, image: np.ndarray, crop_box: list[int], grid: np.ndarray, progress: Any) -> list[_Found]:
         x0, y0, x1, y1 = crop_box
         self.predictor.set_image(image[y0:y1, x0:x1])
-        points = grid * (x1 - x0, y1 - y0)
+        points = np.asarray(grid) * (x1 - x0, y1 - y0)
         found: list[_Found] = []
         for start in range(0, len(points), self.points_per_batch):
             batch = points[start : start + self.points_per_batch]

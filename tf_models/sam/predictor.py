@@ -100,9 +100,9 @@ class Predictor:
         return bool(self._pictures)
 
     @property
-    def features(self) -> tf.Tensor:
-        """The embedding of the picture, (1, G, G, C)."""
-        return self._only.features
+    def features(self) -> tf.Tensor | None:
+        """The embedding of the picture, (1, G, G, C); None where no picture is set."""
+        return self._only.features if self._pictures else None
 
     @property
     def original_size(self) -> Size:
@@ -120,7 +120,7 @@ class Predictor:
         Raises:
             RuntimeError: no picture is set, or several are.
         """
-        return np.moveaxis(np.asarray(self.features, np.float32), -1, 1)
+        return np.moveaxis(np.asarray(self._only.features, np.float32), -1, 1)
 
     def _encoded(self, image: np.ndarray, original_size: Sequence[int]) -> _Picture:
         # One picture after the other: the encoder's temporaries are large, and one picture keeps a machine busy.
@@ -269,7 +269,7 @@ class Predictor:
         boxes: Any,
     ) -> Predicted:
         coords = None if point_coords is None else np.asarray(point_coords)
-        labels = None if point_labels is None else np.asarray(point_labels)
+        labels = None if point_coords is None or point_labels is None else np.asarray(point_labels)
         mask = None if mask_input is None else np.asarray(mask_input)
         many = boxes is not None or (coords is not None and coords.ndim == 3) or (mask is not None and mask.ndim == 4)
         if many and box is not None:
@@ -278,7 +278,7 @@ class Predictor:
             raise ValueError(f"box: expected (4,), got {np.shape(box)}; many boxes go into boxes, (B, 4)")
         if not many:
             coords, labels, mask = (None if each is None else each[None] for each in (coords, labels, mask))
-            boxes = box
+            boxes = None if box is None else np.reshape(box, (1, 4))
         if coords is not None and coords.ndim == 3 and coords.shape[2] == 2:
             coords = self.transform.apply_coords(coords, picture.original_size)
         if boxes is not None and np.shape(boxes)[-1:] == (4,):

@@ -21,7 +21,10 @@ if TYPE_CHECKING:
 Point = tuple[float, float]
 Box = tuple[float, float, float, float]
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".bmp")  # of the drawings that can be written
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp")  # of the drawings that can be written
+# Without these, thin lines lose their colour.
+_SHARP: dict[str, dict[str, Any]] = {"JPEG": {"quality": 95, "subsampling": 0}, "WEBP": {"lossless": True}}
+_LONGEST = {"JPEG": 65500, "WEBP": 16383}  # pixels along a side
 
 
 class PictureError(ValueError):
@@ -51,6 +54,18 @@ class Segmentation:
             for number, mask in enumerate(self.masks, start=1)
         ]
         return draw(self.image, drawn, self.points, self.background)
+
+    def save_drawing(self, path: Path) -> None:
+        """Write the drawing, in the format that the ending of `path` names.
+
+        Raises:
+            PictureError: it cannot be written.
+        """
+        kind = _format(path)
+        try:
+            self.drawing().save(path, kind, **_SHARP.get(kind, {}))
+        except ValueError as error:  # Pillow's, of what a format cannot hold; a disk that is full is for the caller
+            raise PictureError(f"a {kind} file cannot hold the drawing: {printable(str(error))}") from None
 
     def save_masks(self, folder: Path) -> None:
         """Write each mask as a picture of black and white: 1.png, 2.png, ...
@@ -130,6 +145,26 @@ def segment(
     return Segmentation(image, _prompted(predictor, points, background, boxes), points, background)
 
 
+def check_drawing(drawing: Path, picture: str | os.PathLike) -> None:
+    """See that the format of the drawing holds as many pixels along a side as the picture has.
+
+    Raises:
+        PictureError: it does not, or the picture cannot be read.
+    """
+    longest, most = max(read_picture(picture).shape[:2]), _LONGEST.get(_format(drawing), math.inf)
+    if longest > most:
+        raise PictureError(
+            f"{printable(drawing.name)} holds at most {most} pixels along a side, and the picture has {longest}; "
+            "name a .png"
+        )
+
+
+def _format(path: Path) -> str:
+    from PIL import Image
+
+    return Image.registered_extensions()[path.suffix.lower()]
+
+
 def check_folder(masks: Path) -> None:
     """See that no earlier masks would mix with the new ones.
 
@@ -152,18 +187,18 @@ def read_picture(path: str | os.PathLike) -> np.ndarray:
 
     try:
         if not stat.S_ISREG(os.stat(path).st_mode):  # opening a pipe would wait for ever
-            raise PictureError(f"{printable(str(path))} is not a file")
+            raise PictureError("is not a file")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of odd metadata, and of many pixels before there are too many
             with Image.open(path) as opened:
                 upright = ImageOps.exif_transpose(opened)
                 if upright.mode == "I" or upright.mode.startswith("I;16"):
-                    return _from_16_bits(np.asarray(upright))
+                    return _from_more_bits(np.asarray(upright), upright.mode)
                 if upright.mode == "F":
-                    raise PictureError("its pixels are floating-point numbers of an unknown range; save it in 8 bits")
+                    raise PictureError("has floating-point numbers of an unknown range as pixels; save it in 8 bits")
                 return np.asarray(upright.convert("RGB"))
     except PictureError as error:
-        raise PictureError(f"{printable(str(path))}: {error}") from None
+        raise PictureError(f"{printable(str(path))} {error}") from None
     except FileNotFoundError:
         raise PictureError(f"{printable(str(path))}: no such file") from None
     except PermissionError:
@@ -177,10 +212,13 @@ def read_picture(path: str | os.PathLike) -> np.ndarray:
         raise PictureError(f"{printable(str(path))} is damaged: {error or type(error).__name__}") from None
 
 
-def _from_16_bits(values: np.ndarray) -> np.ndarray:
+def _from_more_bits(values: np.ndarray, mode: str) -> np.ndarray:
+    """Grey of 16 bits, or of 32 that hold 8 or 16."""
     if values.min() < 0 or values.max() > 0xFFFF:
-        raise PictureError("its pixels have more than 16 bits; save it in 8")
-    return np.repeat((values >> 8).astype(np.uint8)[..., None], 3, axis=2)
+        raise PictureError("has pixels of more than 16 bits; save it in 8")
+    if mode != "I" or values.max() > 0xFF:
+        values = values >> 8
+    return np.repeat(values.astype(np.uint8)[..., None], 3, axis=2)
 
 
 def _check_combination(

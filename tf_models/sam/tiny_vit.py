@@ -225,17 +225,19 @@ class WindowAttention(keras.layers.Layer):
         d = c // heads
         rows, columns = -(-height // w), -(-width // w)
         x = tf.pad(x, [(0, 0), (0, rows * w - height), (0, columns * w - width), (0, 0)])
-        qkv = self.qkv(self.norm(x))
-        qkv = ops.reshape(qkv, (batch, rows, w, columns, w, heads, 3, d))
-        qkv = ops.transpose(qkv, (6, 0, 1, 3, 5, 2, 4, 7))  # (3, B, rows, columns, heads, w, w, d)
-        q, k, v = ops.unstack(ops.reshape(qkv, (3, -1, heads, w * w, d)), 3)
+
+        def swapped(x: Any, *sizes: int) -> Any:
+            """The columns of windows and the rows inside them, or back: five axes, as TensorFlow Lite knows."""
+            return ops.transpose(ops.reshape(x, (batch * rows, *sizes, w, c)), (0, 2, 1, 3, 4))
+
+        windows = ops.reshape(swapped(x, w, columns), (-1, w * w, c))
+        qkv = ops.reshape(self.qkv(self.norm(windows)), (-1, w * w, heads, 3, d))
+        q, k, v = ops.unstack(ops.transpose(qkv, (3, 0, 2, 1, 4)), 3)  # each (windows, heads, w * w, d)
         bias = ops.take(self.attention_biases, self._bias_index, axis=1)  # (heads, w * w, w * w)
         scores = ops.matmul(q / math.sqrt(d), ops.swapaxes(k, -2, -1)) + bias  # (windows, heads, w * w, w * w)
         mixed = ops.matmul(tf.nn.softmax(scores), v)  # (windows, heads, w * w, d)
-        mixed = ops.reshape(mixed, (batch, rows, columns, heads, w, w, d))
-        mixed = ops.transpose(mixed, (0, 1, 4, 2, 5, 3, 6))  # (B, rows, w, columns, w, heads, d)
-        mixed = ops.reshape(mixed, (batch, rows * w, columns * w, c))[:, :height, :width]
-        return self.proj(mixed)
+        mixed = swapped(ops.swapaxes(mixed, 1, 2), columns, w)  # (B * rows, w, columns, w, C)
+        return self.proj(ops.reshape(mixed, (batch, rows * w, columns * w, c))[:, :height, :width])
 
     def get_config(self) -> dict[str, Any]:
         return super().get_config() | {

@@ -44,7 +44,8 @@ class ResizeLongestSide:
 
     def apply_coords(self, coords: Any, original_size: Sequence[int]) -> np.ndarray:
         """Scale points: coords (..., 2) as (x, y) in pixels of a picture of `original_size` (H, W) -> float64."""
-        (old_h, old_w), (new_h, new_w) = original_size, self._target(original_size)
+        old_h, old_w = original_size
+        new_h, new_w = self.get_preprocess_shape(old_h, old_w, self.target_length)
         return np.asarray(coords, np.float64) * (new_w / old_w, new_h / old_h)
 
     def apply_boxes(self, boxes: Any, original_size: Sequence[int]) -> np.ndarray:
