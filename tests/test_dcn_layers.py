@@ -189,3 +189,8 @@ def test_wrong_sizes(config, message):
     with pytest.raises(ValueError, match="DCNv2 has masks"):
         DCNv2(4, 4, 3, 1, 0, 1, 1, 1, True, False)
     assert DeformConv2d(6, 8, np.int64(5)).kernel_size == (5, 5)
+
+
+def test_a_batch_of_nothing():
+    layer, _, x, _ = case("odd sizes at stride 2")
+    assert layer(x[:0]).shape == (0, *layer(x).shape[1:])

@@ -3,6 +3,7 @@
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 import torch
 from torch import nn
 
@@ -100,3 +101,19 @@ def test_a_stride_and_a_dilation_go_together(rank):
     kind = (kinds.CONV_2D, kinds.CONV_3D)[rank - 2]
     assert_equal(theirs, ours, kind, torch.randn(3, 4, *SIZES[rank], dtype=torch.float64).numpy())
     assert layer.from_config(ours.get_config()).dilation_rate == (2,) * rank
+
+
+@pytest.mark.parametrize("rank", [1, 2, 3])
+def test_a_batch_of_nothing(rank):
+    ours = CONVS[rank][1](6, 3, padding=1, strides=2)
+    inputs = tf.zeros((0, *SIZES[rank], 4))
+    with tf.GradientTape() as tape:
+        outputs = ours(inputs)
+    assert outputs.shape == ours.compute_output_shape((0, *SIZES[rank], 4))
+    kernel, _ = tape.gradient(outputs, ours.trainable_variables)
+    assert not np.any(kernel)
+
+
+def test_an_input_without_room_for_the_kernel_is_refused():
+    with pytest.raises(ValueError, match="output size would be zero or negative"):
+        layers.Conv2D(6, (3, 5), padding=1)(tf.zeros((1, 2, 1, 4)))

@@ -209,3 +209,31 @@ def test_wrong_arguments():
     with pytest.raises(ValueError, match="expected a last axis of 2 or 4"):
         module(*(torch.from_numpy(value) for value in (inputs[0], inputs[1][..., :1], inputs[2])), torch.tensor(SHAPES))
     assert torch_refs.create("ms_deform_attn").sampling_offsets.out_features == 256
+
+
+def test_keras_exports_it(tmp_path):
+    layer, _ = both("float32")
+    inputs, _, _ = arrays()
+    inputs = [tf.constant(value, tf.float32) for value in inputs]
+    layer.export(tmp_path, verbose=False)
+    served = tf.saved_model.load(tmp_path)
+    got = served.serve(*inputs, tf.constant(SHAPES, tf.int64))
+    np.testing.assert_allclose(got, layer(*inputs, SHAPES), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"query": (2, 7, 11)}, r"query: expected shape \(N, Lq, C\)"),
+        ({"query": (1, 7, 12)}, r"input_flatten: expected shape \(N, S, C\) = \(1, \?, 12\)"),
+        ({"reference_points": (2, 7, 1, 2)}, r"reference_points: expected shape \(N, Lq, L, 2\) = \(2, 7, 3, 2\)"),
+        ({"reference_points": (1, 7, 3, 4)}, r"reference_points: expected shape \(N, Lq, L, 4\)"),
+        ({"reference_points": (2, 7, 3, 3)}, r"reference_points: expected shape \(N, Lq, L, 2\)"),
+        ({"input_padding_mask": (2, 1)}, rf"input_padding_mask: expected shape \(N, S\) = \(2, {PIXELS}\)"),
+    ],
+)
+def test_shapes_that_do_not_fit_are_refused(change, message):
+    layer, _ = both("float32")
+    shapes = {"query": (2, 7, 12), "reference_points": (2, 7, 3, 2), "input_flatten": (2, PIXELS, 12)} | change
+    with pytest.raises(ValueError, match=message):
+        layer(**{name: tf.zeros(shape) for name, shape in shapes.items()}, input_spatial_shapes=SHAPES)

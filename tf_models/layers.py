@@ -41,9 +41,13 @@ class _Padded(keras.layers.Layer):
         self.zeros = per_axis(padding, self._axes, "padding")
 
     def call(self, inputs: Any) -> Any:
-        if any(self.zeros):
-            inputs = ops.pad(inputs, [(0, 0), *((n, n) for n in self.zeros), (0, 0)])
-        return super().call(inputs)
+        self.compute_output_shape(tuple(inputs.shape))  # says so where there is no room for the kernel
+        # Of a batch of nothing TensorFlow's convolution returns the shape that it was given.
+        empty = inputs.shape[0] == 0
+        if empty or any(self.zeros):
+            inputs = ops.pad(inputs, [(0, int(empty)), *((n, n) for n in self.zeros), (0, 0)])
+        outputs = super().call(inputs)
+        return outputs[:0] if empty else outputs
 
     def compute_output_shape(self, input_shape: Any) -> Any:
         spatial = (n if n is None else n + 2 * zeros for n, zeros in zip(input_shape[1:-1], self.zeros, strict=True))

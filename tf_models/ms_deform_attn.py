@@ -8,6 +8,7 @@ import numpy as np
 import tensorflow as tf
 
 from tf_models import ops
+from tf_models.ops import _checks
 
 
 @keras.saving.register_keras_serializable(package="weightbridge")
@@ -45,7 +46,14 @@ class MSDeformAttn(keras.Model):
         self.value_proj = keras.layers.Dense(d_model, dtype=policy)
         self.output_proj = keras.layers.Dense(d_model, dtype=policy)
 
-    def build(self, *shapes: Any) -> None:
+    def build(
+        self,
+        query_shape: Any = None,
+        reference_points_shape: Any = None,
+        input_flatten_shape: Any = None,
+        input_spatial_shapes_shape: Any = None,
+        input_padding_mask_shape: Any = None,
+    ) -> None:
         for projection in (self.sampling_offsets, self.attention_weights, self.value_proj, self.output_proj):
             projection.build((None, None, self.d_model))
 
@@ -74,6 +82,7 @@ class MSDeformAttn(keras.Model):
         Raises:
             ValueError: the last axis of the reference points is neither 2 nor 4, or a shape does not fit.
         """
+        self._check(query, reference_points, input_flatten, input_padding_mask)
         batch, queries = tf.shape(query)[0], tf.shape(query)[1]
         per_point = (batch, queries, self.n_heads, self.n_levels, self.n_points)
         dtype = keras.backend.result_type(self.compute_dtype, "float32")
@@ -91,11 +100,30 @@ class MSDeformAttn(keras.Model):
         attended = ops.ms_deform_attn(value, input_spatial_shapes, locations, weights)  # (N, Lq, C)
         return self.output_proj(attended)
 
+    def _check(self, query: Any, reference_points: Any, input_flatten: Any, input_padding_mask: Any) -> None:
+        _checks.shape("query", query, "N Lq C", (None, None, self.d_model))
+        batch, queries, _ = query.shape
+        _checks.shape("input_flatten", input_flatten, "N S C", (batch, None, self.d_model))
+        coordinates = 4 if reference_points.shape[-1] == 4 else 2
+        _checks.shape(
+            "reference_points", reference_points, f"N Lq L {coordinates}", (batch, queries, self.n_levels, coordinates)
+        )
+        if input_padding_mask is not None:
+            _checks.shape("input_padding_mask", input_padding_mask, "N S", (batch, input_flatten.shape[1]))
+
+    def export(self, filepath: Any, format: str = "tf_saved_model", **options: Any) -> None:
+        """Keras's `export`; without an `input_signature` for reference points (x, y) and no padding mask."""
+        dtype = keras.backend.result_type(self.compute_dtype, "float32")
+        specs = [
+            keras.InputSpec(dtype, shape)
+            for shape in ((None, None, self.d_model), (None, None, self.n_levels, 2), (None, None, self.d_model))
+        ]
+        options.setdefault("input_signature", [*specs, keras.InputSpec("int64", (self.n_levels, 2))])
+        super().export(filepath, format, **options)
+
     def _locations(self, reference_points: Any, offsets: Any, spatial_shapes: Any, dtype: str) -> Any:
         """Where to sample, (N, Lq, M, L, P, 2); offsets are of that shape."""
         reference = tf.cast(reference_points, dtype)
-        if reference.shape.rank != 4 or reference.shape[-1] not in (2, 4):
-            raise ValueError(f"reference_points: expected shape (N, Lq, L, 2) or (N, Lq, L, 4), got {reference.shape}")
         reference = reference[:, :, tf.newaxis, :, tf.newaxis]  # (N, Lq, 1, L, 1, 2|4)
         if reference.shape[-1] == 4:
             return reference[..., :2] + offsets / self.n_points * reference[..., 2:] * 0.5
@@ -124,6 +152,6 @@ def _directions(shape: Any, dtype: Any = None, *, n_levels: int, n_heads: int, n
 def build_ms_deform_attn(**config: Any) -> MSDeformAttn:
     """Build an `MSDeformAttn`, all its variables made, with fresh weights; the arguments are those of the class."""
     model = MSDeformAttn(**config)
-    model.build()
-    model.built = True
+    width, levels = model.d_model, model.n_levels
+    model.build((None, None, width), (None, None, levels, 2), (None, None, width), (levels, 2))
     return model

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+MOST = 2**31 - 1  # along an axis: TensorFlow's int32
 FLOATS = (tf.float32, tf.float64, tf.float16, tf.bfloat16)
 
 
@@ -23,7 +24,8 @@ def tensor(
         # A hint would convert an array, too.
         result = tf.convert_to_tensor(value, dtype_hint=None if hasattr(value, "dtype") else dtypes[0])
     except (TypeError, ValueError) as error:
-        raise ValueError(f"{name}: expected a tensor, got {type(value).__name__}") from error
+        symbolic = "; call the op inside of a Keras layer" if type(value).__name__ == "KerasTensor" else ""
+        raise ValueError(f"{name}: expected a tensor, got {type(value).__name__}{symbolic}") from error
     if result.dtype not in dtypes:
         raise ValueError(f"{name}: expected dtype {_either(d.name for d in dtypes)}, got {result.dtype.name}")
     ranks = (rank,) if isinstance(rank, int) else rank
@@ -40,6 +42,26 @@ def shape(name: str, value: tf.Tensor, axes: str, sizes: Sequence[int | None]) -
         expected = ", ".join(axes.split())
         known = ", ".join("?" if size is None else str(size) for size in sizes)
         raise ValueError(f"{name}: expected shape ({expected}) = ({known}), got {got}")
+
+
+def agree(name: str, value: tf.Tensor, axes: str, sizes: Sequence[int | tf.Tensor | None]) -> tf.Tensor:
+    """`value`, whose shape is compared with `sizes` where only the running graph knows it; None matches anything.
+
+    What differs there is an InvalidArgumentError; XLA leaves such checks out.
+    """
+    which = [
+        axis
+        for axis, size in enumerate(sizes)
+        if tf.is_tensor(size) or (size is not None and value.shape[axis] is None)
+    ]
+    if not which:
+        return value
+    got, expected = tf.gather(tf.shape(value), which), tf.stack([tf.cast(sizes[axis], tf.int32) for axis in which])
+    named = ", ".join(axes.split()[axis] for axis in which)
+    said = f"{name}: expected ({named}), then got:"
+    check = tf.raw_ops.Assert(condition=tf.reduce_all(got == expected), data=[said, expected, got])
+    with tf.control_dependencies([check]):
+        return tf.identity(value)
 
 
 def known(name: str, value: tf.Tensor, axes: str, which: Iterable[int]) -> None:
@@ -88,6 +110,8 @@ def sizes(name: str, value: Any, count: int, minimum: int) -> tuple[int | tf.Ten
     result = tuple(map(_size, items))
     if len(result) != count or any(n is None or (isinstance(n, int) and n < minimum) for n in result):
         raise ValueError(f"{name}: expected an int or {count} ints, at least {minimum}, got {value!r}")
+    if any(isinstance(n, int) and n > MOST for n in result):
+        raise ValueError(f"{name}: expected at most {MOST}, got {value!r}")
     return result
 
 

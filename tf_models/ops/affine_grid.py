@@ -8,8 +8,8 @@ import tensorflow as tf
 from tf_models.ops import _checks
 from tf_models.ops._precision import opmath
 
-# Length of `size` -> axes of `size`, rows and columns of a matrix.
-_LAYOUTS = {4: ("N H W C", 2, 3), 5: ("N D H W C", 3, 4)}
+# Length of `size` -> rows and columns of a matrix.
+_LAYOUTS = {4: (2, 3), 5: (3, 4)}
 
 
 @tf.autograph.experimental.do_not_convert
@@ -35,9 +35,9 @@ def affine_grid(theta: Any, size: Any, align_corners: bool = False) -> tf.Tensor
     theta = _checks.tensor("theta", theta, rank=3)
     align_corners = _checks.flag("align_corners", align_corners)
     sizes = _output_shape(size)
-    axes, rows, columns = _LAYOUTS[len(sizes)]
+    rows, columns = _LAYOUTS[len(sizes)]
     batch = sizes[0] if isinstance(sizes[0], int) else None
-    _checks.shape("theta", theta, f"N {rows} {columns} of size {axes}", (batch, rows, columns))
+    _checks.shape("theta", theta, f"N {rows} {columns}", (batch, rows, columns))
     dtype = opmath(theta.dtype)
     spatial = sizes[1:-1]
     coordinates = [tf.cast(_centers(count, align_corners), dtype) for count in spatial]

@@ -116,12 +116,19 @@ def _deform_conv(
             f"got {offset.shape}"
         )
     _checks.shape("offset", offset, offset_axes, (input.shape[0], *out, offset.shape[-1]))
+    # Where only the running graph knows them.
+    input_sizes = sizes(input)
+    out = [
+        (size + 2 * pad - step * (taps - 1) - 1) // jump + 1
+        for size, taps, jump, pad, step in zip(input_sizes[1:-1], window, stride, padding, dilation, strict=True)
+    ]
+    offset = _checks.agree("offset", offset, offset_axes, (input_sizes[0], *out, None))
     tensors = [input, offset]
     if mask is not None:
         mask = _checks.tensor("mask", mask, rank=count + 2, dtype=input.dtype)
         mask_axes = f"{out_axes} G*{kernel_axes.replace(' ', '*')}"
         _checks.shape("mask", mask, mask_axes, (*offset.shape[:-1], offset_groups * samples))
-        tensors.append(mask)
+        tensors.append(_checks.agree("mask", mask, mask_axes, (input_sizes[0], *out, None)))
 
     columns = _columns(  # (N, ..., Ho, Wo, K, G, Cin/G), K = kh*kw
         *tensors,

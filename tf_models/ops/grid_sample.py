@@ -44,6 +44,7 @@ def grid_sample(
     else:
         _checks.shape("grid", grid, "N Ho Wo 2", (input.shape[0], None, None, 2))
     _checks.non_empty("input", input, range(1, input.shape.rank - 1))
+    grid = _checks.agree("grid", grid, "N", sizes(input)[:1])
     aligned = _checks.flag("align_corners", align_corners)
     return _grid_sample(input, grid, mode=mode, padding_mode=padding_mode, align_corners=aligned)
 

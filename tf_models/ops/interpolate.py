@@ -8,8 +8,10 @@ computed once and is a constant in any graph; else the same code computes it in 
 import math
 from collections.abc import Callable, Sequence
 from functools import lru_cache
+from numbers import Real
 from typing import Any, NamedTuple
 
+import numpy as np
 import tensorflow as tf
 
 from tf_models.ops import _checks
@@ -153,15 +155,17 @@ def _dtypes(mode: str) -> tuple[tf.DType, ...]:
 
 
 def _scale_factors(scale_factor: Any, spatial: Sequence[int | None]) -> tuple[float, ...]:
-    scales = scale_factor if isinstance(scale_factor, (list, tuple)) else [scale_factor] * len(spatial)
-    try:
-        numbers = tuple(float(scale) for scale in scales)
-    except (TypeError, ValueError):
-        numbers = ()
+    known = tf.get_static_value(scale_factor) if tf.is_tensor(scale_factor) else scale_factor
+    scales = np.asarray(known).tolist() if isinstance(known, (np.ndarray, np.generic)) else known
+    scales = scales if isinstance(scales, (list, tuple)) else [scales] * len(spatial)
+    real = all(isinstance(scale, Real) and not isinstance(scale, (bool, np.bool_)) for scale in scales)
+    numbers = tuple(map(float, scales)) if real else ()
     if len(numbers) != len(spatial) or not all(0 < scale < math.inf for scale in numbers):
         raise ValueError(f"scale_factor: expected a positive number or {len(spatial)} of them, got {scale_factor!r}")
     if any(n is not None and _scaled(n, scale) == 0 for n, scale in zip(spatial, numbers, strict=True)):
         raise ValueError(f"scale_factor: expected one that leaves no axis empty, got {scale_factor!r} for {spatial}")
+    if any(n is not None and n * scale > _checks.MOST for n, scale in zip(spatial, numbers, strict=True)):
+        raise ValueError(f"scale_factor: expected sizes of at most {_checks.MOST}, got {scale_factor!r} for {spatial}")
     return numbers
 
 

@@ -43,7 +43,10 @@ def ms_deform_attn(value: Any, spatial_shapes: Any, sampling_locations: Any, att
 
     options = {"levels": levels, "points": points}
     known = tf.get_static_value(shapes)
+    locations = _checks.agree("sampling_locations", locations, "N", sizes(value)[:1])
+    weights = _checks.agree("attention_weights", weights, "N Lq", sizes(locations)[:2])
     if known is None:  # sizes that only the running graph knows: plain ops
+        value = _checks.agree("value", value, "N S", (None, tf.reduce_sum(tf.reduce_prod(shapes, axis=1))))
         return _join_heads(_ms_deform_attn.function(value, locations, weights, **options, spatial_shapes=shapes))
     if known.min(initial=1) < 1:
         raise ValueError(f"spatial_shapes: expected sizes of at least 1, got {known.tolist()}")

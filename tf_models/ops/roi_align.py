@@ -69,7 +69,7 @@ def roi_align(
         raise ValueError(f"sampling_ratio: expected an int, got {sampling_ratio!r}")
     count = rois.shape[0]
     if tf.executing_eagerly():
-        if tf.reduce_any((rois[:, 0] < 0) | (rois[:, 0] >= input.shape[0])):
+        if not tf.reduce_all((rois[:, 0] >= 0) & (rois[:, 0] < input.shape[0])):  # NaN is none either
             raise ValueError(f"boxes: expected the index of a batch element, 0 to {input.shape[0] - 1}, in column 0")
         # The number of boxes changes from call to call: compiled for powers of two, the rest are boxes of nothing.
         rois = tf.pad(rois, [[0, (1 << (count - 1).bit_length()) - count if count else 0], [0, 0]])
