@@ -11,6 +11,7 @@ import copy
 import os
 import pickle
 import sys
+import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -26,6 +27,8 @@ from converter.registry import Probe
 
 # Bytes of results that may wait for the caller to read them.
 AHEAD = 256 << 20
+# Bytes that a proof may take beyond the weights: so many, and so many for each byte of the files.
+_ROOM, _ROOM_PER_BYTE = 256 << 20, 200
 
 
 @dataclass(frozen=True)
@@ -146,8 +149,34 @@ def _answer(request: Request, send: Callable[[Any], None], torch: Any) -> None:
     _load(model, request, torch)
     with torch.no_grad():
         exact = copy.deepcopy(model).double() if request.exact else model
+        files = {source.file for source in request.sources.values()}
+        _end_beyond(_ROOM + _ROOM_PER_BYTE * sum(map(os.path.getsize, files)))
         for probe in request.probes:
             send(_run(model, exact, probe, request.recorded(probe), send, torch))
+
+
+def _end_beyond(room: int) -> None:
+    """End the process when it has taken `room` bytes more than now, where the system tells.
+
+    A few bytes of weights can ask for windows or widths that no memory holds.
+    """
+
+    def resident() -> int:
+        with open("/proc/self/statm") as file:
+            return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+    def watch() -> None:
+        while resident() <= most:
+            time.sleep(0.01)
+        said = f"its layers want more than {room >> 20} MB, out of proportion to its file"
+        print(f"{said} (--verify lossless does without)", file=sys.stderr, flush=True)
+        os._exit(1)
+
+    try:
+        most = resident() + room
+    except OSError:
+        return
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _build(request: Request) -> Any:

@@ -57,7 +57,7 @@ def test_sizes_in_any_spelling(call, sizes, spelled):
             "scale_factor: expected sizes of at most 2147483647, got 1000000000.0",
         ),
         (lambda: roi_align(IMAGE, BOXES * np.nan, 2), "boxes: expected the index of a batch element, 0 to 1"),
-        (lambda: grid_sample(keras.Input((4, 5, 3)), GRID), "input: expected a tensor, .*; call the op inside of a Keras"),
+        (lambda: grid_sample(keras.Input((4, 5, 3)), GRID), "input: expected a tensor.*; call the op inside of"),
         (lambda: roi_align(IMAGE[:, :0], BOXES, 2), "input: expected non-empty spatial dimensions"),
     ],
 )
