@@ -114,6 +114,19 @@ def test_any_shape_and_option(monkeypatch, data):
     assert_equal_sums(ours, torch_side(lambda x, g: torch_grid_sample(x, g, **options), arrays))
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("align_corners", [False, True])
+@pytest.mark.parametrize("mode", ["bilinear", "nearest"])
+@pytest.mark.parametrize("distance", [1e10, 1e30])
+def test_reflections_from_afar_in_volumes(distance, mode, align_corners, dtype):
+    """The remainder of a division that leaves no digits is exact."""
+    x, grid = (array.astype(dtype) for array in arguments(*ODD[3]))
+    grid = np.clip(grid, -1.4, 1.4) * np.dtype(dtype).type(distance)
+    options = {"mode": mode, "padding_mode": "reflection", "align_corners": align_corners}
+    expected = torch_grid_sample(torch.from_numpy(x), torch.from_numpy(grid), **options)
+    np.testing.assert_allclose(grid_sample(x, grid, **options), expected, rtol=0, atol=1e-5)
+
+
 @pytest.mark.parametrize("setting", ["unwrapped", "compiled"])
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("rank", [2, 3])

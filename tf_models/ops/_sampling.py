@@ -52,10 +52,17 @@ def padded_taps(x: tf.Tensor, size: Any, mode: str, padding_mode: str, align_cor
         """Bring a position into [0, size - 1]; no gradient passes from a border or beyond it, as in torch."""
         if padding_mode == "reflection":
             low = 0.0 if align_corners else -0.5
-            period = 2 * (last - 2 * low)
+            span = last - 2 * low
             distance = tf.abs(position - low)
-            distance -= tf.floor(distance / period) * period
-            position = tf.minimum(distance, period - distance) + low
+            if volume:
+                # The very remainder, as in torch: far away, where a quotient has no digits left, it still tells a pixel.
+                crossed = tf.floor(distance / span)
+                distance = tf.math.floormod(distance, span)
+                odd = (crossed < 2.0**31) & (tf.math.floormod(crossed, 2.0) == 1)  # torch counts in an int
+                position = tf.where(odd, span - distance, distance) + low
+            else:
+                distance -= tf.floor(distance / (2 * span)) * (2 * span)
+                position = tf.minimum(distance, 2 * span - distance) + low
         if volume:
             ends = tf.where(position <= 0, tf.zeros_like(position), last)
         else:
