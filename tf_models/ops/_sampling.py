@@ -55,7 +55,7 @@ def padded_taps(x: tf.Tensor, size: Any, mode: str, padding_mode: str, align_cor
             span = last - 2 * low
             distance = tf.abs(position - low)
             if volume:
-                # The very remainder, as in torch: far away, where a quotient has no digits left, it still tells a pixel.
+                # The very remainder, as in torch: it tells a pixel even where the quotient has no digits left.
                 crossed = tf.floor(distance / span)
                 distance = tf.math.floormod(distance, span)
                 odd = (crossed < 2.0**31) & (tf.math.floormod(crossed, 2.0) == 1)  # torch counts in an int
