@@ -21,7 +21,6 @@ import numpy as np
 
 LEVELS = ((100, 134), (50, 67), (25, 34), (13, 17))
 PIXELS = sum(height * width for height, width in LEVELS)
-PAUSE = 0.02  # seconds before a call: for a while after one, the threads of torch and of TensorFlow spin on their cores
 
 # Case -> (forward, forward + backward) at most, against torch contiguous.
 TARGETS = {
@@ -269,7 +268,6 @@ def measure(threads: int, rounds: int, only: str) -> list[dict[str, Any]]:
             times: dict[str, list[float]] = {side: [] for side in sides}
             for _ in range(count):
                 for side, calls in sides.items():
-                    time.sleep(PAUSE)
                     times[side].append(timed(calls[index]))
             row = {"case": case, "direction": direction, "threads": threads, "target": targets[index]}
             row |= {"first": first_calls[index], "times": {side: min(t) for side, t in times.items()}}
