@@ -10,7 +10,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Protocol
 
-from converter.atomic import refuse, replacing
+from converter.atomic import refuse, replacing, undisturbed
 from converter.checkpoint import Checkpoint
 from converter.errors import ConversionError, ProofError, UsageError, printable
 from converter.origin import Origin
@@ -92,8 +92,8 @@ def convert(
         if output is None:
             output = Path("weights", f"{reading.pair.name}.weights.h5")
         output = Path(output).expanduser()
-        refuse(output, overwrite)
-        torch = stack.enter_context(TorchProcess()) if verify.startswith("full") and reading.fits else None
+        refuse(output, overwrite, sources=source.files)
+        torch = _torch_process(stack) if verify.startswith("full") and reading.fits else None
         hashing = stack.enter_context(ThreadPoolExecutor(1)).submit(source.sha256)
         stack.callback(source.stop)
         progress.start("loading TensorFlow", 0)
@@ -105,7 +105,7 @@ def convert(
         plan = make_plan(source, reading)
         origin = Origin.of(reading, source)
         nbytes = sum(step.entry.nbytes for step in plan.steps)
-        with replacing(output, overwrite) as temporary:
+        with replacing(output, overwrite, sources=source.files) as temporary:
             if torch is not None:
                 request = proofs.request_for(plan, source, dtype, verify == "full-size")
                 if plan.values >= proofs.BIG:
@@ -221,7 +221,7 @@ def verify(
             if spelling is not None or "dialect" not in about:
                 raise
             reading = _read(source, model, options, Choice(key, scope, about["dialect"]))
-        torch = stack.enter_context(TorchProcess()) if level.startswith("full") and reading.fits else None
+        torch = _torch_process(stack) if level.startswith("full") and reading.fits else None
         hashing = stack.enter_context(ThreadPoolExecutor(1)).submit(source.sha256)
         stack.callback(source.stop)
         progress.start("loading TensorFlow", 0)
@@ -360,6 +360,14 @@ def _read(source: Checkpoint, model: str | None, options: Mapping[str, Any] | No
         raise (Ambiguous(told) if isinstance(error, Ambiguous) else ConversionError(told)) from None
 
 
+def _torch_process(stack: ExitStack) -> TorchProcess:
+    """The torch side's process; a signal neither comes between it and its end, nor between that and its folder's."""
+    with undisturbed():
+        torch = TorchProcess()
+        stack.callback(undisturbed()(torch.close))
+    return torch
+
+
 def _provenance(report: Report, origin: dict[str, Any]) -> dict[str, Any]:
     from tf_models.loading import FORMAT
 
@@ -368,7 +376,7 @@ def _provenance(report: Report, origin: dict[str, Any]) -> dict[str, Any]:
         "version": version("weightbridge"),
         "model": report.model,
         "config": report.config,
-        "source": report.source.name,
+        "source": report.source.name.encode(errors="backslashreplace").decode(),  # it need not be UTF-8
         "source_sha256": report.source_sha256,
         "dialect": report.dialect,
         "dtype": report.dtype,

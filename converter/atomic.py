@@ -7,40 +7,65 @@ import os
 import re
 import secrets
 import shutil
+import signal
 import stat
-from collections.abc import Iterator
+import threading
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from converter.errors import ConversionError, printable
 from tf_models.loading import SUFFIX
 
 _WEIGHTS = (SUFFIX,)
+replaced = threading.Event()  # an output has taken its place: from then on a command cannot be taken back
 
 
 @contextlib.contextmanager
-def replacing(output: Path, overwrite: bool, suffixes: tuple[str, ...] = _WEIGHTS) -> Iterator[Path]:
+def undisturbed() -> Iterator[None]:
+    """Put off Ctrl-C and SIGTERM to the end of the block."""
+    came: list[int] = []
+    kept = {}
+    if threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGINT, signal.SIGTERM):
+            kept[number] = signal.signal(number, lambda which, _frame: came.append(which))
+    try:
+        yield
+    finally:
+        for number, handler in kept.items():
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+        for which in came[:1]:
+            signal.raise_signal(which)
+
+
+@contextlib.contextmanager
+def replacing(
+    output: Path, overwrite: bool, suffixes: tuple[str, ...] = _WEIGHTS, sources: Iterable[Path] = ()
+) -> Iterator[Path]:
     """A temporary file that takes `output`'s place, whole and synced, when the block ends well.
 
     When it does not, nothing is left and a previous output is as it was. The file stands in a folder of its own beside
     the output, which a living run keeps locked (HDF5 locks the file itself); what a killed run left is removed first.
 
     Raises:
-        ConversionError: the output exists and is not to be replaced, is no file, or cannot be written.
+        ConversionError: the output exists and is not to be replaced, is no file or one of `sources`, or cannot be
+            written.
     """
-    refuse(output, overwrite, suffixes)
+    refuse(output, overwrite, suffixes, sources)
     shown = printable(str(output), 160)
     with contextlib.ExitStack() as stack:
         try:
             stack.enter_context(_folders(output.parent))
             temporary = stack.enter_context(scratch(output.parent, f".{output.name}")) / output.name
             yield temporary
-            refuse(output, overwrite, suffixes)
+            refuse(output, overwrite, suffixes, sources)
             _sync(temporary)
-            if overwrite:
-                os.replace(temporary, output)
-            else:
-                _link(temporary, output, suffixes)
-            _sync(output.parent)
+            with undisturbed():
+                if overwrite:
+                    os.replace(temporary, output)
+                else:
+                    _link(temporary, output, suffixes)
+                replaced.set()
+                _sync(output.parent)
         except OSError as error:
             raise ConversionError(f"{shown} cannot be written: {_reason(error)}") from None
 
@@ -64,15 +89,17 @@ def replacing_folder(output: Path, overwrite: bool, mark: str) -> Iterator[Path]
             for place, _, names in os.walk(temporary):
                 for path in (*(Path(place, name) for name in names), Path(place)):
                     _sync(path)
-            if output.exists():
-                os.rename(output, previous)
-            try:
-                os.rename(temporary, output)
-            except OSError:
-                if previous.exists():
-                    os.rename(previous, output)
-                raise
-            _sync(output.parent)
+            with undisturbed():
+                if output.exists():
+                    os.rename(output, previous)
+                try:
+                    os.rename(temporary, output)
+                except OSError:
+                    if previous.exists():
+                        os.rename(previous, output)
+                    raise
+                replaced.set()
+                _sync(output.parent)
         except OSError as error:
             raise ConversionError(f"{printable(str(output), 160)} cannot be written: {_reason(error)}") from None
 
@@ -91,11 +118,12 @@ def _link(temporary: Path, output: Path, suffixes: tuple[str, ...]) -> None:
         os.replace(temporary, output)  # a file system without hard links, as on many memory sticks
 
 
-def refuse(output: Path, overwrite: bool, suffixes: tuple[str, ...] = _WEIGHTS) -> None:
+def refuse(output: Path, overwrite: bool, suffixes: tuple[str, ...] = _WEIGHTS, sources: Iterable[Path] = ()) -> None:
     """Raise when `output` cannot be the name of a new file.
 
     Raises:
-        ConversionError: it has another ending, is a folder or a link, or exists and is not to be replaced.
+        ConversionError: it has another ending, is a folder, a link or one of `sources`, or exists and is not to be
+            replaced.
     """
     shown = printable(str(output), 160)
     if not output.name.lower().endswith(suffixes):
@@ -107,6 +135,10 @@ def refuse(output: Path, overwrite: bool, suffixes: tuple[str, ...] = _WEIGHTS) 
         raise ConversionError(f"the output {shown} is a folder")
     if not stat.S_ISREG(mode):
         raise ConversionError(f"the output {shown} is not a regular file")
+    for source in sources:
+        with contextlib.suppress(OSError):  # one of them is gone
+            if os.path.samefile(output, source):
+                raise ConversionError(f"the output {shown} is the file that is read; name another")
     if not overwrite:
         raise ConversionError(f"the output {shown} exists; --overwrite replaces it")
 
@@ -132,6 +164,8 @@ def refuse_folder(output: Path, overwrite: bool, mark: str) -> None:
 def _mode(output: Path, what: str) -> int | None:
     """The mode of what stands there, or None; a link is refused."""
     shown = printable(str(output), 160)
+    if any(place.name == ".." and not os.path.exists(place) for place in output.parents):
+        raise ConversionError(f"the output {shown} leads through a folder that does not exist")
     try:
         mode = os.lstat(output).st_mode
     except (FileNotFoundError, NotADirectoryError):
@@ -152,16 +186,21 @@ def _reason(error: OSError) -> str:
 
 @contextlib.contextmanager
 def _folders(folder: Path) -> Iterator[None]:
-    """Make the folder and those above it; those that were made are removed again when the block fails."""
-    made = [place for place in (folder, *folder.parents) if not place.exists()]
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
+    """Make the folder and those above it; those that were made, and are empty in the end, are removed again."""
+    with contextlib.ExitStack() as made:
+        with undisturbed():
+            for place in reversed((folder, *folder.parents)):
+                if not place.is_dir():
+                    with contextlib.suppress(FileExistsError):  # another run may have been first
+                        place.mkdir()
+                        made.callback(_remove_empty, place)
         yield
-    except BaseException:
-        with contextlib.suppress(OSError):  # another run may have put something there
-            for place in made:
-                place.rmdir()
-        raise
+
+
+@undisturbed()
+def _remove_empty(folder: Path) -> None:
+    with contextlib.suppress(OSError):
+        folder.rmdir()
 
 
 @contextlib.contextmanager
@@ -174,22 +213,30 @@ def scratch(parent: Path, name: str) -> Iterator[Path]:
     for entry in os.listdir(parent):
         if ours.fullmatch(entry):
             _remove_abandoned(parent / entry)
-    while True:
-        folder = parent / f"{name}.{secrets.token_hex(4)}.partial"
-        folder.mkdir(mode=0o700)
-        try:
-            lock = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
-        except FileNotFoundError:
-            continue  # another run took it for abandoned before it was locked
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            if not folder.exists():
-                continue
-            yield folder
-            return
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
-            os.close(lock)
+    with contextlib.ExitStack() as stack:
+        with undisturbed():
+            folder = None
+            while folder is None:
+                folder = _locked(parent / f"{name}.{secrets.token_hex(4)}.partial", stack)
+        yield folder
+
+
+def _locked(folder: Path, stack: contextlib.ExitStack) -> Path | None:
+    """Make the folder, locked, and have the stack remove it; None when another run took it for abandoned first."""
+    folder.mkdir(mode=0o700)
+    try:
+        lock = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return None
+    stack.callback(_remove, folder, lock)
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    return folder if folder.exists() else None
+
+
+@undisturbed()
+def _remove(folder: Path, lock: int) -> None:
+    shutil.rmtree(folder, ignore_errors=True)
+    os.close(lock)
 
 
 def _remove_abandoned(folder: Path) -> None:

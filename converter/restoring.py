@@ -108,7 +108,7 @@ def restore(
     progress = progress or Silent()
     began = time.monotonic()
     path, output = Path(path).expanduser(), Path(output).expanduser()
-    refuse(output, overwrite, ENDINGS)
+    refuse(output, overwrite, ENDINGS, [path])
     from tf_models.loading import WeightsError, provenance
 
     try:
@@ -135,7 +135,7 @@ def restore(
         pair.name, path, spelling.name, origin.key, origin.prefix, output, len(tensors), len(kept), nbytes
     )
     report.notes = list(_notes(about, origin, output))
-    with replacing(output, overwrite, ENDINGS) as temporary, ExitStack() as stack:
+    with replacing(output, overwrite, ENDINGS, [path]) as temporary, ExitStack() as stack:
         progress.start("writing", nbytes)
         arrays = stack.enter_context(closing(_arrays(path, plan, progress)))
         write_checkpoint(temporary, origin.key, tensors, _followed(arrays, kept))

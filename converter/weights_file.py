@@ -8,8 +8,6 @@ import contextlib
 import io
 import json
 import os
-import signal
-import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -19,6 +17,7 @@ from typing import Any
 import h5py
 import numpy as np
 
+from converter.atomic import undisturbed
 from converter.checkpoint import Checkpoint
 from converter.errors import ConversionError, printable
 from converter.planning import Plan, Step
@@ -139,23 +138,6 @@ class _Patient:
 
 
 @contextlib.contextmanager
-def _undisturbed() -> Iterator[None]:
-    """Put off Ctrl-C and SIGTERM to the end of the block: HDF5 cannot pass on what is raised where it calls us."""
-    came: list[int] = []
-    kept = {}
-    if threading.current_thread() is threading.main_thread():
-        for number in (signal.SIGINT, signal.SIGTERM):
-            kept[number] = signal.signal(number, lambda which, _frame: came.append(which))
-    try:
-        yield
-    finally:
-        for number, handler in kept.items():
-            signal.signal(number, signal.SIG_DFL if handler is None else handler)
-        for which in came[:1]:
-            signal.raise_signal(which)
-
-
-@contextlib.contextmanager
 def _hdf5(path: Path, mode: str) -> Iterator[h5py.File]:
     """The open HDF5 file.
 
@@ -165,7 +147,8 @@ def _hdf5(path: Path, mode: str) -> Iterator[h5py.File]:
     with open(path, "w+b" if mode == "w" else "r+b", buffering=0) as raw:
         patient = _Patient(raw)
         try:
-            with _undisturbed(), h5py.File(patient, mode) as file:
+            # A signal waits, for HDF5 cannot pass on what is raised where it calls us.
+            with undisturbed(), h5py.File(patient, mode) as file:
                 yield file
         finally:
             if patient.error is not None:

@@ -1,8 +1,10 @@
 """An output appears whole or not at all, whatever stands in its way."""
 
+import contextlib
 import errno
 import fcntl
 import os
+import signal
 import stat
 import time
 from pathlib import Path
@@ -59,6 +61,96 @@ def test_folders_that_were_made_are_removed_after_a_failure(tmp_path):
     assert os.listdir(tmp_path) == []
     write(output)
     assert output.read_bytes() == b"new"
+
+
+def test_folders_are_removed_up_to_one_that_could_not_be_made(tmp_path):
+    with pytest.raises(ConversionError, match="File name too long"):
+        write(tmp_path / "a" / ("b" * 300) / "w.weights.h5")
+    assert os.listdir(tmp_path) == []
+
+
+def test_no_folder_is_made_to_be_left_again(tmp_path):
+    with pytest.raises(ConversionError, match="through a folder that does not exist"):
+        write(tmp_path / "new" / ".." / "w.weights.h5")
+    assert os.listdir(tmp_path) == []
+    (tmp_path / "old").mkdir()
+    write(tmp_path / "old" / ".." / "new" / "w.weights.h5")
+    assert sorted(os.listdir(tmp_path)) == ["new", "old"]
+
+
+@pytest.mark.parametrize("link", [None, os.link, os.symlink])
+def test_what_is_read_is_never_replaced(tmp_path, output, link):
+    output.write_bytes(b"source")
+    source = output if link is None else tmp_path / "ckpt.pth"
+    if link is not None:
+        link(output, source)
+    for overwrite in (False, True):
+        with pytest.raises(ConversionError, match="is the file that is read"):
+            refuse(output, overwrite, sources=[tmp_path / "gone", source])
+
+
+def test_what_is_read_is_not_replaced_when_it_takes_the_name_meanwhile(tmp_path, output):
+    source = tmp_path / "ckpt.pth"
+    source.write_bytes(b"source")
+    with pytest.raises(ConversionError, match="file that is read"), replacing(output, True, (".h5",), [source]):
+        os.link(source, output)
+    assert output.read_bytes() == b"source"
+
+
+class Signal(BaseException):
+    pass
+
+
+@pytest.fixture
+def signalled(monkeypatch):
+    """Have a function of os raise a signal once it is done, the first time."""
+
+    def stop(*_: object) -> None:
+        raise Signal
+
+    def patch(name: str) -> None:
+        real = getattr(os, name)
+
+        def call(*arguments, **options):
+            result = real(*arguments, **options)
+            monkeypatch.setattr(os, name, real)
+            signal.raise_signal(signal.SIGTERM)
+            return result
+
+        monkeypatch.setattr(os, name, call)
+
+    kept = signal.signal(signal.SIGTERM, stop)
+    yield patch
+    signal.signal(signal.SIGTERM, kept)
+
+
+@pytest.mark.parametrize("call", ["unlink", "rmdir"])
+def test_a_signal_while_a_folder_is_made_or_removed_leaves_nothing(tmp_path, signalled, call):
+    with pytest.raises(Signal), replacing(tmp_path / "a" / "b" / "w.weights.h5", False) as temporary:  # noqa: PT012
+        temporary.write_bytes(b"half")
+        signalled(call)
+        raise ValueError("failed")
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("call", ["mkdir", "open"])
+def test_a_signal_while_the_folders_are_made_leaves_nothing(tmp_path, signalled, call):
+    signalled(call)
+    with pytest.raises(Signal), replacing(tmp_path / "a" / "b" / "w.weights.h5", False):
+        pass
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_signal_between_the_two_steps_of_replacing_a_folder_waits(tmp_path, signalled):
+    output = tmp_path / "f"
+    for content in ("old", "new"):
+        with pytest.raises(Signal) if content == "new" else contextlib.nullcontext():  # noqa: SIM117
+            with atomic.replacing_folder(output, True, "mark") as temporary:
+                (temporary / "mark").write_text(content)
+                if content == "new":
+                    signalled("rename")
+    assert (output / "mark").read_text() == "new"
+    assert os.listdir(tmp_path) == ["f"]
 
 
 def test_a_folder_that_was_there_stays(tmp_path):
