@@ -1,5 +1,6 @@
 """The commands `convert` and `weightbridge`: they parse, call the converter, and print. No logic lives here."""
 
+import atexit
 import contextlib
 import functools
 import importlib
@@ -10,11 +11,53 @@ import sys
 import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import click
 
 USAGE, FAILED, INTERRUPTED, TERMINATED = 2, 1, 130, 143
+
+
+def _print(*lines: str) -> None:
+    """Print a result to standard output, each line escaped where it would do more than print.
+
+    Raises:
+        ClickException: it cannot be printed, though not because the reader has seen enough.
+    """
+    from converter.errors import one_line
+
+    try:
+        click.echo("\n".join(map(one_line, lines)))
+    except BrokenPipeError:
+        _discard(sys.stdout)
+    except OSError as error:
+        _discard(sys.stdout)
+        written = "; the output is written" if _replaced() else ""
+        raise click.ClickException(f"the report cannot be printed: {error.strerror}{written}") from None
+
+
+def _print_json(data: Any) -> None:
+    _print(*json.dumps(data, indent=2).split("\n"))
+
+
+def _print_report(report: Any, as_json: bool, *more: str) -> None:
+    if as_json:
+        _print_json(report.to_dict())
+    else:
+        _print(*(f"{heading:<9} {text}" for heading, text in report.lines()), *more)
+
+
+def _tell(text: str) -> None:
+    """Print to standard error, if that is possible."""
+    try:
+        click.echo(text, err=True)
+    except OSError:
+        _discard(sys.stderr)
+
+
+def _discard(stream: Any) -> None:
+    """Have what a stream could not print, and still holds, go nowhere; Python would fail over it at its end."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 class _Bar:
@@ -45,7 +88,7 @@ class _Plain:
         pass
 
     def say(self, text: str) -> None:
-        click.echo(text, err=True)
+        _tell(text)
 
 
 @contextlib.contextmanager
@@ -73,7 +116,7 @@ def _hushed(debug: bool) -> Iterator[None]:
     sys.stderr.flush()
     kept = os.dup(2)
     python_stderr = sys.stderr
-    with open(os.devnull, "w") as nowhere, open(kept, "w", closefd=True) as screen:
+    with open(os.devnull, "w") as nowhere, open(kept, "w", closefd=True, errors="backslashreplace") as screen:
         os.dup2(nowhere.fileno(), 2)
         sys.stderr = screen
         try:
@@ -96,14 +139,34 @@ def _heed_signals() -> None:
     """Have Ctrl-C and SIGTERM end the command as an error does, so that what it began is cleaned up."""
 
     def stop(number: int, _frame: Any) -> None:
-        for each in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(each, signal.SIG_IGN)  # a second one would disturb the cleaning up
+        _ignore_signals()  # a second one would disturb the cleaning up
+        if _replaced():
+            return  # a command that says it was interrupted has changed nothing
         if number == signal.SIGINT:
             raise _Stopped("interrupted", INTERRUPTED)
         raise _Stopped("terminated", TERMINATED)
 
     for each in (signal.SIGINT, signal.SIGTERM):
         signal.signal(each, stop)
+    atexit.register(_ignore_signals)  # Python takes our handler away before it ends
+
+
+def _ignore_signals() -> None:
+    for each in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(each, signal.SIG_IGN)
+
+
+def _replaced() -> bool:
+    """Whether an output has taken its place."""
+    atomic = sys.modules.get("converter.atomic")
+    return atomic is not None and atomic.replaced.is_set()
+
+
+def _open_streams() -> None:
+    """Open what the caller closed; a file would get its number, and in it what libraries print."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115
 
 
 class _Stoppable(click.Command):
@@ -111,21 +174,32 @@ class _Stoppable(click.Command):
 
     def main(self, *args: Any, **kwargs: Any) -> Any:
         try:
+            _open_streams()
             _heed_signals()
             status = super().main(*args, **{**kwargs, "standalone_mode": False})
             sys.exit(status if isinstance(status, int) else 0)
         except click.exceptions.Abort:
             sys.exit(INTERRUPTED)
         except click.ClickException as error:
-            click.echo(f"error: {error.format_message()}", err=True)
-            sys.exit(error.exit_code)
+            _fail(error.format_message(), error.exit_code)
+        except OSError as error:
+            _discard(sys.stdout)
+            _fail(f"what was asked for cannot be printed: {error.strerror}")
         except _Stopped as stopped:
-            click.echo(f"error: {stopped}", err=True)
+            _tell(f"error: {stopped}")
             sys.exit(stopped.code)
 
 
 class _StoppableGroup(_Stoppable, click.Group):
     pass
+
+
+def _fail(message: str, code: int = FAILED) -> NoReturn:
+    """End the command with one line of at most 500 characters that only prints."""
+    from converter.errors import one_line, shorten
+
+    _tell("error: " + shorten(one_line(" ".join(message.split())), 490))
+    sys.exit(code)
 
 
 def _answering(command: Callable[..., None]) -> Callable[..., None]:
@@ -134,7 +208,6 @@ def _answering(command: Callable[..., None]) -> Callable[..., None]:
     @click.option("--debug", is_flag=True, help="Show the traceback of an error, and what libraries print.")
     @functools.wraps(command)
     def run(debug: bool, **arguments: Any) -> None:
-        message, code = "", FAILED
         try:
             with _hushed(debug):
                 try:
@@ -148,13 +221,9 @@ def _answering(command: Callable[..., None]) -> Callable[..., None]:
             raise
         except click.ClickException as error:
             message, code = error.format_message(), error.exit_code
-        except BrokenPipeError:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            sys.exit(FAILED)
         except Exception as error:
             message, code = _explained(error)
-        click.echo(f"error: {' '.join(message.split())[:490]}", err=True)
-        sys.exit(code)
+        _fail(message, code)
 
     return run
 
@@ -277,7 +346,10 @@ def convert(
     if dry_run:
         plan = converter.plan(model, checkpoint, options, key=key, scope=scope, spelling=spelling)
         if not quiet:
-            click.echo(json.dumps(plan.to_dict(), indent=2) if as_json else str(plan))
+            if as_json:
+                _print_json(plan.to_dict())
+            else:
+                _print(*str(plan).split("\n"))
         return
     with _progress(quiet) as progress:
         report = converter.convert(
@@ -295,15 +367,17 @@ def convert(
             progress=progress,
         )
     if not quiet:
-        click.echo(json.dumps(report.to_dict(), indent=2) if as_json else str(report))
-        if not as_json:
-            click.echo(f'{"load it":<9} tf_models.load("{report.output}")')
+        place = json.dumps(str(report.output), ensure_ascii=False)
+        _print_report(report, as_json, f"{'load it':<9} tf_models.load({place})")
 
 
-@click.group(cls=_StoppableGroup)
+@click.group(cls=_StoppableGroup, invoke_without_command=True)
 @_SHOW_VERSION
-def main() -> None:
+@click.pass_context
+def main(context: click.Context) -> None:
     """Carry PyTorch weights over to TensorFlow and prove that they arrived."""
+    if context.invoked_subcommand is None:
+        click.echo(context.get_help())
 
 
 main.add_command(convert)
@@ -328,14 +402,16 @@ def models(pair: str | None, as_json: bool) -> None:
         for one in pairs()
     ]
     if as_json:
-        click.echo(json.dumps(rows, indent=2))
+        _print_json(rows)
         return
+    lines = []
     width = max(len(str(row["name"])) for row in rows)
     for row in rows:
         count = "any" if row["tensors"] is None else row["tensors"]
-        click.echo(f"{row['name']:<{width}}  {count:>4} tensors  {row['summary']}")
+        lines.append(f"{row['name']:<{width}}  {count:>4} tensors  {row['summary']}")
         for name, option in row["options"].items():
-            click.echo(f"{'':<{width}}    --option {name}={_spelled(option['default'])}  {option['help']}")
+            lines.append(f"{'':<{width}}    --option {name}={_spelled(option['default'])}  {option['help']}")
+    _print(*lines)
 
 
 def _spelled(value: Any) -> str:
@@ -355,20 +431,19 @@ def inspect(file: Path, as_json: bool) -> None:
     held = converter.inspect(file)
     if as_json:
         entries = [{"name": e.name, "shape": list(e.shape), "dtype": e.dtype, "nbytes": e.nbytes} for e in held]
-        click.echo(
-            json.dumps({"container": held.container, "provenance": held.provenance, "entries": entries}, indent=2)
-        )
+        _print_json({"container": held.container, "provenance": held.provenance, "entries": entries})
         return
+    lines = []
     rows = [(printable(e.name), "x".join(map(str, e.shape)) or "-", printable(e.dtype), f"{e.nbytes:,}") for e in held]
     widths = [max((len(row[i]) for row in rows), default=0) for i in range(4)]
     for name, shape, dtype, nbytes in rows:
-        click.echo(f"{name:<{widths[0]}}  {shape:<{widths[1]}}  {dtype:<{widths[2]}}  {nbytes:>{widths[3]}}")
+        lines.append(f"{name:<{widths[0]}}  {shape:<{widths[1]}}  {dtype:<{widths[2]}}  {nbytes:>{widths[3]}}")
     total = sum(e.nbytes for e in held)
-    click.echo(f"\n{held.container}: {len(held)} tensors, {size(total)}")
+    lines += ["", f"{held.container}: {len(held)} tensors, {size(total)}"]
     for name, value in held.provenance.items():
-        click.echo(f"{name:<14} {printable(json.dumps(value) if isinstance(value, dict) else str(value), 400)}")
-    for note in held.notes:
-        click.echo(f"note: {note}")
+        lines.append(f"{name:<14} {printable(json.dumps(value) if isinstance(value, dict) else str(value), 400)}")
+    lines += [f"note: {note}" for note in held.notes]
+    _print(*lines)
 
 
 @main.command()
@@ -406,7 +481,7 @@ def verify(
             model, checkpoint, weights, options, level=level, key=key, scope=scope, spelling=spelling, progress=progress
         )
     if not quiet:
-        click.echo(json.dumps(report.to_dict(), indent=2) if as_json else str(report))
+        _print_report(report, as_json)
     if not report:
         raise click.ClickException(f"the proof failed: {report.failure()}")
 
@@ -470,24 +545,22 @@ def segment(
     if output is None and masks is None and not as_json:
         raise click.UsageError("nothing is to be written: give --output, --masks or --json")
     if output is not None:
-        refuse(output, overwrite, SUFFIXES)
+        refuse(output, overwrite, SUFFIXES, [weights, picture])
         check_drawing(output, picture)
     if masks is not None:
         check_folder(masks)
     with _progress(quiet) as progress:
         result = segment(weights, picture, points, background, boxes, everything, progress)
     if output is not None:
-        with replacing(output, overwrite, SUFFIXES) as temporary:
+        with replacing(output, overwrite, SUFFIXES, [weights, picture]) as temporary:
             result.save_drawing(temporary)
     if masks is not None:
         result.save_masks(masks)
     if as_json:
-        click.echo(json.dumps(result.to_dict(), indent=2))
+        _print_json(result.to_dict())
     elif not quiet:
-        click.echo(str(result))
-        for path in (output, masks):
-            if path is not None:
-                click.echo(f"{'written':<9} {path}")
+        written = [f"{'written':<9} {path}" for path in (output, masks) if path is not None]
+        _print(*str(result).split("\n"), *written)
 
 
 def _sizes(context: click.Context, parameter: click.Parameter, values: tuple[str, ...]) -> dict[str, int]:
@@ -533,7 +606,7 @@ def export(
     _chosen("auto", pair)
     report = converter.export(file, output, format, dtype=dtype, part=part, sizes=sizes, overwrite=overwrite)
     if not quiet:
-        click.echo(json.dumps(report.to_dict(), indent=2) if as_json else str(report))
+        _print_report(report, as_json)
 
 
 @main.command()
@@ -557,7 +630,7 @@ def restore(
     with _progress(quiet) as progress:
         report = converter.restore(weights, output, dialect, overwrite, progress)
     if not quiet:
-        click.echo(json.dumps(report.to_dict(), indent=2) if as_json else str(report))
+        _print_report(report, as_json)
 
 
 if __name__ == "__main__":

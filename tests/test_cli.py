@@ -1,12 +1,15 @@
 """The commands in processes of their own: what they print, where, and with which exit code."""
 
+import ast
 import json
 import os
 import pty
 import re
+import shutil
 import signal
 import subprocess
 import time
+from pathlib import Path
 
 import pytest
 import safetensors.torch
@@ -246,6 +249,118 @@ def test_nothing_in_the_checkpoint_s_folder_is_run(folder, tmp_path):
     done = run("convert", folder / "ckpt.pth", *HEADS, "-o", "o.weights.h5", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert not (tmp_path / "ran").exists()
+
+
+LOSSLESS = ("ckpt.pth", *HEADS, "--verify", "lossless", "--overwrite")
+
+
+def shell(script: str, *arguments: object, cwd: Path) -> subprocess.CompletedProcess:
+    """Run a line of bash, in which "$@" stands for the arguments."""
+    command = ["bash", "-c", f"set -o pipefail; {script}", "bash", *map(str, arguments)]
+    return subprocess.run(command, cwd=cwd, env=environment(), capture_output=True, text=True, check=False)
+
+
+@pytest.mark.parametrize(
+    ("redirected", "code", "told"),
+    [
+        (">/dev/full", 1, "error: the report cannot be printed: No space left on device; the output is written\n"),
+        ("| true", 0, ""),
+        ("<&- >&- 2>&-", 0, ""),
+    ],
+)
+def test_a_report_that_nobody_can_read_is_no_failed_conversion(redirected, code, told, folder, tmp_path):
+    output = tmp_path / "o.weights.h5"
+    done = shell(f'convert "$@" {redirected}', *LOSSLESS, "-o", output, cwd=folder)
+    assert (done.returncode, done.stderr) == (code, told)
+    assert run("weightbridge", "inspect", output, cwd=folder).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("command", "code", "told"),
+    [
+        ("convert --help >/dev/full", 1, "error: what was asked for cannot be printed: No space left on device\n"),
+        ("weightbridge models >/dev/full", 1, "error: the report cannot be printed: No space left on device\n"),
+        ("weightbridge models | true", 0, ""),
+        ("convert nowhere.pth 2>&-", 1, ""),
+        ("convert nowhere.pth 2>/dev/full", 1, ""),
+        ("convert 2>/dev/full", 2, ""),
+    ],
+)
+def test_streams_that_are_closed_or_full(command, code, told, folder):
+    done = shell(command, cwd=folder)
+    assert (done.returncode, done.stderr) == (code, told)
+
+
+def test_a_failed_proof_is_a_failure_even_where_nobody_reads_the_report(folder, tmp_path):
+    other = save(prefixed(small_state(seed=1), "mask_decoder."), tmp_path)
+    arguments = ("verify", other, "weights/sam_decoder.weights.h5", "--level", "lossless")
+    done = shell('weightbridge "$@" | true', *arguments, cwd=folder)
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: the proof failed")
+
+
+@pytest.mark.parametrize("name", [b"caf\xe9", "a\x1b[31m\n\u202eb".encode()])
+def test_names_of_files_that_are_no_text(name, folder, tmp_path):
+    source, output = (os.fsdecode(name + ending) for ending in (b".pth", b".weights.h5"))
+    shutil.copy(folder / "ckpt.pth", tmp_path / source)
+    done = run("convert", source, *LOSSLESS[1:], "-o", output, cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert all(line.isprintable() for line in done.stdout.splitlines())
+    assert [line.split()[0] for line in done.stdout.splitlines()[-2:]] == ["written", "load"]
+    assert ast.literal_eval(done.stdout.partition("tf_models.load")[2]) == output
+    done = run("weightbridge", "restore", output, "-o", f"new{source}", cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert all(line.isprintable() for line in done.stdout.splitlines())
+    done = run("weightbridge", "inspect", output, cwd=tmp_path)
+    assert done.returncode == 0
+    assert all(line.isprintable() for line in done.stdout.splitlines())
+
+
+def test_the_output_is_not_what_is_read(folder, tmp_path):
+    source, output = tmp_path / "self.weights.h5", tmp_path / "self.pth"
+    shutil.copy(folder / "ckpt.pth", source)
+    done = run("convert", source, *HEADS, "-o", source, "--overwrite", cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "is the file that is read" in done.stderr
+    assert source.read_bytes() == (folder / "ckpt.pth").read_bytes()
+    weights = folder / "weights" / "sam_decoder.weights.h5"
+    shutil.copy(weights, source)
+    os.link(source, output)
+    done = run("weightbridge", "restore", source, "-o", output, "--overwrite", cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "is the file that is read" in done.stderr
+    assert output.read_bytes() == weights.read_bytes()
+
+
+def test_weightbridge_alone_prints_its_help(folder):
+    done = run("weightbridge", cwd=folder)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("Usage: weightbridge")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["convert", "--" + "x" * 2000],
+        ["weightbridge", "x" * 1000],
+        ["convert", "ckpt.pth", "--pair", "a\x1b[31m"],
+        ["convert", "ckpt.pth", "more\x1b[31m\u202e"],
+        ["convert", "ckpt.pth", "--option", "\x1b[31m" * 200],
+    ],
+)
+def test_a_wrong_command_gives_one_short_line_that_only_prints(arguments, folder):
+    ours, theirs = pty.openpty()  # a terminal, where escape sequences would act
+    done = subprocess.run(
+        [BIN / arguments[0], *arguments[1:]], cwd=folder, env=environment(), stderr=theirs, check=False
+    )
+    os.close(theirs)
+    said = os.read(ours, 1 << 16).decode()
+    os.close(ours)
+    assert done.returncode == 2
+    assert said.startswith("error: ")
+    assert said.endswith("\r\n")
+    assert said[:-2].isprintable()
+    assert len(said) <= 500
 
 
 ORDERS = [

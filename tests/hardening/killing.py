@@ -1,6 +1,6 @@
 """Conversions that are killed, run out of disk, or run two at a time; prints what became of them as JSON.
 
-    python -m tests.hardening.killing {kill | full | writers} ROUNDS [SEED]
+    python -m tests.hardening.killing {kill | moments | full | writers} ROUNDS [SEED]
 
 One process imports everything, and forks for each conversion, so that a round takes a fraction of a second. It never
 runs TensorFlow itself: a fork of a running TensorFlow would hang.
@@ -114,11 +114,42 @@ def kill(bench: Bench, rounds: int, rng: random.Random) -> Counter:
             print(f"{name} at {after:.3f} s: exit code {code}, {text!r}", file=sys.stderr)
         seen["wrong message"] += code in (cli.INTERRUPTED, cli.TERMINATED) and not one_line(text)
         seen["wrong files"] += content not in bench.results or (code == 0 and content != bench.results[1])
+        seen["wrong files"] += code in (cli.INTERRUPTED, cli.TERMINATED) and content != bench.results[0]
         seen["half a file left in its folder"] += bool(bench.left())
         seen["left by what could clean up"] += bool(bench.left()) and name != "SIGKILL" and not early
         if bench.left():
             assert bench.start(1).wait() == (0, "")
             seen["left after the next run"] += bool(bench.left())
+    return seen
+
+
+def moments(bench: Bench, rounds: int, _rng: random.Random) -> Counter:
+    """A signal while the folder is made, when the output has taken its place, and while the folder is removed."""
+    seen: Counter[str] = Counter()
+
+    def before(name: str, number: int, limit: int) -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+        real = getattr(os, name)
+
+        def signalled(*arguments: Any, **options: Any) -> None:
+            real(*arguments, **options)
+            setattr(os, name, real)
+            signal.raise_signal(number)
+
+        setattr(os, name, signalled)
+
+    half, whole = len(bench.results[1]) // 2, resource.RLIM_INFINITY
+    for _ in range(rounds):
+        for name in ("SIGINT", "SIGTERM"):
+            for call, limit, late in (("mkdir", whole, False), ("replace", whole, True), ("unlink", half, False)):
+                bench.output.write_bytes(bench.results[0])
+                number = getattr(signal, name)
+                code, text = bench.start(1, before=lambda c=call, n=number, m=limit: before(c, n, m)).wait()
+                seen[f"{call}: {code}"] += 1
+                seen["wrong exit code"] += code != (0 if late else SIGNALS[name])
+                seen["wrong message"] += not late and not one_line(text)
+                seen["wrong files"] += bench.output.read_bytes() != bench.results[late]
+                seen["left"] += bool(bench.left())
     return seen
 
 
@@ -158,7 +189,7 @@ def writers(bench: Bench, rounds: int, _rng: random.Random) -> Counter:
 def main(what: str, rounds: str, seed: str = "0") -> None:
     with tempfile.TemporaryDirectory() as folder:
         bench = Bench(Path(folder))
-        run = {"kill": kill, "full": full, "writers": writers}[what]
+        run = {"kill": kill, "moments": moments, "full": full, "writers": writers}[what]
         print(json.dumps({"rounds": int(rounds), **run(bench, int(rounds), random.Random(seed))}))
 
 

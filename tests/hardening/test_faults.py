@@ -45,6 +45,13 @@ def test_killed_at_many_random_moments():
     assert seen["half a file left in its folder"] >= 1  # and the next run removed it
 
 
+def test_killed_at_the_moments_that_matter():
+    seen = rounds("moments", 1)
+    assert {name: number for name, number in seen.items() if ":" in name} == {
+        "mkdir: 130": 1, "mkdir: 143": 1, "replace: 0": 2, "unlink: 130": 1, "unlink: 143": 1,
+    }  # fmt: skip
+
+
 def test_a_full_disk_at_every_stage():
     assert rounds("full", 12)["refused"] == 12
 
