@@ -35,6 +35,8 @@ class Child:
 
     def __init__(self, *arguments: object, before: Callable[[], Any] = lambda: None):
         reading, writing = os.pipe()
+        # Until the command heeds it: a KeyboardInterrupt would leave `main` in the child too, and remove its folder.
+        kept = signal.signal(signal.SIGINT, signal.SIG_DFL)
         self.pid, self._error = os.fork(), reading
         if self.pid == 0:
             code = 99
@@ -47,6 +49,7 @@ class Child:
                 except SystemExit as end:
                     code = int(end.code or 0)
             os._exit(code)
+        signal.signal(signal.SIGINT, kept)
         os.close(writing)
 
     def wait(self) -> tuple[int, str]:
