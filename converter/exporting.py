@@ -180,7 +180,7 @@ def export(
         if output is not None:
             output = Path(output).expanduser()
             if output.exists():  # refuse early: what comes next takes long
-                _refuse(output, format, overwrite)
+                _refuse(output, format, overwrite, source)
         model = load(source)
         found = exporting.parts(about["model"], model) or _probed(about["model"], about["config"], model)
     except WeightsError as error:
@@ -194,7 +194,7 @@ def export(
     report = ExportReport(about["model"], source, about, format, dtype, output)
     with ExitStack() as stack:
         if format == "tflite" and not several:
-            temporary = stack.enter_context(replacing(output, overwrite, (_LITE,)))
+            temporary = stack.enter_context(replacing(output, overwrite, (_LITE,), [source]))
         else:
             temporary = stack.enter_context(replacing_folder(output, overwrite, MARK))
         for one in chosen:
@@ -213,9 +213,9 @@ def export(
     return report
 
 
-def _refuse(output: Path, format: str, overwrite: bool) -> None:
+def _refuse(output: Path, format: str, overwrite: bool, source: Path) -> None:
     if format == "tflite" and not output.is_dir():
-        refuse(output, overwrite, (_LITE,))
+        refuse(output, overwrite, (_LITE,), [source])
     else:
         refuse_folder(output, overwrite, MARK)
 

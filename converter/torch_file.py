@@ -20,6 +20,8 @@ from converter.unpickle import Inert, StorageRef, TensorRef, load, storage_ref
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 # Signature, flags, method, CRC, packed and unpacked length, length of the name, length of the extra field.
 _LOCAL_HEADER = struct.Struct("<4s2xHH4xIIIHH")
+_END, _END_64, _LOCATOR = 22, 56, 20  # bytes of what ends a zip archive
+_DESCRIPTORS = (12, 16, 20, 24)  # bytes of what may follow a record: CRC and lengths
 _LONGEST_PICKLE = 1 << 28
 _MOST_OBJECTS = 1_000_000
 _DEEPEST = 32
@@ -73,14 +75,15 @@ def read_zip(descriptor: int, file: str) -> list[Entry]:
             return f"its record holds {record.nbytes} bytes, its storage declares {_nbytes(ref)}"
         return Storage(descriptor, record.start, record.nbytes, order == b"big", record.crc)
 
-    return _entries(load(io.BytesIO(pickled), len(pickled)), storage, file)
+    return _entries(load(io.BytesIO(pickled), len(pickled), _Declared()), storage, file)
 
 
 def _records(descriptor: int) -> dict[str, _Record]:
     """Name below the archive's one folder -> record, of every record that the directory lists.
 
-    Other readers trust other parts of a zip: the directory, or the header before each record. So both must say the
-    same, records must not overlap, and nothing may stand before the first or after the directory.
+    Other readers trust other parts of a zip: the directory, or the header before each record; of two directories the
+    other one; and torch finds names whatever their case. So all must say the same, every byte must be explained, and
+    names are those that torch writes.
     """
     size = os.fstat(descriptor).st_size
     with os.fdopen(os.dup(descriptor), "rb") as stream:
@@ -89,13 +92,17 @@ def _records(descriptor: int) -> dict[str, _Record]:
                 listed, comment, directory = archive.infolist(), archive.comment, archive.start_dir
         except Exception as error:
             raise ConversionError(f"its zip directory is damaged or cut off ({type(error).__name__})") from None
+    locator = os.pread(descriptor, _LOCATOR, max(0, size - _END - _LOCATOR))
+    pointed = int.from_bytes(locator[8:16], "little")
+    if locator.startswith(b"PK\x06\x07") and pointed != size - _END - _LOCATOR - _END_64:
+        raise ConversionError("the pointer to its zip directory leads elsewhere")
     if comment:
         raise ConversionError("its zip directory is followed by a comment, which torch.save never writes")
     found: dict[str, _Record] = {}
     roots = {info.orig_filename.partition("/")[0] for info in listed}
     if len(roots) > 1:
         raise ConversionError("its records stand in several folders, where torch.save writes one")
-    end = 0
+    end, follows = 0, False
     for info in sorted(listed, key=lambda info: info.header_offset):
         shown = printable(info.orig_filename)
         if info.compress_type != zipfile.ZIP_STORED or info.file_size != info.compress_size:
@@ -107,21 +114,28 @@ def _records(descriptor: int) -> dict[str, _Record]:
         parts = info.orig_filename.split("/")
         if len(parts) < 2 or any(part in ("", ".", "..") or "\\" in part or "\0" in part for part in parts):
             raise ConversionError(f"its record {shown} has an unsafe name")
-        if info.header_offset < end or (end == 0 and info.header_offset != 0):
-            raise ConversionError(f"its record {shown} overlaps another, or something stands before the first")
-        start = _data_start(descriptor, info, shown)
+        if info.header_offset - end not in (_DESCRIPTORS if follows else (0,)):
+            raise ConversionError(f"its record {shown} overlaps another, or something stands before it")
+        start, follows = _data_start(descriptor, info, shown)
         end = start + info.file_size
         if end > min(size, directory):
             raise ConversionError(f"its record {shown} is longer than the file")
         name = "/".join(parts[1:])
         if name in found:
             raise ConversionError(f"its record {printable(name)} stands twice in the archive")
+        if name != name.lower() or not name.isascii():
+            raise ConversionError(f"its record {shown} has a name in letters that torch never writes there")
         found[name] = _Record(start, info.file_size, info.CRC)
+    if directory - end not in (_DESCRIPTORS if follows else (0,)):
+        raise ConversionError("something stands before its zip directory")
     return found
 
 
-def _data_start(descriptor: int, info: zipfile.ZipInfo, shown: str) -> int:
-    """Where the record's bytes begin, by the header before them, which must say what the directory does."""
+def _data_start(descriptor: int, info: zipfile.ZipInfo, shown: str) -> tuple[int, bool]:
+    """Where the record's bytes begin, by the header before them, which must say what the directory does.
+
+    And whether CRC and lengths follow the bytes.
+    """
     header = os.pread(descriptor, _LOCAL_HEADER.size, info.header_offset)
     if len(header) < _LOCAL_HEADER.size or not header.startswith(b"PK\x03\x04"):
         raise ConversionError(f"its record {shown} has a damaged header")
@@ -134,7 +148,7 @@ def _data_start(descriptor: int, info: zipfile.ZipInfo, shown: str) -> int:
         agrees = agrees and crc == info.CRC and lengths <= {info.file_size}
     if not agrees or method != zipfile.ZIP_STORED or flags & 0x1:
         raise ConversionError(f"its record {shown} has a header that differs from the directory")
-    return place + name_length + extra_length
+    return place + name_length + extra_length, bool(flags & 0x8)
 
 
 def read_legacy(descriptor: int, file: str) -> list[Entry]:
@@ -148,45 +162,48 @@ def read_legacy(descriptor: int, file: str) -> list[Entry]:
         if load(stream, size) != _LEGACY_MAGIC:
             raise ConversionError("it is a pickle, but not one that torch.save wrote")
         load(stream, size)  # protocol version
-        system = load(stream, size)
-        big_endian = isinstance(system, dict) and system.get("little_endian") is False
-        sizes: dict[str, int] = {}
-        element_sizes: dict[str, int] = {}
-
-        def noted(pid: Any) -> StorageRef:
-            ref = storage_ref(pid)
-            if len(pid) > 5 and isinstance(pid[5], tuple) and len(pid[5]) == 3:
-                raise ConversionError("its storages are views of one another, as torch before 0.4 wrote; save it again")
-            sizes.setdefault(ref.key, _nbytes(ref))
-            element_sizes.setdefault(ref.key, ITEM_SIZES.get(ref.dtype or "", 1))
-            return ref
-
-        tree = load(stream, size, noted)
+        load(stream, size)  # the system that wrote it: torch stores little-endian numbers on every one
+        declared = _Declared()
+        tree = load(stream, size, declared)
         keys = load(stream, size)
         if not isinstance(keys, list) or set(map(type, keys)) - {str} or len(keys) != len(set(keys)):
             raise ConversionError("its list of storages is damaged")
         position = stream.tell()
 
     starts: dict[str, int] = {}
-    order = "big" if big_endian else "little"
     for key in keys:
-        count = int.from_bytes(os.pread(descriptor, 8, position), order)  # type: ignore[arg-type]
+        count = int.from_bytes(os.pread(descriptor, 8, position), "little")
         position += 8
-        if key not in sizes or count * element_sizes[key] != sizes[key]:
+        ref = declared.refs.get(key)
+        if ref is None or count * ITEM_SIZES.get(ref.dtype or "", 1) != _nbytes(ref):
             raise ConversionError("its storages are not as long as they are declared")
         starts[key] = position
-        position += sizes[key]
+        position += _nbytes(ref)
     if position > size:
         raise ConversionError(f"it is cut off: {size} bytes of at least {position}")
 
     def storage(ref: StorageRef) -> Storage | str:
         if ref.key not in starts:
             return "its values are not in the file"
-        if _nbytes(ref) != sizes[ref.key]:
-            return "its storage is declared with two sizes"
-        return Storage(descriptor, starts[ref.key], sizes[ref.key], big_endian)
+        return Storage(descriptor, starts[ref.key], _nbytes(ref))
 
     return _entries(tree, storage, file)
+
+
+class _Declared:
+    """What a pickle says of its storages, by key; of each always the same, for torch believes what it meets first."""
+
+    def __init__(self) -> None:
+        self.refs: dict[str, StorageRef] = {}
+
+    def __call__(self, pid: Any) -> StorageRef:
+        ref = storage_ref(pid)
+        if len(pid) > 5 and isinstance(pid[5], tuple) and len(pid[5]) == 3:
+            raise ConversionError("its storages are views of one another, as torch before 0.4 wrote; save it again")
+        first = self.refs.setdefault(ref.key, ref)
+        if (first.dtype, first.count) != (ref.dtype, ref.count):
+            raise ConversionError(f"its storage {printable(ref.key, 40)} is declared with two types or lengths")
+        return ref
 
 
 class _Clipped(io.BufferedReader):

@@ -110,13 +110,14 @@ def checkpoint_zip(body: bytes, storages: dict[str, bytes] | None = None, **reco
     return zip_bytes({"archive/data.pkl": P.whole(body), **extra, **data, "archive/version": b"3\n"})
 
 
-def checkpoint_legacy(body: bytes, storages: dict[str, bytes] | None = None, item: int = 4, order: str = "<") -> bytes:
-    """A torch legacy file whose object is `body`."""
+def checkpoint_legacy(
+    body: bytes, storages: dict[str, bytes] | None = None, item: int = 4, little: bytes = P.TRUE
+) -> bytes:
+    """A torch legacy file whose object is `body`; `little`: whether the machine that wrote it was little-endian."""
     kept = {"0": FOUR} if storages is None else storages
-    little = P.TRUE if order == "<" else b"\x89"
     head = P.whole(P.number(LEGACY_MAGIC)) + P.whole(P.number(1001)) + P.whole(P.table(("little_endian", little)))
     keys = P.whole(b"](" + b"".join(map(P.text, kept)) + b"e")
-    data = b"".join(struct.pack(f"{order}q", len(value) // item) + value for value in kept.values())
+    data = b"".join(struct.pack("<q", len(value) // item) + value for value in kept.values())
     return head + P.whole(body) + keys + data
 
 

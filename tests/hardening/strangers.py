@@ -1,7 +1,9 @@
 """Hostile checkpoints, by what they try. Each is under 1 MB and must be refused quickly and cheaply."""
 
+import io
 import json
 import struct
+import zipfile
 import zlib
 from collections.abc import Callable, Iterator
 
@@ -200,6 +202,10 @@ def pickles() -> Iterator[tuple[str, bytes]]:
             ("w", P.call("torch._utils._rebuild_parameter_with_state", P.tensor(), P.TRUE, P.call(ORDERED), state))
         ),
     )
+    # torch takes the type of a storage from where it meets it first.
+    for kind, count in (("DoubleStorage", 2), ("IntStorage", 4), ("HalfStorage", 8), ("FloatStorage", 2)):
+        again = P.tensor((2,), storage=P.storage(kind=kind, count=count))
+        yield f"one storage, again as {count} of {kind}", P.table(("w", P.tensor()), ("other", again))
     # Names.
     for name, word in (
         ("control characters", "w\x1b[2J\x07\r\n"),
@@ -208,6 +214,16 @@ def pickles() -> Iterator[tuple[str, bytes]]:
         ("a zero byte", "w\0"),
     ):
         yield f"name with {name}", P.table((word, P.tensor()))
+
+
+def _with_room(records: dict[str, bytes]) -> bytes:
+    """A zip archive with four bytes that nothing explains after each record."""
+    target = io.BytesIO()
+    with zipfile.ZipFile(target, "w") as archive:
+        for name, data in records.items():
+            archive.writestr(zipfile.ZipInfo(name), data)
+            archive.start_dir += 4
+    return target.getvalue()
 
 
 def zips() -> Iterator[tuple[str, bytes]]:
@@ -233,6 +249,10 @@ def zips() -> Iterator[tuple[str, bytes]]:
     yield "one record twice in two folders", zip_bytes([*base.items(), ("other/data/0", FOUR)])
     for name in ("../data/1", "archive/../x", "/etc/passwd", "archive//x", "archive/./x", "archive\\x", "flat"):
         yield f"record {name}", zip_bytes({**base, name: b""})
+    for name in ("DATA/0", "Data/0", "DATA.PKL", "BYTEORDER", "data/\u00e9"):  # torch ignores case
+        yield f"record {name} after others", zip_bytes({**base, f"archive/{name}": FOUR})
+        yield f"record {name} before others", zip_bytes({f"archive/{name}": FOUR, **base})
+    yield "room between records", _with_room(base)
     yield "record with a zero byte", zip_bytes({**base, "archive/data/1x": b""}).replace(b"data/1x", b"data/1\0")
     central, end = good.index(b"PK\x01\x02"), good.index(b"PK\x05\x06")
     record = good.index(b"PK\x03\x04", 10)
@@ -253,6 +273,10 @@ def zips() -> Iterator[tuple[str, bytes]]:
     yield "compressed before the record", patched(8, b"\x08\0")
     yield "directory of another length", patched(end + 12, struct.pack("<I", 7))
     yield "directory elsewhere", patched(end + 16, struct.pack("<I", 3))
+    large = struct.pack("<4sQHHIIQQQQ", b"PK\6\6", 44, 45, 45, 0, 0, 3, 3, end - central, central)
+    for name, pointer in (("the first byte", 0), ("a record", record), ("nowhere", 1 << 60)):
+        locator = struct.pack("<4sIQI", b"PK\6\7", 0, pointer, 1)
+        yield f"pointer of the directory to {name}", good[:end] + large + locator + good[end:]
     yield "damaged pickle", patched(good.index(b"OrderedDict") + 1, b"R")
     yield "pickle with a wrong checksum", good.replace(struct.pack("<I", zlib.crc32(body)), b"\1\2\3\4")
     yield "9,000 records", zip_bytes({f"archive/{i:x}": b"" for i in range(9_000)})
