@@ -24,6 +24,7 @@ from converter.torch_side import Call, Request, Source
 from converter.variables import layer_at
 from converter.weights_file import THREADS, cast, dense
 from tf_models.loading import WeightsError, datasets
+from tf_models.loading import stored_dtype as dtype_of
 
 SEED = 20_240_229
 _PIECE = 1 << 18  # values
@@ -56,7 +57,7 @@ def lossless(
             dataset = held.get(place)
             if dataset is None:
                 continue
-            found = _stored_dtype(dataset)
+            found = dtype_of(dataset)
             if dataset.shape != plan.variables[name]:
                 problems.append(f"{name} has shape {dataset.shape}, not {plan.variables[name]}")
             elif found not in FLOATS or (dtype is not None and found != dtype):
@@ -70,7 +71,7 @@ def lossless(
         scratch = Scratch()
 
         def same(step: Step) -> tuple[str | None, int]:
-            stored = _stored_dtype(held[home[step.targets[0].path]])
+            stored = dtype_of(held[home[step.targets[0].path]])
             values = []
             for index, target in enumerate(step.targets):
                 values.append(scratch.array(f"stored {index}", target.shape, FLOATS[stored]))
@@ -106,7 +107,7 @@ def stored_dtype(path: Path, plan: Plan) -> str:
     """
     try:
         with h5py.File(path, "r") as file:
-            found = {_stored_dtype(dataset) for _, dataset in datasets(file)}
+            found = {dtype_of(dataset) for _, dataset in datasets(file)}
     except (OSError, WeightsError):
         raise ConversionError(f"{printable(str(path), 160)} is not a readable HDF5 file") from None
     if len(found) != 1 or not found <= set(FLOATS):
@@ -114,12 +115,6 @@ def stored_dtype(path: Path, plan: Plan) -> str:
             f"{printable(str(path), 160)} does not hold {plan.pair.name}'s variables in one float dtype"
         )
     return found.pop()
-
-
-def _stored_dtype(dataset: h5py.Dataset) -> str:
-    if dataset.attrs.get("dtype") == "bfloat16":
-        return "bfloat16"
-    return str(dataset.dtype)
 
 
 def request_for(plan: Plan, checkpoint: Checkpoint, dtype: str, full_size: bool = False) -> Request:

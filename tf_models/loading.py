@@ -20,6 +20,7 @@ SEAL = "seal"  # the attribute with the digest of all others and of every datase
 DIGEST = "crc32"  # the attribute of each dataset with the digest of its values
 DTYPES = ("float32", "float16")
 _LONGEST_TEXT = 60_000  # HDF5 holds no longer attribute
+_LONGEST_PATH = 1_000
 _MOST_OBJECTS = 100_000
 _SPARE_VARIABLES = 100  # a model may have this many more variables than the file, so that what is missing can be named
 SUFFIX = ".weights.h5"
@@ -51,7 +52,7 @@ def listed(path: str | os.PathLike) -> list[tuple[str, tuple[int, ...], str, int
     """
     with _opened(path) as file:
         return [
-            (place, dataset.shape or (), str(dataset.attrs.get("dtype", dataset.dtype)), int(dataset.nbytes))
+            (place, dataset.shape or (), stored_dtype(dataset), int(dataset.nbytes))
             for place, dataset in datasets(file)
         ]
 
@@ -168,7 +169,7 @@ def datasets(file: Any) -> Iterator[tuple[str, Any]]:
             if type(group.get(name, getlink=True)) is not h5py.HardLink:
                 raise WeightsError(f"{printable(place)} is a link, which a weights file never holds")
             node = group[name]
-            if node.id in seen or len(seen) > _MOST_OBJECTS or len(place) > _LONGEST_TEXT:
+            if node.id in seen or len(seen) > _MOST_OBJECTS or len(place) > _LONGEST_PATH:
                 raise WeightsError(f"{printable(place)} is reached twice, or beyond what any model has")
             seen.add(node.id)
             if isinstance(node, h5py.Group):
@@ -180,6 +181,14 @@ def datasets(file: Any) -> Iterator[tuple[str, Any]]:
             else:
                 found.append((place, node))
     yield from sorted(found, key=lambda item: item[0])
+
+
+def stored_dtype(dataset: Any) -> str:
+    """The dtype of a dataset's values, as Keras writes it: bfloat16, which HDF5 lacks, is two bytes with a mark.
+
+    The mark is text that may claim any length: it is not read.
+    """
+    return "bfloat16" if dataset.dtype.str == "|V2" and "dtype" in dataset.attrs else str(dataset.dtype)
 
 
 def digest(place: str, values: Any) -> int:

@@ -1,6 +1,8 @@
 """A converted file that is not what the converter wrote is refused, by tf_models.load as by inspect."""
 
 import os
+import re
+import resource
 import shutil
 import struct
 import time
@@ -363,3 +365,31 @@ def test_inspect_lists_without_reading(path):
     held = converter.inspect(tampered(path, bomb))
     assert max(entry.nbytes for entry in held) == 4 << 40
     assert held.provenance["model"] == provenance(path)["model"] == "stack"
+
+
+def test_inspect_knows_keras_bfloat16(tmp_path):
+    model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(2, dtype="bfloat16")])
+    model.save_weights(tmp_path / "half.weights.h5")
+    assert {entry.dtype for entry in converter.inspect(tmp_path / "half.weights.h5")} == {"bfloat16"}
+
+
+def test_inspect_makes_no_room_for_text_of_a_length_that_lies(tmp_path):
+    with h5py.File(tmp_path / "lying.weights.h5", "w") as file:
+        file.create_dataset("x", data=np.zeros(4, "f4")).attrs["dtype"] = "A" * 37
+    data = (tmp_path / "lying.weights.h5").read_bytes()
+    place = re.search(rb"\x25\0\0\0.{8}\x01\0\0\0", data, re.DOTALL).start()  # length, heap, index
+    lying = data[:place] + b"\xf0\xff\xff\xff" + data[place + 4 :]
+    (tmp_path / "lying.weights.h5").write_bytes(lying)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    [entry] = converter.inspect(tmp_path / "lying.weights.h5")
+    assert entry.dtype == "float32"
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 500_000  # KB
+
+
+def test_inspect_refuses_long_paths(tmp_path):
+    with h5py.File(tmp_path / "long.weights.h5", "w", libver="latest") as file:
+        group = file.create_group("a" * 59_000)
+        for number in range(50):
+            group[str(number)] = 1.0
+    with pytest.raises(converter.ConversionError, match="beyond what any model has"):
+        converter.inspect(tmp_path / "long.weights.h5")
