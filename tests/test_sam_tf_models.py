@@ -414,3 +414,24 @@ def test_the_tensorflow_side_does_not_import_torch():
     code = "import sys, tf_models.sam.mask_decoder; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "False\n"
+
+
+@pytest.mark.parametrize(
+    ("model", "sizes", "message"),
+    [
+        ("sam_decoder", {"num_heads": -4}, "num_heads: expected whole numbers from 1, got -4"),
+        ("sam_decoder", {"depth": 2.0}, "depth: expected whole numbers from 1, got 2.0"),
+        ("sam_image_encoder", {"image_size": 0}, "img_size: expected whole numbers from 1, got 0"),
+        ("sam_image_encoder", {"image_size": 1024.0}, "img_size: expected whole numbers"),
+        ("sam_image_encoder", {"image_size": 1000}, "patches of 16 pixels do not tile images of 1000 and 1000"),
+        ("sam_image_encoder", {"depth": 3}, r"global_attn_indexes \[2, 5, 8, 11\] lie below depth \(3\)"),
+        ("sam_image_encoder", {"global_attn_indexes": [-1]}, "global_attn_indexes: expected whole numbers from 0"),
+        ("sam_image_encoder", {"num_heads": 7}, r"num_heads \(7\) divides embed_dim \(768\)"),
+        ("sam_prompt_encoder", {"image_size": 1000, "patch_size": 16}, "do not tile an image of 1000"),
+        ("sam_prompt_encoder", {"image_size": True}, "image_size: expected whole numbers from 1, got True"),
+        ("mobile_sam", {"image_encoder": {"depths": [2, 2, 6, 0]}}, "depths: expected whole numbers from 1"),
+    ],
+)
+def test_sizes_that_no_network_has_are_refused(model, sizes, message):
+    with pytest.raises(ValueError, match=message):
+        tf_models.create(model, **sizes)

@@ -1,6 +1,9 @@
 """Small layers that Segment Anything uses in more than one place."""
 
 import math
+from collections.abc import Mapping
+from numbers import Integral
+from types import MappingProxyType
 from typing import Any
 
 import keras
@@ -36,6 +39,19 @@ class GELU(keras.layers.Layer):
             return tf.nn.gelu(x, approximate=False)  # TensorFlow Lite has this op, but no error function
         # Two multiplications and a sum less than Keras's, which counts on the largest maps of a decoder.
         return x * (0.5 + 0.5 * ops.erf(x * math.sqrt(0.5)))
+
+
+def check_sizes(sizes: Mapping[str, Any], least: Mapping[str, int] = MappingProxyType({})) -> None:
+    """See that every size is a whole number, from `least` or 1, or a sequence of them.
+
+    Raises:
+        ValueError: one is not.
+    """
+    for name, value in sizes.items():
+        bottom = least.get(name, 1)
+        values = value if isinstance(value, (tuple, list)) else [value]
+        if any(not isinstance(one, Integral) or isinstance(one, bool) or one < bottom for one in values):
+            raise ValueError(f"{name}: expected whole numbers from {bottom}, got {value!r}")
 
 
 @keras.saving.register_keras_serializable(package="weightbridge")

@@ -7,7 +7,7 @@ import tensorflow as tf
 from keras import ops
 
 from tf_models.ops import interpolate
-from tf_models.sam.common import LayerNorm, MLPBlock, SummedConv2D
+from tf_models.sam.common import LayerNorm, MLPBlock, SummedConv2D, check_sizes
 from tf_models.sam.downsampling import PatchConv2D
 from tf_models.sam.relative_attention import RelativeAttention
 
@@ -65,6 +65,14 @@ class ImageEncoderViT(keras.Model):
             "global_attn_indexes": tuple(global_attn_indexes),
             "trained_img_size": trained_img_size,
         }
+        check_sizes(self.sizes, {"window_size": 0, "global_attn_indexes": 0})
+        if img_size % patch_size or trained_img_size % patch_size:
+            raise ValueError(f"patches of {patch_size} pixels do not tile images of {img_size} and {trained_img_size}")
+        if max(global_attn_indexes, default=0) >= depth or embed_dim % num_heads:
+            raise ValueError(
+                f"global_attn_indexes {list(global_attn_indexes)} lie below depth ({depth}), and"
+                f" num_heads ({num_heads}) divides embed_dim ({embed_dim})"
+            )
         policy, grid = self.dtype_policy, trained_img_size // patch_size
         self.patch_embed = PatchEmbed(patch_size, embed_dim, dtype=policy)
         self.blocks = []

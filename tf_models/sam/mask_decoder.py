@@ -6,7 +6,7 @@ import keras
 import tensorflow as tf
 from keras import ops
 
-from tf_models.sam.common import GELU, MLP, LayerNorm
+from tf_models.sam.common import GELU, MLP, LayerNorm, check_sizes
 from tf_models.sam.transformer import TwoWayTransformer
 from tf_models.sam.upsampling import PatchConv2DTranspose, place_patches
 
@@ -47,6 +47,7 @@ class MaskDecoder(keras.Model):
             "mlp_dim": mlp_dim,
             "attention_downsample_rate": attention_downsample_rate,
         }
+        check_sizes(self.sizes)
         c, policy = transformer_dim, self.dtype_policy
         num_mask_tokens = num_multimask_outputs + 1
         self.transformer = TwoWayTransformer(depth, c, num_heads, mlp_dim, attention_downsample_rate, dtype=policy)

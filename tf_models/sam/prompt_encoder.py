@@ -7,7 +7,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from tf_models.sam.common import GELU, LayerNorm
+from tf_models.sam.common import GELU, LayerNorm, check_sizes
 from tf_models.sam.downsampling import PatchConv2D
 
 
@@ -39,6 +39,14 @@ class PromptEncoder(keras.Model):
         self.image_embedding_size = image_embedding_size
         self.input_image_size = input_image_size
         self.mask_in_chans = mask_in_chans
+        check_sizes(
+            {
+                "embed_dim": embed_dim,
+                "image_embedding_size": image_embedding_size,
+                "input_image_size": input_image_size,
+                "mask_in_chans": mask_in_chans,
+            }
+        )
         policy = self.dtype_policy
         self.pe_layer = PositionEmbeddingRandom(embed_dim // 2, dtype=policy)
         self.point_embeddings = [keras.layers.Embedding(1, embed_dim, dtype=policy) for _ in range(4)]
@@ -198,6 +206,9 @@ def build_prompt_encoder(image_size: int = 1024, patch_size: int = 16, **config:
 
     Both sizes are in pixels along a side; the other arguments are those of the class.
     """
+    check_sizes({"image_size": image_size, "patch_size": patch_size})
+    if image_size % patch_size:
+        raise ValueError(f"patches of {patch_size} pixels do not tile an image of {image_size}")
     sizes = {"image_embedding_size": image_size // patch_size, "input_image_size": image_size}
     model = PromptEncoder(**{**sizes, **config})
     model.build()

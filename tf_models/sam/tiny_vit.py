@@ -10,7 +10,7 @@ import tensorflow as tf
 from keras import ops
 
 from tf_models import layers
-from tf_models.sam.common import GELU, LayerNorm, SummedConv2D
+from tf_models.sam.common import GELU, LayerNorm, SummedConv2D, check_sizes
 
 STRIDE = 16  # pixels of the image along each side of one vector of the embedding
 
@@ -387,6 +387,7 @@ class TinyViT(keras.layers.Layer):
             "local_conv_size": local_conv_size,
             "out_chans": out_chans,
         }
+        check_sizes({name: size for name, size in self.sizes.items() if not name.endswith("ratio")})
         policy = self.dtype_policy
         self.patch_embed = PatchEmbed(embed_dims[0], dtype=policy)
         first = [
