@@ -371,7 +371,7 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
         panel.axvline(1, color="grey", linestyle=":", linewidth=1)
         panel.set_title(direction)
         panel.set_xlabel("time, TensorFlow / torch contiguous")
-        panel.set_xlim(left=0)
+        panel.set_xlim(0, 1.1 * panel.get_xlim()[1])
     panels[0].set_yticks(range(len(cases)), cases)
     panels[0].invert_yaxis()
     handles = [pyplot.Rectangle((0, 0), 1, 1, color=f"C{i}") for i in range(len(threads))]
