@@ -20,7 +20,10 @@ from converter.unpickle import Inert, StorageRef, TensorRef, load, storage_ref
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 # Signature, flags, method, CRC, packed and unpacked length, length of the name, length of the extra field.
 _LOCAL_HEADER = struct.Struct("<4s2xHH4xIIIHH")
-_END, _END_64, _LOCATOR = 22, 56, 20  # bytes of what ends a zip archive
+# What ends a zip archive. Signature, count of records, bytes and place of the directory, length of the comment.
+_END = struct.Struct("<4s6xHIIH")
+_END_64 = struct.Struct("<4s28xQQQ")
+_LOCATOR = struct.Struct("<4s4xQ4x")  # signature, place of the record above
 _DESCRIPTORS = (12, 16, 20, 24)  # bytes of what may follow a record: CRC and lengths
 _LONGEST_PICKLE = 1 << 28
 _MOST_OBJECTS = 1_000_000
@@ -81,23 +84,19 @@ def read_zip(descriptor: int, file: str) -> list[Entry]:
 def _records(descriptor: int) -> dict[str, _Record]:
     """Name below the archive's one folder -> record, of every record that the directory lists.
 
-    Other readers trust other parts of a zip: the directory, or the header before each record; of two directories the
-    other one; and torch finds names whatever their case. So all must say the same, every byte must be explained, and
-    names are those that torch writes.
+    Other readers trust other parts of a zip: the directory, or the header before each record; the directory that
+    stands before the end, or the one that the end names; and torch finds names whatever their case. So all must say the
+    same, every byte must be explained, and names are those that torch writes.
     """
     size = os.fstat(descriptor).st_size
     with os.fdopen(os.dup(descriptor), "rb") as stream:
         try:
             with zipfile.ZipFile(stream) as archive:
-                listed, comment, directory = archive.infolist(), archive.comment, archive.start_dir
+                listed, directory = archive.infolist(), archive.start_dir
         except Exception as error:
             raise ConversionError(f"its zip directory is damaged or cut off ({type(error).__name__})") from None
-    locator = os.pread(descriptor, _LOCATOR, max(0, size - _END - _LOCATOR))
-    pointed = int.from_bytes(locator[8:16], "little")
-    if locator.startswith(b"PK\x06\x07") and pointed != size - _END - _LOCATOR - _END_64:
-        raise ConversionError("the pointer to its zip directory leads elsewhere")
-    if comment:
-        raise ConversionError("its zip directory is followed by a comment, which torch.save never writes")
+    if _named_directory(descriptor, size) != (len(listed), directory):
+        raise ConversionError("the end of its zip archive names another directory than the one before it")
     found: dict[str, _Record] = {}
     roots = {info.orig_filename.partition("/")[0] for info in listed}
     if len(roots) > 1:
@@ -129,6 +128,24 @@ def _records(descriptor: int) -> dict[str, _Record]:
     if directory - end not in (_DESCRIPTORS if follows else (0,)):
         raise ConversionError("something stands before its zip directory")
     return found
+
+
+def _named_directory(descriptor: int, size: int) -> tuple[int, int]:
+    """Count of records and place of the directory, as the file's last bytes name them.
+
+    torch believes both; Python's zipfile counts itself, and takes what stands before the end for the directory.
+    """
+    room = _END_64.size + _LOCATOR.size + _END.size
+    last = os.pread(descriptor, room, max(0, size - room)).rjust(room, b"\0")
+    signature, count, _, place, comment = _END.unpack_from(last, room - _END.size)
+    if signature != b"PK\5\6" or comment:
+        raise ConversionError("its zip directory is followed by what torch.save never writes there")
+    signature, pointer = _LOCATOR.unpack_from(last, _END_64.size)
+    if signature == b"PK\6\7":
+        signature, count, _, place = _END_64.unpack_from(last)
+        if signature != b"PK\6\6" or pointer != size - room:
+            raise ConversionError("the pointer to its zip directory leads elsewhere")
+    return count, place
 
 
 def _data_start(descriptor: int, info: zipfile.ZipInfo, shown: str) -> tuple[int, bool]:
@@ -201,7 +218,8 @@ class _Declared:
         if len(pid) > 5 and isinstance(pid[5], tuple) and len(pid[5]) == 3:
             raise ConversionError("its storages are views of one another, as torch before 0.4 wrote; save it again")
         first = self.refs.setdefault(ref.key, ref)
-        if (first.dtype, first.count) != (ref.dtype, ref.count):
+        differs = (first.dtype, first.count) != (ref.dtype, ref.count)
+        if differs and (first.count or ref.count):  # torch.save lets views of an empty storage differ
             raise ConversionError(f"its storage {printable(ref.key, 40)} is declared with two types or lengths")
         return ref
 

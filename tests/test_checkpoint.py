@@ -1,8 +1,10 @@
 """Every container and every way of laying out a tensor is read as torch itself reads it, bit for bit."""
 
 import argparse
+import io
 import json
 import struct
+import zipfile
 from collections import OrderedDict
 from pathlib import Path
 
@@ -162,6 +164,40 @@ def test_a_legacy_file_of_a_big_endian_machine_is_read_as_torch_reads_it(tmp_pat
     path.write_bytes(data)
     assert torch.equal(torch.load(path, weights_only=True)["w"], seeded(3, 4))
     assert_read(path, {"w": seeded(3, 4)})
+
+
+class Pipe(io.BytesIO):
+    """What can only be written forwards: zipfile then puts CRC and lengths behind each record."""
+
+    def seekable(self):
+        return False
+
+    def tell(self):
+        raise OSError
+
+    seek = tell
+
+
+@pytest.mark.parametrize("target", [io.BytesIO, Pipe], ids=["file", "pipe"])
+@pytest.mark.parametrize("large", [False, True], ids=["zip", "zip64"])
+def test_an_archive_that_another_program_packed_again(tmp_path, monkeypatch, target, large):
+    monkeypatch.setattr(zipfile, "ZIP_FILECOUNT_LIMIT", 1 if large else 1 << 16)  # more records: a directory of 64 bits
+    packed = target()
+    with zipfile.ZipFile(save({"w": seeded(3, 4)}, tmp_path / "once.pth")) as old, zipfile.ZipFile(packed, "w") as new:
+        for info in old.infolist():
+            with new.open(zipfile.ZipInfo(info.filename), "w", force_zip64=large) as record:
+                record.write(old.read(info))
+    assert (b"PK\6\7" in packed.getvalue()) == large
+    path = put(tmp_path, "again.pth", packed.getvalue())
+    assert torch.equal(torch.load(path, weights_only=True)["w"], seeded(3, 4))
+    assert_read(path, {"w": seeded(3, 4)})
+
+
+@pytest.mark.parametrize("container", ["zip", "legacy"])
+def test_an_empty_storage_of_two_types(tmp_path, container):
+    empty = torch.empty(0)
+    state = {"w": seeded(3), "empty": empty, "again": empty.view(torch.float16)}
+    assert_read(save(state, tmp_path / "ckpt.pth", container), state)
 
 
 def test_training_checkpoint(tmp_path):

@@ -226,6 +226,19 @@ def _with_room(records: dict[str, bytes]) -> bytes:
     return target.getvalue()
 
 
+def _shifted(archive: bytes, by: int) -> bytes:
+    """The archive, saying that the records and the directory stand later than they do; Python's zipfile corrects it."""
+    data = bytearray(archive)
+    end = data.index(b"PK\5\6")
+    places, at = [end + 16], data.index(b"PK\1\2")
+    while at < end:
+        places.append(at + 42)
+        at += 46 + sum(struct.unpack_from("<HHH", data, at + 28))
+    for place in places:
+        struct.pack_into("<I", data, place, struct.unpack_from("<I", data, place)[0] + by)
+    return bytes(data)
+
+
 def zips() -> Iterator[tuple[str, bytes]]:
     """(what it tries, a whole zip file)."""
     good = checkpoint_zip(GOOD)
@@ -238,6 +251,7 @@ def zips() -> Iterator[tuple[str, bytes]]:
     yield "only an empty directory", zip_bytes({})
     yield "a byte before", b"P" + good
     yield "a whole zip before", good + good
+    yield "a byte behind", good + b"\0"
     yield "a comment", good[:-2] + b"\x05\x00hello"
     yield "a second directory in the comment", good[:-2] + struct.pack("<H", 22) + good[-22:]
     yield "no pickle", zip_bytes({"archive/data/0": FOUR})
@@ -273,10 +287,13 @@ def zips() -> Iterator[tuple[str, bytes]]:
     yield "compressed before the record", patched(8, b"\x08\0")
     yield "directory of another length", patched(end + 12, struct.pack("<I", 7))
     yield "directory elsewhere", patched(end + 16, struct.pack("<I", 3))
+    yield "fewer records in the directory", patched(end + 8, struct.pack("<HH", 2, 2))
+    yield "everything elsewhere", _shifted(good, 5)
     large = struct.pack("<4sQHHIIQQQQ", b"PK\6\6", 44, 45, 45, 0, 0, 3, 3, end - central, central)
     for name, pointer in (("the first byte", 0), ("a record", record), ("nowhere", 1 << 60)):
         locator = struct.pack("<4sIQI", b"PK\6\7", 0, pointer, 1)
         yield f"pointer of the directory to {name}", good[:end] + large + locator + good[end:]
+        yield f"pointer of the directory to {name}, a byte behind", good[:end] + large + locator + good[end:] + b"\0"
     yield "damaged pickle", patched(good.index(b"OrderedDict") + 1, b"R")
     yield "pickle with a wrong checksum", good.replace(struct.pack("<I", zlib.crc32(body)), b"\1\2\3\4")
     yield "9,000 records", zip_bytes({f"archive/{i:x}": b"" for i in range(9_000)})
