@@ -62,6 +62,8 @@ def lossless(
                 problems.append(f"{name} has shape {dataset.shape}, not {plan.variables[name]}")
             elif found not in FLOATS or (dtype is not None and found != dtype):
                 problems.append(f"{name} has dtype {found}")
+            elif found != "bfloat16" and "dtype" in dataset.attrs:  # Keras would read it, however long it claims to be
+                problems.append(f"{name} is marked with a dtype, as only bfloat16 is")
         if problems:
             raise ConversionError(
                 f"{printable(path.name)} does not hold {plan.pair.name}'s variables: {'; '.join(problems[:4])}"

@@ -386,6 +386,14 @@ def test_inspect_makes_no_room_for_text_of_a_length_that_lies(tmp_path):
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 500_000  # KB
 
 
+def test_verify_refuses_a_mark_that_keras_would_read(original, path):
+    def mark(file):
+        file[first(file)].attrs["dtype"] = "float32"
+
+    with pytest.raises(converter.ConversionError, match="is marked with a dtype, as only bfloat16 is"):
+        converter.verify("stack", original.with_name("0.pth"), tampered(path, mark), level="lossless")
+
+
 def test_inspect_refuses_long_paths(tmp_path):
     with h5py.File(tmp_path / "long.weights.h5", "w", libver="latest") as file:
         group = file.create_group("a" * 59_000)
