@@ -2,6 +2,7 @@
 
 import io
 import os
+import re
 import struct
 import sys
 import zipfile
@@ -18,6 +19,8 @@ from converter.tensors import ITEM_SIZES, Entry, Storage, read_into, strided_pro
 from converter.unpickle import Inert, StorageRef, TensorRef, load, storage_ref
 
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
+_LEGACY_VERSION = 1001
+_VERSIONS = range(1, 11)  # of the zip format that torch reads
 # Signature, flags, method, CRC, packed and unpacked length, length of the name, length of the extra field.
 _LOCAL_HEADER = struct.Struct("<4s2xHH4xIIIHH")
 # What ends a zip archive. Signature, count of records, bytes and place of the directory, length of the comment.
@@ -54,6 +57,8 @@ def read_zip(descriptor: int, file: str) -> list[Entry]:
         )
     if "data.pkl" not in records:
         raise ConversionError("it is a zip archive, but holds no data.pkl as torch.save writes it")
+    if not {"version", ".data/version"} & records.keys():
+        raise ConversionError("it is a zip archive, but does not say its version as torch.save does")
 
     def content(name: str) -> bytes:
         record = records[name]
@@ -65,6 +70,7 @@ def read_zip(descriptor: int, file: str) -> list[Entry]:
             raise ConversionError(f"its record {name} does not match its checksum; the file is damaged, get it again")
         return values.tobytes()
 
+    _check_version(content(".data/version" if ".data/version" in records else "version"))
     order = content("byteorder") if "byteorder" in records else b"little"
     if order not in (b"little", b"big"):
         raise ConversionError("its byte order is neither little nor big")
@@ -79,6 +85,18 @@ def read_zip(descriptor: int, file: str) -> list[Entry]:
         return Storage(descriptor, record.start, record.nbytes, order == b"big", record.crc)
 
     return _entries(load(io.BytesIO(pickled), len(pickled), _Declared()), storage, file)
+
+
+def _check_version(text: bytes) -> None:
+    """See that the format is one that is known; what a later one means by the same records, nobody here knows."""
+    number = re.match(rb"\s*\+?([0-9]{1,20})", text)  # torch looks no further either
+    if number is None:
+        raise ConversionError(f"its version is no number: {printable(text[:40])}")
+    if int(number[1]) not in _VERSIONS:
+        raise ConversionError(
+            f"its zip format has version {int(number[1])}; torch knows {_VERSIONS[0]} to {_VERSIONS[-1]}: "
+            "save it again with a release of torch"
+        )
 
 
 def _records(descriptor: int) -> dict[str, _Record]:
@@ -178,7 +196,9 @@ def read_legacy(descriptor: int, file: str) -> list[Entry]:
     with _Clipped(descriptor, size) as stream:
         if load(stream, size) != _LEGACY_MAGIC:
             raise ConversionError("it is a pickle, but not one that torch.save wrote")
-        load(stream, size)  # protocol version
+        version = load(stream, size)
+        if version != _LEGACY_VERSION:
+            raise ConversionError(f"its legacy format has version {printable(version, 40)}, not {_LEGACY_VERSION}")
         load(stream, size)  # the system that wrote it: torch stores little-endian numbers on every one
         declared = _Declared()
         tree = load(stream, size, declared)

@@ -17,7 +17,7 @@ import converter
 from converter.checkpoint import Checkpoint
 from converter.errors import printable
 from converter.naming import fold
-from tests.hardening.files import P, checkpoint_legacy, checkpoint_zip, put
+from tests.hardening.files import FOUR, P, checkpoint_legacy, checkpoint_zip, put, zip_bytes
 
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 FORMATS = ("zip", "legacy", "safetensors")
@@ -164,6 +164,54 @@ def test_a_legacy_file_of_a_big_endian_machine_is_read_as_torch_reads_it(tmp_pat
     path.write_bytes(data)
     assert torch.equal(torch.load(path, weights_only=True)["w"], seeded(3, 4))
     assert_read(path, {"w": seeded(3, 4)})
+
+
+VERSIONS = ["1", "3\n", "10", " \t+3", "0007", "3 and more", "3\0",
+            "0", "11", "999", "-1", "-3", "0x3", "", "three", "3" * 30, "\u0663"]  # fmt: skip
+
+
+@pytest.mark.parametrize("record", ["version", ".data/version"])
+@pytest.mark.parametrize("version", VERSIONS)
+def test_a_version_that_torch_does_not_know_is_refused_here_too(tmp_path, record, version):
+    """The record under `.data` goes first, whatever the other says."""
+    records = {record: version.encode()} if record == "version" else {record: version.encode(), "version": b"3\n"}
+    path = put(tmp_path, "ckpt.pth", versioned(records))
+    try:
+        theirs = torch.load(path, weights_only=True)
+    except (RuntimeError, IndexError):
+        with pytest.raises(converter.ConversionError, match="version"):
+            Checkpoint(path)
+        assert VERSIONS.index(version) >= VERSIONS.index("0")
+    else:
+        assert_read(path, theirs)
+        assert VERSIONS.index(version) < VERSIONS.index("0")
+
+
+def test_the_version_under_data_goes_first_and_one_must_be_there(tmp_path):
+    path = put(tmp_path, "ckpt.pth", versioned({".data/version": b"3\n", "version": b"999"}))
+    assert_read(path, torch.load(path, weights_only=True))
+    path = put(tmp_path, "none.pth", versioned({}))
+    with pytest.raises(RuntimeError, match="version"):
+        torch.load(path, weights_only=True)
+    with pytest.raises(converter.ConversionError, match="does not say its version"):
+        Checkpoint(path)
+
+
+def test_a_legacy_file_of_another_version_is_refused_as_torch_refuses_it(tmp_path):
+    whole = checkpoint_legacy(P.table(("w", P.tensor())))
+    assert_read(put(tmp_path, "ckpt.pth", whole), {"w": torch.tensor([1.0, 2.0, 3.0, 4.0])})
+    path = put(tmp_path, "other.pth", whole.replace(P.whole(P.number(1001)), P.whole(P.number(1002))))
+    with pytest.raises(RuntimeError, match="protocol version"):
+        torch.load(path, weights_only=True)
+    with pytest.raises(converter.ConversionError, match="version 1002, not 1001"):
+        Checkpoint(path)
+
+
+def versioned(records: dict[str, bytes]) -> bytes:
+    """A checkpoint of one tensor with these records in place of its `version`."""
+    body = P.whole(P.table(("w", P.tensor())))
+    rest = {f"archive/{name}": data for name, data in records.items()}
+    return zip_bytes({"archive/data.pkl": body, "archive/data/0": FOUR, **rest})
 
 
 class Pipe(io.BytesIO):

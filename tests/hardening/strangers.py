@@ -114,6 +114,7 @@ def pickles() -> Iterator[tuple[str, bytes]]:
     ordered = P.named(ORDERED) + b")R" + P.text("a")
     yield "OrderedDicts nested 10,000 deep", _nested(10_000, ordered, b"s", b"N")
     yield "state dicts nested 40 deep", _nested(40, b"}X\1\0\0\0a", b"s", P.table(("w", P.tensor())))
+    yield "legacy of version 1002", checkpoint_legacy(GOOD).replace(P.number(1001), P.number(1002))
     doubled = b"Nq\0" + b"".join(b"0h%ch%c\x86q%c" % (i, i, i + 1) for i in range(100))
     yield "tuples that double", doubled
     yield "tuples that double, as a key", b"}" + doubled + b"Ns"
@@ -259,6 +260,10 @@ def zips() -> Iterator[tuple[str, bytes]]:
     yield "TorchScript code", zip_bytes({**base, "archive/code/__torch__.py": b"x"})
     yield "another byte order", zip_bytes({**base, "archive/byteorder": b"middle"})
     yield "an endless byte order", zip_bytes({**base, "archive/byteorder": b"x" * 900_000})
+    yield "version 999", zip_bytes({**base, "archive/version": b"999\n"})
+    yield "version 999 under .data", zip_bytes({**base, "archive/.data/version": b"999"})
+    yield "a version that is no number", zip_bytes({**base, "archive/version": b"\x1b[31m"})
+    yield "no version", zip_bytes({name: data for name, data in base.items() if "version" not in name})
     yield "one record twice", zip_bytes([*base.items(), ("archive/data/0", FOUR)])
     yield "one record twice in two folders", zip_bytes([*base.items(), ("other/data/0", FOUR)])
     for name in ("../data/1", "archive/../x", "/etc/passwd", "archive//x", "archive/./x", "archive\\x", "flat"):
@@ -375,6 +380,7 @@ def others() -> Iterator[tuple[str, bytes]]:
     yield "legacy with a shorter storage", checkpoint_legacy(GOOD, {"0": FOUR[:12]})
     yield "legacy text that claims 4 GB", checkpoint_legacy(b"X\xff\xff\xff\xff")
     yield "legacy frame that claims exabytes", checkpoint_legacy(b"\x95" + struct.pack("<Q", 1 << 60))
+    yield "legacy of version 1002", checkpoint_legacy(GOOD).replace(P.number(1001), P.number(1002))
     doubled = b"Nq\0" + b"".join(b"0h%ch%c\x86q%c" % (i, i, i + 1) for i in range(100))
     whole = checkpoint_legacy(GOOD)
     keys = P.whole(b"](" + P.text("0") + b"e")
