@@ -20,6 +20,7 @@ from converter.atomic import replacing_folder
 from tests.running import run
 from tests.sam_parts import IMAGE_ENCODER, sam_state
 from tests.small_sam import save
+from tests.support.pairs import registered
 from tf_models import exporting
 from tf_models.exporting import ExportError, Input, Part, Signature
 from tf_models.sam import relative_attention
@@ -322,16 +323,16 @@ def test_a_pair_of_ones_own_is_exported_by_its_probes(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
     import own
 
-    converter.register(own.PAIR)
-    converter.convert("own", tmp_path / "own.safetensors", tmp_path / "own.weights.h5", verify="lossless")
-    report = converter.export(tmp_path / "own.weights.h5")
+    with registered(own.PAIR):
+        converter.convert("own", tmp_path / "own.safetensors", tmp_path / "own.weights.h5", verify="lossless")
+        report = converter.export(tmp_path / "own.weights.h5")
+        lite = converter.export(tmp_path / "own.weights.h5", format="tflite", sizes={"image.1": 8})
     assert report.output == tmp_path / "own_saved_model"
+    assert lite.output == tmp_path / "own.tflite"
     call = exporting.runner(tmp_path / "own_saved_model" / "1", "serving_default")
     image = rng.standard_normal((1, 7, 9, 3), dtype=np.float32)
     expected = np.maximum(image, 0) @ state["head.weight"].T + state["head.bias"]
     np.testing.assert_allclose(call(image=image)["output"], expected, rtol=1e-5, atol=1e-5)
-    report = converter.export(tmp_path / "own.weights.h5", format="tflite", sizes={"image.1": 8})
-    assert report.output == tmp_path / "own.tflite"
 
 
 def test_the_page_runs_as_written(saved, tmp_path):

@@ -16,6 +16,7 @@ from converter.checkpoint import Checkpoint
 from converter.mappings.sam_decoder import SAM_DECODER
 from converter.reading import read_as
 from tests.small_sam import OPTIONS, save, small_state
+from tests.support.pairs import registered
 
 
 def probe(*shape, name="input"):
@@ -71,16 +72,15 @@ def build_attention(**config):
 
 
 def pair(name, build_tf, build_torch, mapping, probes, **more):
-    return converter.register(
-        Pair(name, lambda config: mapping, probes, build_tf=build_tf, build_torch=build_torch, **more)
-    )
+    return Pair(name, lambda config: mapping, probes, build_tf=build_tf, build_torch=build_torch, **more)
 
 
 def converted(one, module, folder, **more):
     torch.manual_seed(0)
     output = folder / "out.weights.h5"
-    report = converter.convert(one.name, save(module.state_dict(), folder), output, **more)
-    return report, tf_models.load(output)
+    with registered(one):
+        report = converter.convert(one.name, save(module.state_dict(), folder), output, **more)
+        return report, tf_models.load(output)
 
 
 def linear(**config):
@@ -128,7 +128,8 @@ def test_a_tuple_option_is_recorded_and_verified(tmp_path):
     )
     report, _ = converted(one, linear(), tmp_path, options={"k": "2,3"})
     assert report.config == {"k": [2, 3]}
-    assert converter.verify(one.name, tmp_path / "ckpt.pth", report.output)
+    with registered(one):
+        assert converter.verify(one.name, tmp_path / "ckpt.pth", report.output)
 
 
 def test_no_probes_prove_nothing(tmp_path):
@@ -136,7 +137,7 @@ def test_no_probes_prove_nothing(tmp_path):
     one = pair("unprobed", build, linear, LINEAR, lambda config, rng: [])
     with pytest.raises(converter.ProofError, match="no probe inputs"):
         converted(one, linear(), tmp_path)
-    with pytest.raises(converter.UsageError, match="level is one of full-size, full, lossless"):
+    with registered(one), pytest.raises(converter.UsageError, match="level is one of full-size, full, lossless"):
         converter.verify(one.name, tmp_path / "ckpt.pth", tmp_path / "o.weights.h5", level="none")
 
 

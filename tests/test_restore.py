@@ -27,6 +27,7 @@ from converter.registry import get, names, pairs
 from tests import sam_parts, small_mobile_sam, small_sam
 from tests.deformable import SMALL, reference
 from tests.small_sam import prefixed, save
+from tests.support.pairs import registered
 from tf_models import layers
 from tf_models.loading import DIGEST, PREFIX, SEAL, datasets, provenance, seal
 
@@ -201,13 +202,13 @@ NET = Pair(
 @pytest.fixture
 def net():
     """The pair's name, and a state dict of it."""
-    converter.register(NET)
     torch.manual_seed(0)
     state = Net().state_dict()
     for name in ("bn.0.running_mean", "bn.1.bias"):
         state[name] = torch.randn(8)
     state["bn.1.num_batches_tracked"] = torch.tensor(70_000_000_000)
-    return "net", dict(state)
+    with registered(NET):
+        yield "net", dict(state)
 
 
 @pytest.mark.parametrize("ending", ["pth", "safetensors"])
@@ -417,14 +418,13 @@ def test_an_unknown_model_is_named(tmp_path):
             self.fc.build((None, 4))
             self.built = True
 
-    converter.register(
-        Pair("forgotten", lambda config: Mapping([Row("fc", DENSE)]), lambda config, rng: [], build_tf=Tiny)
-    )
     state = {"fc.weight": torch.randn(3, 4), "fc.bias": torch.randn(3)}
-    weights = there("forgotten", state, tmp_path)
-    _, found = back(weights, tmp_path / "back.pt")
+    with registered(
+        Pair("forgotten", lambda config: Mapping([Row("fc", DENSE)]), lambda config, rng: [], build_tf=Tiny)
+    ):
+        weights = there("forgotten", state, tmp_path)
+        _, found = back(weights, tmp_path / "back.pt")
     assert bits(found) == bits(state)
-    del converter.registry._registered["forgotten"]
     with pytest.raises(converter.UsageError, match=r"no model is named forgotten; known: .*dcn_v2"):
         converter.restore(weights, tmp_path / "other.pt")
 

@@ -18,6 +18,7 @@ from converter.proof import _compare, _pool
 from converter.reading import find_reading
 from tests.sam_parts import CONFIG, IMAGE_ENCODER, OPTIONS, assert_as_exact, keras_twin, last, sam_state, upstream_sam
 from tests.small_sam import prefixed, save
+from tests.support.pairs import registered
 from tf_models.sam.relative_attention import RelativeAttention
 from torch_refs.sam.sam import build_sam_vit_b
 from torch_refs.sam.seeded_checkpoint import official_shapes, seeded_tensor
@@ -346,8 +347,6 @@ def test_a_fault_names_the_first_stage(state, tmp_path, monkeypatch, fault):
         build_tf="tf_models.sam.sam:build_sam_vit_b",
         build_torch="torch_refs.sam.sam:build_sam_vit_b",
     )
-    monkeypatch.setattr("converter.registry._registered", {faulty.name: faulty})
-    with pytest.raises(
-        converter.ProofError, match=r"first layer that differs: image_encoder\.blocks\.0: .*suspect what joins"
-    ):
+    told = r"first layer that differs: image_encoder\.blocks\.0: .*suspect what joins"
+    with registered(faulty), pytest.raises(converter.ProofError, match=told):
         converter.convert(faulty.name, save(state, tmp_path), tmp_path / "out.weights.h5", options=OPTIONS)

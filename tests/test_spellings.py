@@ -17,6 +17,7 @@ from converter.kinds import CONV_2D, CONV_2D_HWIO, DENSE, DENSE_IN_OUT, Kind, le
 from converter.mapping import join
 from converter.registry import pairs
 from tests.small_sam import save
+from tests.support.pairs import registered
 from tf_models import layers
 from tf_models.loading import provenance
 
@@ -59,21 +60,23 @@ def configure(shapes, options):
     return {"width": width, "classes": classes}
 
 
+SPELLED = Pair(
+    "spelled",
+    lambda config: Mapping([Row("conv", CONV_2D), Row("head", DENSE)]),
+    lambda config, rng: [Probe({"x": rng.standard_normal((4, 3, 6, 7), dtype=np.float32)})],
+    build_tf=KerasNet,
+    build_torch=Net,
+    configure=configure,
+    fallback={"width": 5, "classes": 7},
+    channels_first=frozenset({"x"}),
+    dialects=(HANDMADE, PADDLE),
+)
+
+
 @pytest.fixture(scope="module", autouse=True)
-def registered():
-    converter.register(
-        Pair(
-            "spelled",
-            lambda config: Mapping([Row("conv", CONV_2D), Row("head", DENSE)]),
-            lambda config, rng: [Probe({"x": rng.standard_normal((4, 3, 6, 7), dtype=np.float32)})],
-            build_tf=KerasNet,
-            build_torch=Net,
-            configure=configure,
-            fallback={"width": 5, "classes": 7},
-            channels_first=frozenset({"x"}),
-            dialects=(HANDMADE, PADDLE),
-        )
-    )
+def _spelled():
+    with registered(SPELLED):
+        yield
 
 
 def state(classes, width=5):

@@ -10,11 +10,13 @@ import torch
 import converter
 from converter.checkpoint import Checkpoint
 from tests.hardening import vector
+from tests.support.pairs import registered
 
 
 @pytest.fixture(scope="module", autouse=True)
-def pair():
-    converter.register(vector.PAIR)
+def _vector():
+    with registered(vector.PAIR):
+        yield
 
 
 def save(tmp_path, values, **options):

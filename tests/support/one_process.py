@@ -1,0 +1,97 @@
+"""The torch side of the proof in the process of the tests, which has imported torch before TensorFlow.
+
+A child of its own spends three seconds on importing torch before it computes for a tenth of one. What only a child can
+show - that it ends when it should, takes no more memory than it may, is not led astray by the current folder - is shown
+by the tests that are marked `child`, and by those that run a command.
+"""
+
+import contextlib
+import inspect
+import pickle
+import traceback
+import warnings
+from collections import deque
+from collections.abc import Iterator
+from typing import Any
+
+import cloudpickle
+import torch
+
+from converter import torch_side
+from converter.errors import ConversionError, printable
+
+
+class OneProcess:
+    """What `converter.torch_process.TorchProcess` is to its caller, without a process.
+
+    Everything is computed before the first answer is given and waits in memory: a big model wants the child.
+    """
+
+    def __init__(self) -> None:
+        self._request: bytes | None = None
+
+    def ask(self, request: torch_side.Request) -> None:
+        """Keep the request, as the child would get it."""
+        self._request = cloudpickle.dumps(request)
+
+    def answers(self) -> Iterator[Any]:
+        """What the torch side measures, each message as it would come out of the child's file.
+
+        Raises:
+            ConversionError: it failed; the message says how.
+        """
+        assert self._request is not None
+        messages: deque[bytes] = deque()
+        failure = None
+        try:
+            with _torch_as_imported():
+                # Pickled at once, for torch goes on with the arrays that are sent.
+                _answer(cloudpickle.loads(self._request), lambda message: messages.append(pickle.dumps(message, 5)))
+        except torch_side.ReferenceFailed as error:
+            failure = str(error)
+        except Exception as error:
+            words = traceback.format_exception_only(error)[-1].strip().splitlines()[-1]
+            failure = f"the torch reference failed: {printable(words, 200)}"
+        while messages:
+            yield pickle.loads(messages.popleft())
+        if failure is not None:
+            raise ConversionError(failure)
+
+    def close(self) -> None:
+        """Forget the request."""
+        self._request = None
+
+    def __enter__(self) -> "OneProcess":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def _answer(request: Any, send: Any) -> None:
+    """What the child does with the request, without its watch over the memory, which would end this process."""
+    if "room" in inspect.signature(torch_side._answer).parameters:
+        torch_side._answer(request, send)
+        return
+    watch, torch_side._end_beyond = torch_side._end_beyond, lambda room: None
+    try:
+        torch_side._answer(request, send, torch)
+    finally:
+        torch_side._end_beyond = watch
+
+
+@contextlib.contextmanager
+def _torch_as_imported() -> Iterator[None]:
+    """torch's settings are those of a new process; afterwards they are as they were."""
+    grad, fast, rng = torch.is_grad_enabled(), torch.backends.mha.get_fastpath_enabled(), torch.get_rng_state()
+    try:
+        torch.set_grad_enabled(True)
+        torch.backends.mha.set_fastpath_enabled(True)
+        torch.set_rng_state(torch.Generator().get_state())
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the child's end in its log
+            yield
+    finally:
+        torch.set_grad_enabled(grad)
+        torch.backends.mha.set_fastpath_enabled(fast)
+        torch.set_rng_state(rng)

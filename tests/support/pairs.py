@@ -1,0 +1,28 @@
+"""Pairs of a test's own, known for as long as the test needs them."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import converter
+import tf_models
+import torch_refs
+from converter import registry
+
+
+@contextmanager
+def registered(*pairs: converter.Pair) -> Iterator[converter.Pair]:
+    """Let the pairs be known by their names, and give the first of them; afterwards all is known that was before.
+
+    A pair that stays known is one more that `auto` tries, and may fit what another test converts.
+    """
+    homes: list[dict[str, Any]] = [registry._registered, tf_models._BUILDERS, torch_refs._BUILDERS]
+    before = [dict(home) for home in homes]
+    try:
+        for pair in pairs:
+            converter.register(pair)
+        yield pairs[0]
+    finally:
+        for home, known in zip(homes, before, strict=True):
+            home.clear()
+            home.update(known)
