@@ -1,4 +1,4 @@
-"""Lists of names made short: indices folded into braces, and the nearest known name for one that is not known."""
+"""Lists of names made short: indices folded into braces, the rest counted; and the nearest known name for another."""
 
 import difflib
 import re
@@ -43,6 +43,12 @@ def _spell(choice: tuple[str, ...]) -> str:
         else:
             runs.append([number, number])
     return "{" + ",".join(str(a) if a == b else f"{a}-{b}" for a, b in runs) + "}"
+
+
+def listed(texts: Iterable[str], most: int, between: str = ", ") -> str:
+    """The first `most` texts (of names: made printable) in a line, and how many more there are: `a, b and 3 more`."""
+    every = list(texts)
+    return between.join(every[:most]) + (f" and {len(every) - most} more" if len(every) > most else "")
 
 
 def nearest(name: str, known: Iterable[str]) -> str | None:

@@ -6,7 +6,7 @@ from converter.dialects import Dialect, prefixes, strip_compiled
 from converter.errors import printable, shorten
 from converter.kinds import BATCH_NORM, DENSE
 from converter.mapping import Drop, Mapping, Row, expand, join
-from converter.naming import fold, nearest
+from converter.naming import fold, listed, nearest
 
 
 @pytest.mark.parametrize(
@@ -104,3 +104,10 @@ def test_untrusted_text_is_escaped_and_shortened():
     assert printable("e\u0301") != printable("\u00e9")
     assert len(shorten("y" * 10**4, 480)) <= 480
     assert "more characters" in shorten("y" * 10**4, 480)
+
+
+def test_a_list_that_is_cut_says_how_many_more_there_are():
+    assert listed("abc", 3) == "a, b, c"
+    assert listed(iter("abcd"), 3) == "a, b, c and 1 more"
+    assert listed(["one", "two", "three"], 1, "; ") == "one and 2 more"
+    assert listed([], 3) == ""
