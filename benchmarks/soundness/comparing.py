@@ -3,10 +3,12 @@
 In float64 a right network agrees to rounding and a wrong one does not, whatever it is that is wrong.
 """
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from benchmarks.soundness.faults import Fault
 from benchmarks.soundness.networks import Network
 from converter import Mapping
 from converter.kinds import channels_last
@@ -18,7 +20,7 @@ def carried(model: Any, rows: Any, state: dict[str, Any]) -> Any:
     from converter.variables import by_path
 
     variables = by_path(model)
-    filled = set()
+    filled, dropped = set(), Mapping(rows).dropped
     for path, keras_path, kind in Mapping(rows).modules():
         for part in kind.leaves:
             name = join(path, part.torch)
@@ -26,6 +28,8 @@ def carried(model: Any, rows: Any, state: dict[str, Any]) -> Any:
                 continue
             for below, layout in part.variables:
                 place = join(keras_path, below)
+                if part.optional and place not in variables and name in dropped:
+                    continue
                 if place not in variables:
                     raise ValueError(f"no variable {place}; there are {', '.join(variables)}")
                 variable = variables[place]
@@ -75,3 +79,45 @@ def distance(ours: list[np.ndarray], theirs: list[np.ndarray]) -> float:
         for a, b in zip(ours, theirs, strict=True)
     ]
     return max(found)
+
+
+@dataclass(frozen=True)
+class Checked:
+    """How far a network, or a planted fault, is from torch in float64 and float32 on its probe."""
+
+    name: str
+    network: str
+    exact: float
+    single: float
+
+
+def check_network(network: Network, seed: int = 1, size: int = 0) -> Checked:
+    """The right network."""
+    return _check(network.name, network, network.build_tf, seed, size)
+
+
+def check_fault(fault: Fault, seed: int = 1, size: int = 0) -> Checked:
+    """The network with the fault planted."""
+    return _check(fault.name, fault.planted(), fault.build_tf, seed, size)
+
+
+def _check(name: str, network: Network, build: Any, seed: int, size: int) -> Checked:
+    import keras
+
+    state, inputs = network.seeded_state(seed), network.inputs(np.random.default_rng(seed + 2), size)
+    truth = torch_outputs(network, state, inputs, "float64")
+    found = {}
+    policy = keras.config.dtype_policy()
+    for dtype in ("float64", "float32"):
+        keras.config.set_dtype_policy(dtype)
+        try:
+            model = carried(build(), network.rows, state)
+            found[dtype] = distance(tf_outputs(model, network, inputs, dtype), truth)
+        finally:
+            keras.config.set_dtype_policy(policy)
+    return Checked(name, network.name, found["float64"], found["float32"])
+
+
+def shows(fault: Checked, right: Checked) -> bool:
+    """The fault changes the outputs by more than any rounding in float64 could."""
+    return fault.exact > max(1e-7, 10 * right.exact)

@@ -37,11 +37,14 @@ def _lstm(torch: str, keras: str) -> tuple:
     )
 
 
-LSTM = Kind("LSTM_WITHOUT_BIAS", _lstm("l0", ""), call=_sequence)
+# Of torch's results Keras has the states of all steps.
+_FIRST: dict[str, Any] = {"returns": (0,)} if hasattr(Kind, "returns") else {}
+LSTM = Kind("LSTM_WITHOUT_BIAS", _lstm("l0", ""), call=_sequence, **_FIRST)
 BIDIRECTIONAL = Kind(
     "BIDIRECTIONAL_LSTM",
     (*_lstm("l0", "forward_layer."), *_lstm("l0_reverse", "backward_layer.")),
     call=_sequence,
+    **_FIRST,
 )
 
 
@@ -485,6 +488,15 @@ _ALL = (
         ("convolutional:chained", {}),
         _CHAIN,
         _image((4, 3, 12, 15), (2, 3, 16, 11), (3, 3, 21, 18)),
+        finish=("steep", ("conv1.weight",)),
+    ),
+    Network(
+        "two_heads",
+        ("TwoHeads", {}),
+        ("convolutional:two_heads", {}),
+        (Row("conv", kinds.CONV_2D), Row("{left,right}", kinds.DENSE)),
+        _image((4, 3, 12, 15), (2, 3, 16, 11), (3, 3, 21, 18)),
+        outputs=("left", "right"),
     ),
     Network(
         "vgg_sequential",
@@ -623,6 +635,14 @@ _ALL = (
     ),
     Network("bert", ("bert", {}), ("sequences:bert", {}), _BERT, _bert_inputs, _NONE, ("states", "pooled")),
     Network("gpt2", ("gpt2", {}), ("sequences:gpt2", {}), _GPT2, partial(_ids, 37, "input_ids"), images=_NONE),
+    Network(
+        "gpt2_untied",
+        ("gpt2", {"tied": False}),
+        ("sequences:gpt2", {"tied": False}),
+        (*_GPT2[:-1], Row("lm_head", kinds.DENSE)),
+        partial(_ids, 37, "input_ids"),
+        images=_NONE,
+    ),
     Network(
         "tagger",
         ("Tagger", {}),

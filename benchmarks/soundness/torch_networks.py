@@ -166,7 +166,10 @@ class DoubleConv(nn.Module):
 
 
 class UNet(nn.Module):
-    """Encoder and decoder with skips; `up` is "transposed", or "corners" or "edges", bilinear with align_corners or not."""
+    """Encoder and decoder with skips.
+
+    `up` is "transposed", or else bilinear: "corners" with align_corners, "edges" without.
+    """
 
     def __init__(self, up: str = "transposed", width: int = 6) -> None:
         super().__init__()
@@ -212,7 +215,7 @@ class Tagger(nn.Module):
 
 
 class LeNet(nn.Module):
-    """Convolutions, max pooling of negative values too, a flattened map, linear layers, softmax."""
+    """Convolutions, max pooling of negative values (what pads it shows), a flattened map, linear layers, softmax."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -220,8 +223,8 @@ class LeNet(nn.Module):
         self.fc1, self.bn, self.fc2 = nn.Linear(10 * 3 * 5, 20), nn.BatchNorm1d(20), nn.Linear(20, 7)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        x = F.max_pool2d(self.conv1(x), 3, stride=2, padding=1)  # no ReLU before it: what pads it shows
-        x = F.max_pool2d(self.conv2(x.relu()).relu(), 2)
+        x = F.max_pool2d(self.conv1(x), 3, stride=2, padding=1).tanh()
+        x = F.max_pool2d(self.conv2(x).relu(), 2)
         return self.fc2(self.bn(self.fc1(x.flatten(1))).relu()).softmax(1)
 
 
@@ -239,6 +242,18 @@ class Chain(nn.Module):
         x = self.bn(self.conv2(self.conv1(x).relu()).relu())
         x = self.conv3(x).tanh().mean((2, 3))
         return self.fc2(self.fc1(x).relu()).softmax(1)
+
+
+class TwoHeads(nn.Module):
+    """A convolution and two linear layers of the same shape, each an output."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.left, self.right = nn.Conv2d(3, 8, 3, padding=1), nn.Linear(8, 5), nn.Linear(8, 5)
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        x = self.conv(x).relu().mean((2, 3))
+        return self.left(x), self.right(x)
 
 
 def vgg() -> Any:
@@ -327,8 +342,8 @@ def bert() -> Any:
     return Bert(BertConfig(**sizes, **more))
 
 
-def gpt2() -> Any:
-    """transformers' GPT-2 with its tied output layer."""
+def gpt2(tied: bool = True) -> Any:
+    """transformers' GPT-2, with its tied output layer or one of its own."""
     from transformers import GPT2Config, GPT2LMHeadModel
 
     class GPT2(GPT2LMHeadModel):
@@ -346,7 +361,7 @@ def gpt2() -> Any:
         "bos_token_id": 0,
         "eos_token_id": 0,
     }
-    return GPT2(GPT2Config(**sizes, attn_implementation="eager"))
+    return GPT2(GPT2Config(**sizes, attn_implementation="eager", tie_word_embeddings=tied))
 
 
 # --- seeded weights ---------------------------------------------------------------------------------------------------
@@ -424,6 +439,17 @@ def zeroed(*endings: str) -> Callable[[dict[str, Any]], None]:
 def ones(*endings: str) -> Callable[[dict[str, Any]], None]:
     """A `finish` that sets every tensor whose name ends so to one."""
     return partial(_filled, endings, 1.0)
+
+
+def steep(*endings: str) -> Callable[[dict[str, Any]], None]:
+    """A `finish` that makes every tensor whose name ends so three times as large, so that ReLU6 would clip."""
+
+    def finish(state: dict[str, Any]) -> None:
+        for name in state:
+            if name.endswith(endings):
+                state[name].mul_(3)
+
+    return finish
 
 
 def _filled(endings: tuple[str, ...], number: float, state: dict[str, Any]) -> None:

@@ -443,7 +443,7 @@ def lenet(flat: str = "channels first", pool_value: float = float("-inf"), softm
     x = first = keras.Input((20, 28, 1))
     x = keras.layers.Conv2D(6, 5, padding="same", name="conv1")(x)
     x = ops.pad(x, [(0, 0), (1, 1), (1, 1), (0, 0)], constant_values=pool_value)
-    x = ops.relu(keras.layers.MaxPooling2D(3, 2)(x))
+    x = ops.tanh(keras.layers.MaxPooling2D(3, 2)(x))
     x = keras.layers.MaxPooling2D(2)(ops.relu(keras.layers.Conv2D(10, 5, name="conv2")(x)))
     orders = {"channels first": (3, 1, 2), "as it is": (1, 2, 3), "columns first": (3, 2, 1)}
     x = keras.layers.Flatten()(keras.layers.Permute(orders[flat])(x))
@@ -467,6 +467,20 @@ def chained(
     x = keras.layers.GlobalAveragePooling2D()(x)
     x = keras.layers.Dense(20, activation=activations[3], name="fc1")(x)
     return keras.Model(first, keras.layers.Dense(7, activation=activations[4], name="fc2")(x))
+
+
+class TwoHeads(keras.Model):
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.conv, self.left, self.right = conv(8, 3), dense(5), dense(5)
+
+    def call(self, x: Any) -> Any:
+        x = ops.mean(ops.relu(self.conv(x)), (1, 2))
+        return self.left(x), self.right(x)
+
+
+def two_heads() -> Any:
+    return built(TwoHeads(), (1, 12, 15, 3))
 
 
 def vgg(first: str = "relu") -> Any:

@@ -117,7 +117,7 @@ class DoubleConv(Layer):
 
 
 class UNet(keras.Model):
-    def __init__(self, up: str = "transposed", width: int = 6, **kwargs: Any) -> None:
+    def __init__(self, up: str = "transposed", width: int = 6, head_bias: bool = True, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.up = up
         self.down1, self.down2, self.bottom = DoubleConv(width), DoubleConv(2 * width), DoubleConv(4 * width)
@@ -126,7 +126,7 @@ class UNet(keras.Model):
             self.up1 = layers.Conv2DTranspose(width, 2, strides=2)
         else:
             self.up2, self.up1 = conv(2 * width, 1), conv(width, 1)
-        self.merge2, self.merge1, self.head = DoubleConv(2 * width), DoubleConv(width), conv(5, 1)
+        self.merge2, self.merge1, self.head = DoubleConv(2 * width), DoubleConv(width), conv(5, 1, bias=head_bias)
 
     def resized(self, x: Any) -> Any:
         return interpolate(x, scale_factor=2, mode="bilinear", align_corners=self.up == "corners")
@@ -146,8 +146,8 @@ class UNet(keras.Model):
         return self.head(x)
 
 
-def unet(up: str = "transposed", width: int = 6) -> Any:
-    return built(UNet(up, width), (1, 16, 24, 3))
+def unet(up: str = "transposed", width: int = 6, head_bias: bool = True) -> Any:
+    return built(UNet(up, width, head_bias), (1, 16, 24, 3))
 
 
 class PixelShuffle(Layer):

@@ -183,18 +183,18 @@ class MixerBlock(Layer):
 
 
 class Mixer(keras.Model):
-    def __init__(self, classes: int = 7, width: int = 24, **kwargs: Any) -> None:
+    def __init__(self, classes: int = 7, width: int = 24, center: bool = True, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.stem = PatchEmbed(8, width)
         self.blocks = [MixerBlock(15, width) for _ in range(2)]
-        self.norm, self.head = layer_norm(), dense(classes)
+        self.norm, self.head = keras.layers.LayerNormalization(epsilon=1e-6, center=center), dense(classes)
 
     def call(self, x: Any) -> Any:
         return self.head(ops.mean(self.norm(chain(self.blocks, self.stem(x))), 1))
 
 
-def mixer() -> Any:
-    return built(Mixer(), (1, 24, 40, 3))
+def mixer(center: bool = True) -> Any:
+    return built(Mixer(center=center), (1, 24, 40, 3))
 
 
 def relative_index(window: tuple[int, int]) -> np.ndarray:
@@ -494,21 +494,24 @@ class GPT2Body(Layer):
 
 
 class GPT2(keras.Model):
-    """The output layer is the table of the tokens."""
+    """The output layer is the table of the tokens, or one of its own."""
 
-    def __init__(self, **kwargs: Any) -> None:
+    def __init__(self, tied: bool = True, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.transformer = GPT2Body()
+        self.lm_head = None if tied else dense(37, use_bias=False)
 
     def logits(self, x: Any) -> Any:
+        if self.lm_head is not None:
+            return self.lm_head(x)
         return ops.matmul(x, ops.transpose(self.transformer.wte.embeddings))
 
     def call(self, input_ids: Any) -> Any:
         return self.logits(self.transformer(input_ids))
 
 
-def gpt2() -> Any:
-    return built(GPT2(), ops.zeros((1, 9), "int32"))
+def gpt2(tied: bool = True) -> Any:
+    return built(GPT2(tied), ops.zeros((1, 9), "int32"))
 
 
 class Tagger(keras.Model):
