@@ -13,13 +13,15 @@ from typing import Any, Protocol
 from converter.atomic import refuse, replacing, undisturbed
 from converter.checkpoint import Checkpoint
 from converter.errors import ConversionError, ProofError, UsageError, printable
+from converter.naming import fold
 from converter.origin import Origin
 from converter.reading import Ambiguous, Choice, Reading, find_reading
 from converter.registry import get
 from converter.report import Report
 from converter.torch_process import TorchProcess
 
-LEVELS = ("full-size", "full", "lossless", "none")
+LEVELS = ("train", "full-size", "full", "lossless", "none")
+_NUMERICAL = LEVELS[:3]
 DTYPES = ("float32", "float16")
 
 
@@ -93,11 +95,12 @@ def convert(
             output = Path("weights", f"{reading.pair.name}.weights.h5")
         output = Path(output).expanduser()
         refuse(output, overwrite, sources=source.files)
-        torch = _torch_process(stack) if verify.startswith("full") and reading.fits else None
+        torch = _torch_process(stack) if verify in _NUMERICAL and reading.fits else None
         hashing = stack.enter_context(ThreadPoolExecutor(1)).submit(source.sha256)
         stack.callback(source.stop)
         progress.start("loading TensorFlow", 0)
         from converter import proof as proofs  # what imports TensorFlow is imported where it is needed
+        from converter.numerical import numerical
         from converter.planning import make_plan
         from converter.weights_file import sign, write
         from tf_models.loading import check
@@ -107,7 +110,7 @@ def convert(
         nbytes = sum(step.entry.nbytes for step in plan.steps)
         with replacing(output, overwrite, sources=source.files) as temporary:
             if torch is not None:
-                request = proofs.request_for(plan, source, dtype, verify == "full-size")
+                request = proofs.request_for(plan, source, dtype, verify)
                 if plan.values >= proofs.BIG:
                     progress.say(proofs.cost(plan, request))
                 torch.ask(request)
@@ -134,7 +137,7 @@ def convert(
                 report.lossless = proofs.lossless(temporary, plan, source, dtype, progress.advance)
             if torch is not None:
                 progress.start("numerical", proofs.count(request))
-                report.numerical = proofs.numerical(temporary, plan, request, torch, progress.advance)
+                report.numerical = numerical(temporary, plan, request, torch, progress.advance)
             report.source_sha256 = hashing.result()
             if written.nonfinite:
                 names = ", ".join(printable(name, 60) for name in written.nonfinite[:3])
@@ -191,7 +194,7 @@ def verify(
     """
     from tf_models.loading import NO_PROVENANCE, WeightsError, provenance
 
-    _one_of("level", level, LEVELS[:3])
+    _one_of("level", level, LEVELS[:4])
     progress = progress or Silent()
     began = time.monotonic()
     weights = Path(weights).expanduser()
@@ -221,11 +224,12 @@ def verify(
             if spelling is not None or "dialect" not in about:
                 raise
             reading = _read(source, model, options, Choice(key, scope, about["dialect"]))
-        torch = _torch_process(stack) if level.startswith("full") and reading.fits else None
+        torch = _torch_process(stack) if level in _NUMERICAL and reading.fits else None
         hashing = stack.enter_context(ThreadPoolExecutor(1)).submit(source.sha256)
         stack.callback(source.stop)
         progress.start("loading TensorFlow", 0)
         from converter import proof as proofs
+        from converter.numerical import numerical
         from converter.planning import make_plan
 
         plan = make_plan(source, reading)
@@ -251,7 +255,7 @@ def verify(
             dropped=plan.dropped,
         )
         if torch is not None:
-            request = proofs.request_for(plan, source, dtype, level == "full-size")
+            request = proofs.request_for(plan, source, dtype, level)
             if plan.values >= proofs.BIG:
                 progress.say(proofs.cost(plan, request))
             torch.ask(request)
@@ -262,7 +266,7 @@ def verify(
             raise ConversionError(f"{printable(str(weights))}: {error}") from None
         if torch is not None:
             progress.start("numerical", proofs.count(request))
-            report.numerical = proofs.numerical(weights, plan, request, torch, progress.advance)
+            report.numerical = numerical(weights, plan, request, torch, progress.advance)
         report.source_sha256 = hashing.result()
         report.notes += source.notes
         source.check_unchanged()
@@ -381,14 +385,34 @@ def _provenance(report: Report, origin: dict[str, Any]) -> dict[str, Any]:
         "dialect": report.dialect,
         "dtype": report.dtype,
         "origin": origin,
-        "proof": {
-            "lossless": bool(report.lossless),
-            "numerical": {
-                one.name: {"error": float(f"{one.error:.1e}"), "torch_error": float(f"{one.torch_error:.1e}")}
-                for one in report.numerical.outputs
-            },
-        },
+        "proof": _proven(report),
     }
+
+
+def _proven(report: Report) -> dict[str, Any]:
+    """What the file says was shown of it: `level` is the highest that was passed with nothing left unproven."""
+    from importlib.metadata import version
+
+    lossless, numerical = report.lossless, report.numerical
+    level = "full" if numerical.full else "partial" if numerical else "lossless" if lossless else "none"
+    if numerical.full and numerical.trained:
+        level = "train"
+    found: dict[str, Any] = {"level": level, "lossless": bool(lossless)}
+    if numerical.ran:
+        found |= {
+            "layers": len(numerical.layers),
+            "between": len(numerical.between),
+            "outputs": len(numerical.outputs),
+            "trained": len(numerical.trained),
+            "worst": float(f"{numerical.worst:.2g}"),
+            "unproven": [*fold(numerical.unproven)][:50],
+            "versions": {name: version(name) for name in ("torch", "tensorflow", "keras", "numpy")},
+        }
+    found["numerical"] = {
+        one.name: {"error": float(f"{one.error:.1e}"), "allowed": float(f"{one.allowed:.1e}")}
+        for one in numerical.outputs
+    }
+    return found
 
 
 def _one_of(name: str, value: str, known: tuple[str, ...]) -> None:

@@ -13,10 +13,12 @@ from typing import Any
 
 import numpy as np
 
-from converter import registry
+from converter import nested, registry, rounding
 from converter.atomic import refuse, refuse_folder, replacing, replacing_folder
-from converter.errors import ConversionError, ProofError, UsageError, printable
+from converter.blame import blaming
+from converter.errors import ConversionError, ProofError, UsageError, one_line, printable
 from converter.kinds import channels_last
+from converter.naming import listed
 from converter.report import size
 from tf_models import exporting
 from tf_models.exporting import DTYPES, ExportError, Input, Part, Signature
@@ -25,43 +27,33 @@ from tf_models.loading import SUFFIX, WeightsError, load, provenance
 FORMATS = ("saved_model", "tflite")
 MARK = "export.json"  # in a folder that we wrote: what it holds, and whence
 _LITE = ".tflite"
-_ROUNDING = 2.0**-23  # of float32, relative
 # A lossy export further away than this, relative to the output's scale, is no longer the same network.
 _LOSSY = {"float16": 2.0**-5, "int8-dynamic": 1.0}
 
 
 @dataclass(frozen=True)
 class Difference:
-    """An exported output against Keras's, on all probes.
+    """An exported output against Keras's, on all probes, where it is furthest for what is allowed.
 
     Attributes:
         name: signature and output.
-        error: largest difference.
+        error: the difference.
+        allowed: the largest that passes: what roundings explain (`converter.rounding`); in a lossy dtype, a part of the
+            scale.
         scale: largest magnitude of Keras's output.
-        rounding: how far Keras's own output moves when every weight and input is changed by one float32 rounding.
         dtype: of the export.
     """
 
     name: str
     error: float
+    allowed: float
     scale: float
-    rounding: float
     dtype: str = "float32"
 
     @property
     def relative(self) -> float:
         """The error as a part of the scale."""
         return self.error / self.scale if self.scale else math.inf if self.error else 0.0
-
-    @property
-    def allowed(self) -> float:
-        """The largest error that passes.
-
-        In float32 4 times `rounding`, or 8 roundings at the output's scale; a lossy dtype, a part of the scale.
-        """
-        if self.dtype in _LOSSY:
-            return _LOSSY[self.dtype] * self.scale
-        return max(4 * self.rounding, 8 * float(np.spacing(np.float32(self.scale))))
 
     def __bool__(self) -> bool:
         return self.error <= self.allowed
@@ -135,7 +127,7 @@ class ExportReport:
         return rows
 
     def __str__(self) -> str:
-        return "\n".join(f"{heading:<9} {text}" for heading, text in self.lines())
+        return "\n".join(one_line(f"{heading:<9} {text}") for heading, text in self.lines())
 
 
 def export(
@@ -184,7 +176,7 @@ def export(
         model = load(source)
         found = exporting.parts(about["model"], model) or _probed(about["model"], about["config"], model)
     except WeightsError as error:
-        raise ConversionError(str(error)) from None
+        raise ConversionError(str(error)) from error.__cause__
     chosen = _chosen(found, part)
     chosen = [_sized(one, sizes or {}, found) for one in chosen]
     several = len(chosen) > 1
@@ -207,7 +199,8 @@ def export(
         report.seconds = time.monotonic() - began
         wrong = [str(difference) for one in report.parts for difference in one.differences if not difference]
         if wrong:
-            raise ProofError(f"the export differs from Keras, nothing was written: {'; '.join(wrong[:3])}", report)
+            shown = listed(wrong, 3, "; ")
+            raise ProofError(f"the export differs from Keras, nothing was written: {shown}", report)
         if temporary.is_dir():
             (temporary / MARK).write_text(json.dumps(report.to_dict(), indent=2) + "\n")
     return report
@@ -236,7 +229,7 @@ def _sized(part: Part, sizes: Mapping[str, int], every: list[Part]) -> Part:
     }
     for axis, length in sizes.items():
         if axis not in known:
-            named = ", ".join(f"{name} ({size})" for name, size in known.items())
+            named = listed([f"{name} ({size})" for name, size in known.items()], 12)
             raise UsageError(f"no input has an axis {printable(axis)}; known: {named}")
         if not isinstance(length, int) or length < 1:
             raise UsageError(f"{axis} takes a whole number from 1, not {printable(length)}")
@@ -257,7 +250,7 @@ def _write(part: Part, path: Path, output: Path, format: str, dtype: str) -> Exp
         else:
             exporting.save(part, path, dtype)
     except ExportError as error:
-        raise ConversionError(str(error)) from None
+        raise ConversionError(str(error)) from error.__cause__
     files = [path] if path.is_file() else [one for one in path.rglob("*") if one.is_file()]
     differences = tuple(_compared(part, path, format, dtype))
     return Exported(part.name, output, sum(one.stat().st_size for one in files), part.nbytes, differences)
@@ -266,7 +259,7 @@ def _write(part: Part, path: Path, output: Path, format: str, dtype: str) -> Exp
 def _compared(part: Part, path: Path, format: str, dtype: str) -> Iterator[Difference]:
     """A difference for each output of each signature, on seeded probes of the usual sizes and, where free, others."""
     rng = np.random.default_rng(0)
-    nudged = [_nudged(np.asarray(variable), rng) for variable in part.model.weights] if dtype == "float32" else None
+    weights = [np.asarray(variable) for variable in part.model.weights]
     for name, signature in part.signatures.items():
         if format == "tflite" and signature.empty:
             continue
@@ -274,41 +267,44 @@ def _compared(part: Part, path: Path, format: str, dtype: str) -> Iterator[Diffe
         found: dict[str, Difference] = {}
         for sizes in (signature.sizes, signature.also) if signature.also and format != "tflite" else (signature.sizes,):
             inputs = signature.probe(sizes)
-            ours = run(**inputs)
-            keras = {key: np.asarray(value) for key, value in signature.call(**inputs).items()}
-            moved = keras
-            if nudged is not None:
-                shaken = {key: _nudged(value, rng) for key, value in inputs.items()}
-                with exporting.substituted(part.model, nudged):
-                    moved = {key: np.asarray(value) for key, value in signature.call(**shaken).items()}
+            ours = {key: np.asarray(value, np.float64) for key, value in run(**inputs).items()}
+            keras = _numbers(signature.call(**inputs))
+            moved: list[dict[str, np.ndarray]] = []
+            if dtype not in _LOSSY:
+                for _ in range(rounding.runs_for(min(value.size for value in keras.values()))):
+                    shaken = {key: _nudged(value, rng) for key, value in inputs.items()}
+                    with exporting.substituted(part.model, [_nudged(value, rng) for value in weights]):
+                        moved.append(_numbers(signature.call(**shaken)))
             for key, value in keras.items():
-                one = Difference(
-                    f"{name}.{key}", _largest(ours[key], value), _largest(value), _largest(moved[key], value), dtype
-                )
+                one = _difference(f"{name}.{key}", ours[key], value, [each[key] for each in moved], dtype)
                 last = found.get(key, one)
-                found[key] = dataclasses.replace(
-                    one,
-                    error=max(one.error, last.error),
-                    scale=max(one.scale, last.scale),
-                    rounding=max(one.rounding, last.rounding),
-                )
+                worse = max(one, last, key=lambda each: rounding.ratio(each.error, each.allowed))
+                found[key] = dataclasses.replace(worse, scale=max(one.scale, last.scale))
         yield from found.values()
 
 
+def _difference(name: str, ours: np.ndarray, keras: np.ndarray, moved: list[np.ndarray], dtype: str) -> Difference:
+    """`ours` against `keras`, and what is allowed: roundings move a result from where it was, in `moved`."""
+    scale = float(np.abs(keras).max(initial=0.0))
+    if ours.shape != keras.shape or not np.isfinite(ours).all():
+        return Difference(name, math.inf, 0.0, scale, dtype)
+    if dtype in _LOSSY:
+        return Difference(name, float(np.abs(ours - keras).max(initial=0.0)), _LOSSY[dtype] * scale, scale, dtype)
+    found = rounding.judge(ours, keras, [each - keras for each in moved])
+    return Difference(name, found.error, found.allowed, scale, dtype)
+
+
+def _numbers(results: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    return {key: np.asarray(value, np.float64) for key, value in results.items()}
+
+
 def _nudged(values: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Every float changed by one rounding, up or down; whole numbers as they are."""
+    """Every float moved, up or down, by what the sums that it goes into may round; whole numbers as they are."""
     if values.dtype.kind != "f":
         return values
-    return (values * (1 + _ROUNDING * rng.choice((-1.0, 1.0), values.shape).astype(np.float32))).astype(np.float32)
-
-
-def _largest(values: Any, others: Any = 0.0) -> float:
-    """The largest difference; infinite where shapes differ or a value is not finite."""
-    values, others = np.asarray(values, np.float64), np.asarray(others, np.float64)
-    if others.ndim and values.shape != others.shape:
-        return math.inf
-    difference = np.abs(values - others)
-    return float(difference.max(initial=0.0)) if np.isfinite(difference).all() else math.inf
+    terms = values.size / max(values.shape[-1] if values.ndim else 1, 1)
+    size = 2 * rounding.UNITS["float32"] * (1 + 0.2 * math.sqrt(terms))
+    return (values * (1 + size * rng.choice((-1.0, 1.0), values.shape))).astype(np.float32)
 
 
 def _probed(name: str, config: dict[str, Any], model: Any) -> list[Part]:
@@ -317,14 +313,16 @@ def _probed(name: str, config: dict[str, Any], model: Any) -> list[Part]:
     Raises:
         ConversionError: there is no such pair, or it has no probe of plain arrays.
     """
-    from converter.proof import SEED, call_model, flat
+    from converter.numerical import call_model
+    from converter.proof import SEED
 
     pair = registry.get(name)
-    probes = [
-        probe
-        for probe in pair.probes(config, np.random.default_rng(SEED))
-        if not probe.part and all(isinstance(value, np.ndarray) for value in probe.inputs.values())
-    ]
+    with blaming(name, "probes"):
+        probes = [
+            probe
+            for probe in pair.probes(config, np.random.default_rng(SEED))
+            if not probe.part and all(isinstance(value, np.ndarray) for value in probe.inputs.values())
+        ]
     if not probes:
         raise ConversionError(f"{name} has no probe inputs of plain arrays, which an export takes its inputs from")
     options = probes[0].options
@@ -333,7 +331,7 @@ def _probed(name: str, config: dict[str, Any], model: Any) -> list[Part]:
     }
 
     def call(**inputs: Any) -> dict[str, Any]:
-        results = flat(call_model(model, {key: inputs[key] for key in arrays}, options))
+        results = [value for _, value in nested.flat(call_model(model, {key: inputs[key] for key in arrays}, options))]
         names = (*pair.outputs, *(f"output_{i}" for i in range(len(pair.outputs), len(results))))
         return dict(zip(names, results, strict=False))
 

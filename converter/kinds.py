@@ -16,6 +16,8 @@ from typing import Any
 import numpy as np
 from einops import EinopsError, rearrange
 
+from converter import nested
+
 
 @dataclass(frozen=True)
 class Layout:
@@ -102,6 +104,9 @@ class Kind:
         of: the kind that torch has there, where this one is another library's layout of it.
         stage: the module is a part of the network with layers of its own.
         suspects: what is usually wrong where the two sides differ, for the error message.
+        returns: which of torch's results the Keras layer has, by place; None: all of them, one to one.
+        activated: the Keras layer may apply an `activation` that torch has apart; the proof takes it off.
+        without_effect: Keras variables on which no result ever depends, whatever their values.
     """
 
     name: str
@@ -115,6 +120,9 @@ class Kind:
     only_images: bool = False
     stage: bool = False
     suspects: str = ""
+    returns: tuple[int, ...] | None = None
+    activated: bool = False
+    without_effect: tuple[str, ...] = ()
 
     def relaid(self) -> Iterator[tuple[str, str]]:
         """(leaf, "these axes -> torch's axes") of every tensor that is laid out otherwise than in the kind `of`.
@@ -140,12 +148,19 @@ class Kind:
 
     def arrange(self, value: Any) -> Any:
         """Torch's activations, an array or nested ones, as the Keras layer has them."""
-        if isinstance(value, tuple):
-            return tuple(self.arrange(part) for part in value)
-        if isinstance(value, dict):
-            return {name: self.arrange(part) for name, part in value.items()}
-        moves = self.channels_first and isinstance(value, np.ndarray) and (value.ndim == 4 or not self.only_images)
-        return channels_last(value) if moves else value
+
+        def one(part: Any) -> Any:
+            moves = self.channels_first and isinstance(part, np.ndarray) and (part.ndim == 4 or not self.only_images)
+            return channels_last(part) if moves else part
+
+        return nested.each(one, value)
+
+    def results(self, value: Any) -> Any:
+        """Torch's results, as the Keras layer has them, and of them those that it has."""
+        if self.returns is not None and isinstance(value, (tuple, list)):
+            kept = tuple(value[place] for place in self.returns)
+            value = kept[0] if len(kept) == 1 else kept
+        return self.arrange(value)
 
     def __repr__(self) -> str:
         return self.name
@@ -177,12 +192,18 @@ NORM_SUSPECTS = "its epsilon"
 
 def _conv(name: str, pattern: str, keras: str = "kernel") -> Kind:
     leaves = (leaf("weight", keras, pattern), BIAS)
-    return Kind(name, leaves, channels_first=True, suspects="its padding, or the axes of its kernel")
+    suspects = "its padding, or the axes of its kernel"
+    return Kind(name, leaves, channels_first=True, suspects=suspects, activated=True)
 
 
-DENSE = Kind("DENSE", (leaf("weight", "kernel", "o i -> i o"), BIAS), suspects="a kernel that is not transposed")
+DENSE = Kind(
+    "DENSE",
+    (leaf("weight", "kernel", "o i -> i o"), BIAS),
+    suspects="a kernel that is not transposed",
+    activated=True,
+)
 # Paddle's Linear.
-DENSE_IN_OUT = Kind("DENSE_IN_OUT", (leaf("weight", "kernel", "i o -> i o"), BIAS), of=DENSE)
+DENSE_IN_OUT = Kind("DENSE_IN_OUT", (leaf("weight", "kernel", "i o -> i o"), BIAS), of=DENSE, activated=True)
 EMBEDDING = Kind("EMBEDDING", (leaf("weight", "embeddings", "n c -> n c"),))
 # An Embedding whose weight its owner reads as a table of parameters; it is never called.
 TOKENS = Kind("TOKENS", EMBEDDING.leaves, callable_alone=False)
@@ -195,6 +216,7 @@ CONV_2D_HWIO = Kind(
     (leaf("weight", "kernel", "kh kw i o -> kh kw i o"), leaf("bias", "bias", "1 1 1 o -> o", optional=True)),
     channels_first=True,
     of=CONV_2D,
+    activated=True,
 )
 # A convolution's tensors that their owner uses itself, as a deformable convolution does.
 PARAMETERS_OF_CONV_2D = Kind("PARAMETERS_OF_CONV_2D", CONV_2D.leaves, callable_alone=False)
@@ -311,4 +333,6 @@ MULTIHEAD_ATTENTION = Kind(
         leaf("out_proj.bias", "output_dense.bias", "o -> o", optional=True),
     ),
     call=_call_attention,
+    returns=(0,),  # torch also gives its weights
+    without_effect=("key_dense.bias",),  # it adds the same to every score of a query, which softmax takes away
 )

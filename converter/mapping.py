@@ -2,9 +2,10 @@
 
 import re
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from math import prod
+from typing import Any
 
 from converter.kinds import Kind
 
@@ -42,11 +43,16 @@ def _choices(text: str, path: str) -> list[str]:
 
 @dataclass(frozen=True)
 class Row:
-    """The modules at `path` (torch's names) are of `kind`; `keras` is given only where the Keras path differs."""
+    """The modules at `path` (torch's names) are of `kind`; `keras` is given only where the Keras path differs.
+
+    `tied` names tensors that share the one tensor of the module, as an output layer does an embedding's table: a
+    checkpoint may hold either name or both, and both must hold the same values.
+    """
 
     path: str
     kind: Kind
     keras: str | None = None
+    tied: str = ""
 
     def modules(self) -> list[tuple[str, str]]:
         """(torch path, Keras path) of every module the row stands for."""
@@ -59,10 +65,15 @@ class Row:
 
 @dataclass(frozen=True)
 class Drop:
-    """Tensors at `path` (braces expand) that TensorFlow does not need, and why. They may be absent."""
+    """Tensors at `path` (braces expand) that TensorFlow does not need, and why. They may be absent.
+
+    `equals` says what TensorFlow computes in their place: a number, an array, or the name of another tensor. The
+    checkpoint's must be that. Without it the proof must show that no output depends on what they hold.
+    """
 
     path: str
     reason: str
+    equals: Any = None
 
 
 class Mapping:
@@ -75,7 +86,9 @@ class Mapping:
     def __init__(self, rows: Iterable[Row | Drop]):
         rows = list(rows)
         self.rows = [row for row in rows if isinstance(row, Row)]
-        self.dropped = {path: row.reason for row in rows if isinstance(row, Drop) for path in expand(row.path)}
+        drops = {path: row for row in rows if isinstance(row, Drop) for path in expand(row.path)}
+        self.dropped = {path: row.reason for path, row in drops.items()}
+        self.equals = {path: row.equals for path, row in drops.items() if row.equals is not None}
         seen: set[str] = set()
         for path, _, _ in self.modules():
             if path in seen:
@@ -94,20 +107,43 @@ class Mapping:
             for part in kind.leaves:
                 yield join(path, part.torch), part.optional
 
+    def ties(self) -> dict[str, str]:
+        """Torch name -> the name of the tensor that it shares.
+
+        Raises:
+            ValueError: a row ties more or fewer names than it has modules, or a module has more tensors than one.
+        """
+        found = {}
+        for row in self.rows:
+            names = expand(row.tied) if row.tied else []
+            needed = [part for part in row.kind.leaves if not part.optional]
+            if names and (len(names) != len(row.modules()) or len(needed) != 1):
+                raise ValueError(f"{row.tied!r} does not name one tensor for the one of each module of {row.path!r}")
+            found.update(
+                {name: join(path, needed[0].torch) for name, (path, _) in zip(names, row.modules(), strict=False)}
+            )
+        return found
+
     def ignored(self) -> dict[str, str]:
         """Torch name -> reason, of every tensor the table leaves out."""
         ignored = dict(self.dropped)
         for path, _, kind in self.modules():
             ignored.update({join(path, name): reason for name, reason in kind.ignored})
+        ignored.update({name: f"shares the values of {kept}" for name, kept in self.ties().items()})
         return ignored
 
 
 def under(prefix: str, rows: Iterable[Row | Drop]) -> list[Row | Drop]:
     """The rows of a network that is the part `prefix` of another."""
     return [
-        Drop(join(prefix, row.path), row.reason)
+        replace(row, path=join(prefix, row.path))
         if isinstance(row, Drop)
-        else Row(join(prefix, row.path), row.kind, None if row.keras is None else join(prefix, row.keras))
+        else replace(
+            row,
+            path=join(prefix, row.path),
+            keras=None if row.keras is None else join(prefix, row.keras),
+            tied=join(prefix, row.tied) if row.tied else "",
+        )
         for row in rows
     ]
 

@@ -9,12 +9,13 @@ import keras
 import numpy as np
 
 import tf_models
+from converter.blame import PairError, blaming, where_and_what
 from converter.checkpoint import Checkpoint
 from converter.dialects import Dialect
-from converter.errors import ConversionError, PlanError, printable
+from converter.errors import ConversionError, PlanError, one_line, printable
 from converter.kinds import Kind, Layout, Leaf
 from converter.mapping import join
-from converter.naming import fold, nearest
+from converter.naming import fold, listed, nearest
 from converter.reading import Reading
 from converter.registry import Pair, locate
 from converter.tensors import FLOATS, Entry
@@ -78,6 +79,7 @@ class Plan:
         dropped: source name -> why TensorFlow does not need the tensor.
         out_of_scope: first word of a name -> how many tensors under it belong to other parts of the checkpoint.
         variables: attribute path -> shape, of every variable of the Keras model.
+        unused: canonical name -> the tensor, of those that TensorFlow does not need.
         places: attribute path -> the variable's dataset in a weights file, as Keras lays it out.
     """
 
@@ -90,6 +92,7 @@ class Plan:
     dropped: dict[str, str]
     out_of_scope: dict[str, int]
     variables: dict[str, tuple[int, ...]]
+    unused: dict[str, Entry]
     places: dict[str, str] = field(repr=False)
 
     @property
@@ -139,13 +142,13 @@ class Plan:
         lines += [f"dropped {printable(name)}: {reason}" for name, reason in self.dropped.items()]
         if self.out_of_scope:
             lines.append(f"out of scope: {counted(self.out_of_scope)}")
-        return "\n".join(lines)
+        return "\n".join(map(one_line, lines))
 
 
 def counted(out_of_scope: dict[str, int]) -> str:
     """`image_encoder. 177 tensors, prompt_encoder. 16`, as text."""
     words = [f"{printable(word, 40)}.* {count}" for word, count in out_of_scope.items()]
-    return ", ".join(words[:8]) + (f", and {len(words) - 8} more prefixes" if len(words) > 8 else "")
+    return listed(words, 8)
 
 
 def make_plan(checkpoint: Checkpoint, reading: Reading) -> Plan:
@@ -156,7 +159,7 @@ def make_plan(checkpoint: Checkpoint, reading: Reading) -> Plan:
     """
     headline = f"{printable(checkpoint.path.name)} does not fit {reading.pair.name}"
     if reading.config is None:
-        raise PlanError(headline, [reading.unsized or "its sizes cannot be read"])
+        raise PlanError(headline, [reading.unsized or "its sizes cannot be read"]) from reading.failure
     held = sum(path.stat().st_size for path in checkpoint.files)
     claimed = sum(entry.nbytes for entry in reading.entries.values())
     if claimed > held + _ROOM_FOR_VIEWS:  # before anything is made of that size
@@ -165,7 +168,7 @@ def make_plan(checkpoint: Checkpoint, reading: Reading) -> Plan:
     match = _Match(reading, {path: tuple(variable.shape) for path, variable in by_path(model).items()})
     problems = match.problems()
     if problems:
-        raise PlanError(headline, problems)
+        raise PlanError(headline, problems) from reading.failure
     return Plan(
         reading.pair,
         reading.config,
@@ -176,25 +179,38 @@ def make_plan(checkpoint: Checkpoint, reading: Reading) -> Plan:
         match.dropped,
         reading.out_of_scope,
         match.variables,
+        match.unused,
         places_of(reading.pair, model),
     )
 
 
 def _build_abstract(reading: Reading, headline: str) -> Any:
-    """The model without values; when its sizes make no model, the names still tell what is wrong."""
+    """The model without values; when its sizes make no model, the names still tell what is wrong.
+
+    Raises:
+        PlanError: the names are not the model's either, or a built-in model refuses the sizes.
+        PairError: they are, and the user's own builder failed.
+    """
     pair, config = reading.pair, reading.config or {}
+    cause: BaseException | None = None
     try:
         return abstract(lambda: build_tf(pair, config), _SPARE_VARIABLES + 4 * len(reading.entries))
     except TooLarge:
         reason = "its names and shapes claim a model far larger than it holds"
+    except PairError as error:
+        reason, cause = f"{error} (the configuration is {config})", error.__cause__
+        if not (reading.missing or reading.unexpected or reading.unsized):
+            raise PairError(reason) from cause
     except (ValueError, TypeError, ArithmeticError) as error:
-        reason = f"{pair.name} cannot be built with {config}: {printable(str(error).partition(chr(10))[0], 160)}"
+        reason, cause = f"{pair.name} cannot be built with {config}: {where_and_what(error)}", error
     names = [
         f"{what}: {_folded(names)}"
         for what, names in (("missing", reading.missing), ("unexpected", reading.unexpected))
         if names
     ]
-    raise PlanError(headline, [*names, reason])
+    if reading.failure is not None:
+        names.append(reading.unsized or "")
+    raise PlanError(headline, [*names, reason]) from cause
 
 
 class _Match:
@@ -218,8 +234,11 @@ class _Match:
         self.known = {name for name, _ in table.tensors()}
         ignored = table.ignored()
         others = [name for name in reading.entries if name not in self.known]
-        self.dropped = {reading.entries[name].name: ignored[name] for name in others if name in ignored}
-        self.dropped |= {name: f"a copy of {kept}, equal bit for bit" for name, kept in reading.copies.items()}
+        self.unused = {name: reading.entries[name] for name in others if name in ignored}
+        self.dropped = {entry.name: ignored[name] for name, entry in self.unused.items()}
+        self.dropped |= {
+            name: f"a copy of {printable(kept)}, equal bit for bit" for name, kept in reading.copies.items()
+        }
         self.unexpected = [name for name in others if name not in ignored]
 
     def _leaf(self, canonical: str, keras_path: str, kind: Kind, leaf: Leaf) -> None:
@@ -294,6 +313,7 @@ def build_tf(pair: Pair, config: dict[str, Any]) -> Any:
     """The pair's Keras model, built in float32 whatever policy the caller has set.
 
     Raises:
+        PairError: the pair's own builder failed, or is not to be found.
         ConversionError: the builder returned something else, or Keras does not run on TensorFlow.
     """
     if keras.backend.backend() != "tensorflow":
@@ -304,7 +324,8 @@ def build_tf(pair: Pair, config: dict[str, Any]) -> Any:
         if pair.build_tf is None:
             model = tf_models.create(pair.name, **config)
         else:
-            model = (locate(pair.build_tf) if isinstance(pair.build_tf, str) else pair.build_tf)(**config)
+            with blaming(pair.name, "build_tf", passing=(TooLarge,)):
+                model = (locate(pair.build_tf) if isinstance(pair.build_tf, str) else pair.build_tf)(**config)
     finally:
         keras.config.set_dtype_policy(policy)
     if not isinstance(model, keras.Model):
@@ -334,8 +355,7 @@ def expected_shape(targets: tuple[Target, ...]) -> tuple[int, ...]:
 
 
 def _folded(names: Any) -> str:
-    folded = [printable(name) for name in fold(names)]
-    return ", ".join(folded[:12]) + (f" and {len(folded) - 12} more" if len(folded) > 12 else "")
+    return listed(map(printable, fold(names)), 12)
 
 
 def _nearest(names: list[str], known: list[str]) -> str:
@@ -345,4 +365,4 @@ def _nearest(names: list[str], known: list[str]) -> str:
 
 
 def _shape(shape: tuple[int, ...]) -> str:
-    return "x".join(str(n) for n in shape[:8]) or "a single value"
+    return listed(map(str, shape), 8, "x") or "a single value"

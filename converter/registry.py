@@ -76,12 +76,15 @@ class Probe:
         options: passed to both sides as they are.
         part: path of the stage (a row of the mapping) to call; "" is the model.
         stages_only: record the stages and not every layer, whose inputs would fill the memory.
+        config: what the configuration is in place of the checkpoint's for this probe, as a smaller image; the same
+            weights fill it.
     """
 
     inputs: dict[str, Any]
     options: dict[str, Any] = field(default_factory=dict)
     part: str = ""
     stages_only: bool = False
+    config: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -1,104 +1,137 @@
 """What happened, as data: of a conversion or a verification; rendered as text or JSON."""
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+from converter.errors import one_line, printable
+from converter.naming import fold, listed
+from converter.rounding import ratio
 
-from converter.errors import printable
+_BARELY = 1.5  # an error so little beyond what is allowed accuses nothing in particular
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """One result of TensorFlow against torch, both measured against torch in float64.
+    """One result of TensorFlow against torch in float64, at the value that is furthest for what is allowed there.
 
     Attributes:
         name: an output's name, or a layer's path.
-        error: largest difference of TensorFlow's float32 result from the truth.
-        torch_error: the same of torch's own float32 result.
+        error: difference of TensorFlow's float32 result from the truth.
+        allowed: the largest that float32 explains there (`converter.rounding`).
+        torch_error: largest difference of torch's own float32 result.
         scale: largest magnitude of the truth.
         note: why the results could not even be compared, or "".
         suspects: what is usually wrong where such a layer differs, or "".
-        exact: the truth is in float64; else it is torch's float32 result, where memory allows no more.
     """
 
     name: str
     error: float = 0.0
+    allowed: float = 0.0
     torch_error: float = 0.0
     scale: float = 0.0
     note: str = ""
     suspects: str = ""
-    exact: bool = True
 
     @property
-    def allowed(self) -> float:
-        """The largest error that passes: 4 times torch's own, or 8 float32 roundings at the scale of the truth.
-
-        Where torch's own is not known, a ten-thousandth of the scale.
-        """
-        if not self.exact:
-            return 1e-4 * self.scale
-        return max(4 * self.torch_error, 8 * float(np.spacing(np.float32(self.scale))))
+    def ratio(self) -> float:
+        """The error over what is allowed."""
+        return ratio(self.error, self.allowed)
 
     def joined(self, other: "Comparison") -> "Comparison":
-        """Both as one: the largest of each."""
-        return Comparison(
-            self.name,
-            max(self.error, other.error),
-            max(self.torch_error, other.torch_error),
-            max(self.scale, other.scale),
-            self.note or other.note,
-            self.suspects,
-            self.exact and other.exact,
+        """The worse of both."""
+        worse = other if (bool(other.note), other.ratio) > (bool(self.note), self.ratio) else self
+        return replace(
+            worse,
+            name=self.name,
+            torch_error=max(self.torch_error, other.torch_error),
+            scale=max(self.scale, other.scale),
         )
 
     def __bool__(self) -> bool:
         return not self.note and self.error <= self.allowed
 
     def __str__(self) -> str:
+        name = printable(self.name, 200)
         if self.note:
-            return f"{self.name}: {self.note}"
-        own = f"torch's own {self.torch_error:.1e}" if self.exact else "against torch's float32"
-        verdict = f"error {self.error:.1e}, allowed {self.allowed:.1e} ({own})"
-        return f"{self.name}: {verdict}" + (f"; suspect {self.suspects}" if self.suspects and not self else "")
+            return f"{name}: {self.note}"
+        verdict = f"{name}: error {self.error:.1e}, allowed {self.allowed:.1e} (torch's own {self.torch_error:.1e})"
+        if self:
+            return verdict
+        if self.ratio < _BARELY:
+            return f"{verdict}; {self.ratio:.2f} times what float32 explains"
+        return verdict + (f"; suspect {self.suspects}" if self.suspects else "")
 
 
 @dataclass(frozen=True)
 class Lossless:
-    """The written file, read back and its layout undone, against the checkpoint, bit for bit."""
+    """The written file, read back and its layout undone, against the checkpoint, bit for bit.
+
+    `differing` are tensors that are not equal; `unequal` tensors that TensorFlow leaves out and that are not what the
+    table says it computes instead; `equal` those that are.
+    """
 
     tensors: int = 0
     nbytes: int = 0
     differing: tuple[str, ...] = ()
+    unequal: tuple[str, ...] = ()
+    equal: tuple[str, ...] = ()
     ran: bool = True
 
     def __bool__(self) -> bool:
-        return self.ran and not self.differing
+        return self.ran and not self.differing and not self.unequal
 
 
 @dataclass(frozen=True)
 class Numerical:
     """The model with the written weights against the torch reference with the checkpoint's, on seeded inputs.
 
-    `outputs` has one comparison for each output (the worst of all probes), `layers` one for each mapped layer that was
-    fed torch's recorded inputs, in the order torch called them; `uncalled` are mapped layers that are no calls of
-    their own (tables of tokens, parameters): their values are proven by the outputs.
+    Attributes:
+        outputs: one comparison for each output, the worst of all probes.
+        layers: one for each mapped layer that was fed torch's recorded inputs, in the order torch called them.
+        between: one for each layer whose input was compared, in a run in which every layer before gave torch's result:
+            what joins the layers.
+        fault: where the two sides differ first, and why, in a sentence; "" where they do not.
+        unproven: Keras variables on which no comparison depends.
+        seeded: how many constant tensors were also tried with other values.
+        trained: comparisons of gradients, statistics and weights after steps of training; empty where it was not asked.
+        by_design: what Keras does otherwise in training, with its size.
+        notes: what else is worth knowing.
     """
 
     outputs: tuple[Comparison, ...] = ()
     layers: tuple[Comparison, ...] = ()
-    uncalled: tuple[str, ...] = ()
+    between: tuple[Comparison, ...] = ()
+    fault: str = ""
+    unproven: tuple[str, ...] = ()
+    seeded: int = 0
     probes: int = 0
+    trained: tuple[Comparison, ...] = ()
+    by_design: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
     ran: bool = True
 
+    @property
+    def comparisons(self) -> tuple[Comparison, ...]:
+        return (*self.layers, *self.between, *self.outputs, *self.trained)
+
     def __bool__(self) -> bool:
-        return self.ran and bool(self.outputs or self.layers) and all(self.outputs) and all(self.layers)
+        return self.ran and not self.fault and bool(self.outputs or self.layers) and all(self.comparisons)
+
+    @property
+    def full(self) -> bool:
+        """Passed, and nothing is left unproven."""
+        return bool(self) and not self.unproven
 
     @property
     def first_difference(self) -> Comparison | None:
-        """The first layer, else output, that differs."""
-        return next((one for one in (*self.layers, *self.outputs) if not one), None)
+        """The first layer, else input of a layer, else output, that differs."""
+        return next((one for one in self.comparisons if not one), None)
+
+    @property
+    def worst(self) -> float:
+        """The largest error over what is allowed."""
+        return max((one.ratio for one in self.comparisons), default=0.0)
 
 
 SKIPPED_LOSSLESS = Lossless(ran=False)
@@ -136,13 +169,16 @@ class Report:
     def failure(self) -> str:
         """Which proof failed and where, in one line; "" when every proof that ran has passed."""
         if self.lossless.ran and not self.lossless:
-            names = ", ".join(printable(name) for name in self.lossless.differing[:5])
+            if self.lossless.unequal:
+                return f"lossless: {listed(self.lossless.unequal, 3)}"
+            names = listed(map(printable, self.lossless.differing), 5)
             return f"lossless: {len(self.lossless.differing)} tensors differ in the file: {names}"
         if self.numerical.ran and not self.numerical:
-            if self.numerical.first_difference is None:
-                return "the pair has no probe inputs, so nothing was compared"
-            outputs = ", ".join(one.name for one in self.numerical.outputs if not one) or "none"
-            return f"first layer that differs: {self.numerical.first_difference}; outputs that differ: {outputs}"
+            if not (self.numerical.outputs or self.numerical.layers):
+                return "the pair's probes are empty, so nothing was compared"
+            outputs = listed([one.name for one in self.numerical.outputs if not one], 5) or "none"
+            first = self.numerical.fault or f"first that differs: {self.numerical.first_difference}"
+            return f"{first}; outputs that differ: {outputs}"
         return ""
 
     def to_dict(self) -> dict[str, Any]:
@@ -152,9 +188,10 @@ class Report:
         for name in ("lossless", "numerical"):
             proof = getattr(self, name)
             result[name] = {"passed": bool(proof), **asdict(proof)}
-        for part in ("outputs", "layers"):
+        result["numerical"]["full"] = self.numerical.full
+        for part in ("outputs", "layers", "between", "trained"):
             for row, one in zip(result["numerical"][part], getattr(self.numerical, part), strict=True):
-                row.update(allowed=one.allowed, passed=bool(one))
+                row.update(ratio=one.ratio, passed=bool(one))
         return result
 
     def lines(self) -> list[tuple[str, str]]:
@@ -164,33 +201,40 @@ class Report:
             ("source", f"{self.source}, sha256 {self.source_sha256[:16]}..., spelling {self.dialect}"),
         ]
         if self.out_of_scope:
-            rows.append(("left out", ", ".join(f"{word}.* {n}" for word, n in list(self.out_of_scope.items())[:8])))
-        rows += [("dropped", f"{name}: {reason}") for name, reason in list(self.dropped.items())[:4]]
+            rows.append(("left out", listed([f"{printable(w, 40)}.* {n}" for w, n in self.out_of_scope.items()], 8)))
+        rows += [("dropped", f"{printable(name)}: {reason}") for name, reason in list(self.dropped.items())[:4]]
         if len(self.dropped) > 4:
             rows.append(("dropped", f"and {len(self.dropped) - 4} more"))
         if self.narrowed:
             rows.append(("narrowed", f"{self.narrowed} tensors to {self.dtype}, relative loss at most {self.loss:.1e}"))
-        rows += [("note", note) for note in self.notes]
-        if not all(one.exact for one in (*self.numerical.outputs, *self.numerical.layers)):
-            rows.append(("note", "too little memory for float64: compared with torch's float32, a weaker proof"))
+        rows += [("note", note) for note in (*self.notes, *self.numerical.notes)]
         if self.lossless.ran:
             verdict = "equal bit for bit" if self.lossless else "DIFFERENT"
             rows.append(("lossless", f"{self.lossless.tensors} tensors, {size(self.lossless.nbytes)}, {verdict}"))
         if self.numerical.ran:
-            good = sum(map(bool, self.numerical.layers))
-            rows.append(
-                ("layers", f"{good} of {len(self.numerical.layers)} agree with torch, each on torch's own input")
-            )
-            if self.numerical.uncalled:
-                names = ", ".join(self.numerical.uncalled[:4])
-                more = f" and {len(self.numerical.uncalled) - 4} more" if len(self.numerical.uncalled) > 4 else ""
-                rows.append(("uncalled", f"{names}{more}: proven by the outputs, for torch makes no call of them"))
-            rows += [("output", f"{one}{'' if one else '  DIFFERENT'}") for one in self.numerical.outputs]
+            rows += self._numerical_lines()
         rows.append((self.deed, f"{self.output} in {self.seconds:.1f} s"))
         return rows
 
+    def _numerical_lines(self) -> list[tuple[str, str]]:
+        proof = self.numerical
+        good = sum(map(bool, proof.layers))
+        rows = [("layers", f"{good} of {len(proof.layers)} agree with torch, each on torch's own input")]
+        if proof.between:
+            joined = sum(map(bool, proof.between))
+            rows.append(("between", f"{joined} of {len(proof.between)} get torch's input from the layers before them"))
+        rows += [("output", f"{one}{'' if one else '  DIFFERENT'}") for one in proof.outputs]
+        if proof.trained:
+            good = sum(map(bool, proof.trained))
+            rows.append(("training", f"{good} of {len(proof.trained)} gradients, statistics and weights agree"))
+            rows += [("by design", text) for text in proof.by_design]
+        if proof.unproven:
+            names = listed(map(printable, fold(proof.unproven)), 4)
+            rows.append(("unproven", f"{names}: no comparison depends on them, so the proof is not full"))
+        return rows
+
     def __str__(self) -> str:
-        return "\n".join(f"{heading:<9} {text}" for heading, text in self.lines())
+        return "\n".join(f"{heading:<9} {one_line(text)}" for heading, text in self.lines())
 
 
 def size(nbytes: int) -> str:

@@ -13,12 +13,14 @@ import numpy as np
 
 from converter.api import Progress, Silent
 from converter.atomic import refuse, replacing
+from converter.blame import PairError, where_and_what
 from converter.checkpoint import Checkpoint
 from converter.dialects import CANONICAL, Dialect
-from converter.errors import ConversionError, ProofError, UsageError, printable
+from converter.errors import ConversionError, ProofError, UsageError, one_line, printable
 from converter.mapping import Mapping, join
-from converter.naming import fold
+from converter.naming import fold, listed
 from converter.origin import SMALL, Origin
+from converter.reading import table_of
 from converter.registry import Pair, get
 from converter.report import size
 from converter.tensors import FLOATS, Entry, Scratch
@@ -77,7 +79,7 @@ class Restored:
         return rows
 
     def __str__(self) -> str:
-        return "\n".join(f"{heading:<9} {text}" for heading, text in self.lines())
+        return "\n".join(one_line(f"{heading:<9} {text}") for heading, text in self.lines())
 
 
 def restore(
@@ -129,7 +131,7 @@ def restore(
     except ValueError as error:
         raise ConversionError(f"{pair.name} cannot be written in the dialect {spelling.name}: {error}") from None
     except ConversionError as error:
-        raise ConversionError(f"{printable(str(path), 160)}: {error}") from None
+        raise ConversionError(f"{printable(str(path), 160)}: {error}") from error.__cause__
     nbytes = sum(one.nbytes for one in tensors)
     report = Restored(
         pair.name, path, spelling.name, origin.key, origin.prefix, output, len(tensors), len(kept), nbytes
@@ -164,16 +166,17 @@ def _plan(path: Path, pair: Pair, about: dict[str, Any], origin: Origin, dialect
     from converter.planning import Plan, build_tf, places_of
     from converter.variables import by_path
     from tf_models.abstract import abstract
-    from tf_models.loading import listed
+    from tf_models.loading import listed as datasets
 
     config = about["config"]
-    held = len(listed(path))
+    held = len(datasets(path))
     try:
-        table = pair.mapping(config)
+        table = table_of(pair, config)
         model = abstract(lambda: build_tf(pair, config), 100 + 4 * held)
-    except Exception as error:  # whatever a model's builder raises on a configuration that is not one
-        reason = printable(str(error).partition("\n")[0] or type(error).__name__, 160)
-        raise ConversionError(f"{pair.name} cannot be built with the recorded configuration: {reason}") from None
+    except Exception as error:  # whatever a table or a model's builder raises on a configuration that is not one
+        cause = error.__cause__ if isinstance(error, PairError) else error
+        reason = str(error) if isinstance(error, ConversionError) else where_and_what(error)
+        raise ConversionError(f"{pair.name} cannot be built with the recorded configuration: {reason}") from cause
     refusal = dialect.refusal(config)
     if refusal:
         raise ValueError(refusal)
@@ -182,7 +185,7 @@ def _plan(path: Path, pair: Pair, about: dict[str, Any], origin: Origin, dialect
     filled = [target.path for step in steps for target in step.targets]
     if sorted(filled) != sorted(variables):
         raise ConversionError(f"the mapping of {pair.name} does not name every variable of the model once")
-    return Plan(pair, config, dialect, origin.key, origin.prefix, steps, {}, {}, variables, places_of(pair, model))
+    return Plan(pair, config, dialect, origin.key, origin.prefix, steps, {}, {}, variables, {}, places_of(pair, model))
 
 
 def _steps(
@@ -241,7 +244,7 @@ def _notes(about: dict[str, Any], origin: Origin, output: Path) -> Iterator[str]
             f"{origin.narrowed} tensors lost digits when they were converted to {about['dtype']}, and come back rounded"
         )
     if origin.lost:
-        shown = ", ".join(printable(name) for name in fold(origin.lost)[:4])
+        shown = listed(map(printable, fold(origin.lost)), 4)
         yield (
             f"{len(origin.lost)} tensors that the model does not need do not come back, because they have more than "
             f"{SMALL} bytes or could not be read: {shown}"
@@ -249,7 +252,7 @@ def _notes(about: dict[str, Any], origin: Origin, output: Path) -> Iterator[str]
     if origin.out_of_scope:
         yield f"{origin.out_of_scope} tensors of the checkpoint are not of this model and do not come back"
     if origin.unrecorded:
-        yield f"too long to be recorded, so they do not come back: {', '.join(map(printable, origin.unrecorded[:4]))}"
+        yield f"too long to be recorded, so they do not come back: {listed(map(printable, origin.unrecorded), 4)}"
     if origin.key and not output.name.endswith(ZIPPED):
         yield f"the tensors stood under the key {printable(origin.key)}; a safetensors file has no keys"
 
@@ -314,5 +317,5 @@ def _prove(
         differing = [*proof.differing]
         differing += [name for name, one in kept.items() if checkpoint.read(state[name]).tobytes() != one.values]
         if differing:
-            names = ", ".join(printable(name) for name in differing[:5])
+            names = listed(map(printable, differing), 5)
             raise ProofError(f"the proof failed, nothing was written: {len(differing)} tensors differ: {names}")

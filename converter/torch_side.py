@@ -7,14 +7,15 @@ loader, so that the proof also covers how the converter itself read the file.
 """
 
 import argparse
+import contextlib
 import copy
 import os
 import pickle
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +23,18 @@ import cloudpickle
 import numpy as np
 from einops import rearrange
 
+from converter import nested
+from converter.blame import where_and_what
 from converter.checkpoint import Checkpoint
 from converter.registry import Probe
+from converter.rounding import runs_for
 
 # Bytes of results that may wait for the caller to read them.
 AHEAD = 256 << 20
 # Bytes that a proof may take beyond the weights: so many, and so many for each byte of the files.
 _ROOM, _ROOM_PER_BYTE = 256 << 20, 200
+_MOST_CALLS = 8  # of one layer that are recorded: a decoder may call its head on every level
+_MOST_NAMES = 12  # of operations between two layers
 
 
 @dataclass(frozen=True)
@@ -47,12 +53,14 @@ class Request:
 
     Attributes:
         build: the reference's builder, or its registered name.
-        sources: canonical name -> where the tensor is.
+        sources: canonical name -> where the tensor is, of every tensor of the network that the checkpoint holds.
         dtype: what the values were written as; the reference computes with values rounded to it.
-        ignored: canonical names that the mapping leaves out.
+        ignored: canonical names that the table leaves out: the checkpoint or the reference may lack them.
         modules: torch path -> factors for the recorded inputs, of each layer to record.
         stages: those of them that are stages.
-        exact: compute the truth in float64; else torch's float32 results stand for it.
+        probes: what to run.
+        copied: a copy of the reference in float64 fits into memory; else each operation converts what it uses.
+        train: also take steps of training.
     """
 
     model: str
@@ -64,7 +72,8 @@ class Request:
     modules: dict[str, tuple[float, ...]]
     probes: list[Probe]
     stages: frozenset[str] = frozenset()
-    exact: bool = True
+    copied: bool = True
+    train: bool = False
 
     def recorded(self, probe: Probe) -> dict[str, tuple[float, ...]]:
         """The layers of the probe's part to record, with their factors."""
@@ -78,21 +87,110 @@ class Request:
 
 @dataclass
 class Call:
-    """One call of a layer: its inputs, torch's float32 result, and the truth, in float64 for the same inputs."""
+    """One call of a layer alone.
+
+    Attributes:
+        args, kwargs: its inputs, in float32.
+        result: torch's float32 result.
+        truth: the result in float64, for the same inputs.
+        moved: what roundings moved the truth by, run by run.
+        padded: the first input as the layer pads it itself before it computes, or None where it does not.
+        inside: (what lies inside a stage differs only there) whether it is a stage.
+    """
 
     path: str
     args: tuple
     kwargs: dict[str, Any]
     result: Any
     truth: Any
+    moved: list[Any]
+    padded: Any = None
+
+
+@dataclass
+class Entry:
+    """What reached a layer in a run of the whole (or the part), in the order in which torch enters the layers.
+
+    Attributes:
+        index: which call of this layer.
+        args, kwargs: in float64.
+        near: what roundings move (args, kwargs) by where every layer before gives its true result; empty where it was
+            not entered then.
+        far: the same where the layers before round too.
+        result: what the layer gave, in float32; None for a stage.
+        between: the operations since the layer before was left, by torch's names.
+    """
+
+    path: str
+    index: int
+    args: tuple
+    kwargs: dict[str, Any]
+    result: Any
+    between: tuple[str, ...]
+    padded: Any = None
+    near: tuple = ()
+    far: tuple = ()
 
 
 @dataclass
 class Run:
-    """One probe at its end: the model's outputs in float32 and float64. None where the probe is for a part alone."""
+    """One probe at its end, of the whole or of its part.
 
-    outputs: tuple | None
-    truth: tuple | None
+    Attributes:
+        outputs: in float32.
+        truth: in float64.
+        moved: what roundings moved the truth by, run by run.
+        near: the same where every layer gave its true result, so that only what lies after them rounds.
+        between: the operations since the last layer was left.
+    """
+
+    outputs: Any
+    truth: Any
+    moved: list[Any]
+    near: list[Any]
+    between: tuple[str, ...] = ()
+
+
+@dataclass
+class Seeded:
+    """From here on these tensors (canonical names, torch's axes) have other values: they were constant."""
+
+    values: dict[str, np.ndarray]
+
+
+@dataclass
+class Note:
+    """A sentence for the report."""
+
+    text: str
+
+
+@dataclass
+class Trained:
+    """What training did to the reference, from the probe's inputs and the upstream gradients that are given.
+
+    Attributes:
+        probe: index of the probe.
+        upstream: a gradient for each output.
+        rates: canonical name -> learning rate.
+        gradients: canonical name -> (torch's float32, truth, moved).
+        buffers: the same for the statistics after one step in training mode.
+        weights: the same for the parameters after the last step.
+        steps: how many.
+    """
+
+    probe: int
+    upstream: list[np.ndarray]
+    rates: dict[str, float]
+    gradients: dict[str, tuple[np.ndarray, np.ndarray, list[np.ndarray]]]
+    buffers: dict[str, tuple[np.ndarray, np.ndarray, list[np.ndarray]]]
+    weights: dict[str, tuple[np.ndarray, np.ndarray, list[np.ndarray]]]
+    steps: int = 3
+    batch: dict[str, int] = field(default_factory=dict)
+
+
+Message = Call | Entry | Run | Seeded | Note | Trained
+Send = Callable[[Any], None]
 
 
 class ReferenceFailed(Exception):
@@ -100,22 +198,41 @@ class ReferenceFailed(Exception):
 
 
 def main(folder: str) -> None:
-    """Answer one request: each recorded Call in the order they are made, a Run at the end of each probe, then None.
+    """Answer one request: the messages of `answers` in their order, then None.
 
     Each is a file of its own, `000000.pickle` and so on, whole once it has that name; the caller removes what it has
     read. A text instead of any of them is what went wrong.
     """
-    import torch
+    import torch  # noqa: F401
 
     if not sys.stdin.buffer.read(1):
         return  # the caller has changed its mind
     request: Request = cloudpickle.loads(Path(folder, "request.pickle").read_bytes())
     send = _Sender(Path(folder))
     try:
-        _answer(request, send, torch)
+        files = {source.file for source in request.sources.values()}
+        _answer(request, send, room=_ROOM + _ROOM_PER_BYTE * sum(map(os.path.getsize, files)))
         send(None)
     except ReferenceFailed as error:
         send(str(error))
+
+
+def answers(request: Request) -> Iterator[Message]:
+    """The same, for a process that has torch already.
+
+    Raises:
+        ReferenceFailed: it cannot be done, for a reason a user can act on.
+    """
+    import torch
+
+    state = torch.random.get_rng_state(), torch.backends.mha.get_fastpath_enabled()
+    messages: list[Message] = []
+    try:
+        _answer(request, messages.append)
+    finally:
+        torch.random.set_rng_state(state[0])
+        torch.backends.mha.set_fastpath_enabled(state[1])
+    yield from messages
 
 
 class _Sender:
@@ -142,17 +259,37 @@ class _Sender:
         self._count += 1
 
 
-def _answer(request: Request, send: Callable[[Any], None], torch: Any) -> None:
+def _answer(request: Request, send: Send, room: int | None = None) -> None:
+    import torch
+
     torch.manual_seed(0)
     torch.backends.mha.set_fastpath_enabled(False)  # the fast path computes without calling the layers
-    model = _build(request).eval()
-    _load(model, request, torch)
+    state = _state(request, send, torch)
+    built: dict[str, Any] = {}
     with torch.no_grad():
-        exact = copy.deepcopy(model).double() if request.exact else model
-        files = {source.file for source in request.sources.values()}
-        _end_beyond(_ROOM + _ROOM_PER_BYTE * sum(map(os.path.getsize, files)))
         for probe in request.probes:
-            send(_run(model, exact, probe, request.recorded(probe), send, torch))
+            reference = _reference(request, probe, state, built, torch)
+            if room is not None:
+                _end_beyond(room)
+                room = None
+            _Probing(request, probe, reference, send).run()
+        seeds = _seeds(state, request)
+        if seeds:
+            send(Seeded(seeds))
+            state.update({name: torch.from_numpy(value) for name, value in seeds.items()})
+            built.clear()
+            again = {path for path in request.modules if any(name.startswith(f"{path}.") for name in seeds)}
+            layers = {path: factors for path, factors in request.modules.items() if path in again}
+            seeded = copy.copy(request)
+            seeded.modules = {**layers, **dict.fromkeys(request.stages, (1.0,))}
+            for probe in request.probes:
+                if not probe.stages_only:
+                    reference = _reference(request, probe, state, built, torch)
+                    _Probing(seeded, probe, reference, send, entries=request).run()
+    if request.train:
+        from converter.training_torch import trained
+
+        trained(request, lambda probe: _reference(request, probe, state, {}, torch).single, send)
 
 
 def _end_beyond(room: int) -> None:
@@ -179,41 +316,89 @@ def _end_beyond(room: int) -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-def _build(request: Request) -> Any:
+@dataclass
+class _Reference:
+    """The reference in float32, and what is run in float64: a copy, or itself."""
+
+    single: Any
+    exact: Any
+
+
+def _reference(request: Request, probe: Probe, state: dict[str, Any], built: dict[str, Any], torch: Any) -> _Reference:
+    """The reference of the probe's configuration, filled; the one before is given up for it."""
+    config = {**request.config, **probe.config}
+    key = repr(sorted(config.items(), key=str))
+    if key not in built:
+        built.clear()
+        model = _build(request, config).eval()
+        _fill(model, state, request, torch)
+        built[key] = _Reference(model, copy.deepcopy(model).double() if request.copied else model)
+    return built[key]
+
+
+def _build(request: Request, config: dict[str, Any]) -> Any:
     import torch_refs
     from converter.registry import locate
 
     build = request.build
-    if build is None:
-        return torch_refs.create(request.model, **request.config)
-    return (locate(build) if isinstance(build, str) else build)(**request.config)
+    try:
+        if build is None:
+            return torch_refs.create(request.model, **config)
+        return (locate(build) if isinstance(build, str) else build)(**config)
+    except Exception as error:  # the builder is the user's own program
+        raise ReferenceFailed(
+            f"the torch builder of {request.model} (build_torch) failed at {where_and_what(error)}"
+        ) from error
 
 
-def _load(model: Any, request: Request, torch: Any) -> None:
-    """Fill the reference with the checkpoint's values, rounded as they were written."""
+def _state(request: Request, send: Send, torch: Any) -> dict[str, Any]:
+    """The checkpoint's values by canonical name, rounded as they were written."""
     wanted: dict[tuple[str, str], dict[str, Source]] = {}  # (file, key) -> canonical -> source
     for canonical, source in request.sources.items():
         wanted.setdefault((source.file, source.key), {})[canonical] = source
     state = {}
     written = getattr(torch, request.dtype)
     for (file, key), sources in wanted.items():
-        values = _values(file, key, [source.name for source in sources.values()], torch)
+        values = _values(file, key, [source.name for source in sources.values()], send, torch)
         for canonical, source in sources.items():
             tensor = values[source.name].detach()
             if source.axes is not None:
                 tensor = rearrange(tensor, source.axes).contiguous()
             state[canonical] = tensor.to(written).to(torch.float32) if tensor.is_floating_point() else tensor
+    return state
+
+
+def _fill(model: Any, state: dict[str, Any], request: Request, torch: Any) -> None:
+    """Fill the reference with everything that it and the checkpoint have, also what the table leaves out."""
+    known = model.state_dict()
+    surplus = {name for name in request.ignored if name not in known}
     try:
-        result = model.load_state_dict(state, strict=False)
+        result = model.load_state_dict({n: v for n, v in state.items() if n not in surplus}, strict=False)
     except RuntimeError as error:
         raise ReferenceFailed(f"the torch reference has other shapes: {str(error).splitlines()[-1].strip()}") from None
     missing = [name for name in result.missing_keys if name not in request.ignored]
     if missing or result.unexpected_keys:
-        shown = ", ".join((missing + list(result.unexpected_keys))[:5])
+        names = missing + list(result.unexpected_keys)
+        shown = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
         raise ReferenceFailed(f"the torch reference and the mapping do not name the same tensors: {shown}")
 
 
-def _values(file: str, key: str, names: list[str], torch: Any) -> Any:
+def _seeds(state: dict[str, Any], request: Request) -> dict[str, np.ndarray]:
+    """New values for tensors that are constant, as a gate that starts at zero is: it hides all that lies behind it."""
+    seeds: dict[str, np.ndarray] = {}
+    for name, tensor in state.items():
+        if name in request.ignored or not tensor.is_floating_point() or not tensor.numel():
+            continue
+        first = tensor.reshape(-1)[0]
+        if (tensor.numel() > 1 or first == 0) and bool((tensor == first).all()) and bool(first.isfinite()):
+            rng = np.random.default_rng([len(seeds), tensor.numel()])
+            drawn = rng.uniform(0.6, 1.4, tuple(tensor.shape))
+            size = rng.choice([-0.2, 0.2], drawn.shape) if first == 0 else float(first)
+            seeds[name] = (size * drawn).astype(np.float32)
+    return seeds
+
+
+def _values(file: str, key: str, names: list[str], send: Send, torch: Any) -> Any:
     """The named tensors of the state dict at `key`, as torch or the safetensors library reads them."""
     with open(file, "rb") as stream:
         head = stream.read(9)
@@ -228,9 +413,15 @@ def _values(file: str, key: str, names: list[str], torch: Any) -> Any:
         return _descend(tree, key)
     except pickle.UnpicklingError:
         # torch declines company that our reader leaves aside, such as numpy scalars of a training run.
+        send(
+            Note(
+                "torch's own loader refuses this file for what stands beside the weights, so that the values "
+                "on the torch side were read by the converter's reader too"
+            )
+        )
         with Checkpoint(file) as checkpoint:
             entries = checkpoint.states[key]
-            return {name: torch.from_numpy(_as_float(checkpoint.read(entries[name]))) for name in names}
+            return {name: torch.from_numpy(_numbers(checkpoint.read(entries[name]))) for name in names}
 
 
 def _descend(node: Any, key: str) -> Any:
@@ -245,64 +436,237 @@ def _descend(node: Any, key: str) -> Any:
     return None
 
 
-def _as_float(values: np.ndarray) -> np.ndarray:
-    return values if values.dtype.kind == "f" and values.dtype.itemsize > 2 else values.astype(np.float32)
+def _numbers(values: np.ndarray) -> np.ndarray:
+    """A copy that torch takes: halves of whatever sort as float32, whole numbers as they are."""
+    if values.dtype.kind in "iub" or (values.dtype.kind == "f" and values.dtype.itemsize > 2):
+        return np.array(values)
+    return values.astype(np.float32)
 
 
-def _run(
-    model: Any,
-    exact: Any,
-    probe: Probe,
-    modules: dict[str, tuple[float, ...]],
-    send: Callable[[Call], None],
-    torch: Any,
-) -> Run:
-    """One probe: sends every recorded call."""
-    inputs = {name: _tensors(value, torch) for name, value in probe.inputs.items()}
-    seen: set[str] = set()
+class _Probing:
+    """One probe: layers alone, then the whole, exactly and with roundings."""
 
-    def record(path: str) -> Callable[..., None]:
+    def __init__(
+        self, request: Request, probe: Probe, reference: _Reference, send: Send, entries: Request | None = None
+    ) -> None:
+        import torch
+
+        self.torch = torch
+        self.request, self.probe, self.send = request, probe, send
+        self.single, self.exact = reference.single, reference.exact
+        self.modules = {p: f for p, f in request.recorded(probe).items() if p != probe.part}
+        self.entered = [p for p in (entries or request).recorded(probe) if p != probe.part]
+        self.leaves = {path for path in self.entered if path not in request.stages}
+        self.inputs = {name: _tensors(value, torch) for name, value in probe.inputs.items()}
+        self.seed = 0
+
+    def run(self) -> None:
+        with self._hooked(self.single, self._record_call, self.modules):
+            outputs = self._called(self.single)
+        entries: list[Entry] = []
+        after: tuple[str, ...] = ()
+        if self.probe.stages_only:
+            truth = self._exactly(lambda: self._called(self.exact))
+        else:
+            truth, entries, after = self._entries()
+        with self._hooked(self.exact, self._moved_into("far", entries), self.entered if entries else (), True):
+            moved = self._moved(lambda: self._called(self.exact), truth)
+        near = self._near(entries, truth) if entries else []
+        for entry in entries:
+            self.send(entry)
+        self.send(Run(_numpy(outputs), _numpy(truth), _numpy(moved), _numpy(near), after))
+
+    def _moved_into(self, name: str, entries: list[Entry]) -> Callable[[str], Callable[..., None]]:
+        """A hook that notes, the first time, how far what enters a layer is from what its entry says."""
+        waiting: dict[str, list[Entry]] = {path: [] for path in self.entered}
+        for entry in entries:
+            waiting[entry.path].append(entry)
+
+        def enter(path: str) -> Callable[..., None]:
+            def hook(layer: Any, args: tuple, kwargs: dict) -> None:
+                if waiting[path]:
+                    entry = waiting[path].pop(0)
+                    given = _batch_first(layer, args, kwargs)
+                    setattr(entry, name, _numpy(_difference(given, (entry.args, entry.kwargs))))
+
+            return hook
+
+        return enter
+
+    def _called(self, model: Any) -> Any:
+        inputs = _map(self.inputs, lambda tensor: tensor.clone())
+        try:
+            return model.get_submodule(self.probe.part)(**inputs, **self.probe.options)
+        except ReferenceFailed:
+            raise
+        except Exception as error:  # the reference is the user's own program
+            where = "float64" if model is self.exact and model is not self.single else "float32"
+            raise ReferenceFailed(
+                f"the torch reference of {self.request.model} (build_torch) fails on its probe inputs in {where}, at "
+                f"{where_and_what(error)}"
+            ) from error
+
+    @contextlib.contextmanager
+    def _hooked(self, model: Any, hook: Callable[..., Any], paths: Any, pre: bool = False) -> Iterator[None]:
+        handles = []
+        for path in paths:
+            try:
+                module = model.get_submodule(path)
+            except AttributeError:
+                raise ReferenceFailed(f"the torch reference has no module {path}, which the mapping names") from None
+            if pre:
+                handles.append(module.register_forward_pre_hook(hook(path), with_kwargs=True))
+            else:
+                handles.append(module.register_forward_hook(hook(path), with_kwargs=True))
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def _record_call(self, path: str) -> Callable[..., None]:
+        seen: list[str] = []
+
         def hook(layer: Any, args: tuple, kwargs: dict, result: Any) -> None:
-            if path not in seen:
-                seen.add(path)  # first, for the layer is called again
-                for factor in modules[path]:
-                    send(_call(path, layer, exact.get_submodule(path), args, kwargs, result, factor))
+            if not seen:
+                seen.append(path)  # first, for the layer is called again
+                for factor in self.modules[path]:
+                    self.send(self._call(path, layer, args, kwargs, result, factor))
 
         return hook
 
-    hooks = []
-    for path in modules:
+    def _call(self, path: str, layer: Any, args: tuple, kwargs: dict, result: Any, factor: float) -> Call:
+        """What `layer` made of its inputs times `factor`, and what it should have; `result` is that of factor 1."""
+        if factor != 1:
+            args, kwargs = _scaled((args, kwargs), factor)
+            result = layer(*_copied(args), **_copied(kwargs))
+        exact = self.exact.get_submodule(path)
+        args64, kwargs64 = _map((args, kwargs), _double)
+        truth = self._exactly(lambda: exact(*_copied(args64), **_copied(kwargs64)))
+        moved = self._moved(lambda: exact(*_copied(args64), **_copied(kwargs64)), truth)
+        args, kwargs, padded = *_batch_first(layer, args, kwargs), _padded(layer, args, self.torch)
+        single, true, *rounded = (_numpy(_batch_first_result(layer, each)) for each in (result, truth, *moved))
+        return Call(path, _numpy(args), _numpy(kwargs), single, true, rounded, _numpy(padded))
+
+    def _exactly(self, compute: Callable[[], Any]) -> Any:
+        from converter.rounded_torch import Exact, exactly
+
+        with exactly(Exact()):
+            return compute()
+
+    def _moved(self, compute: Callable[[], Any], truth: Any) -> list[Any]:
+        """By how much roundings move the result, in as many runs as its smallest part needs."""
+        sizes = [tensor.numel() for tensor in _flat(truth) if tensor.is_floating_point() and tensor.numel()]
+        return [_difference(self._rounded(compute), truth) for _ in range(runs_for(min(sizes, default=1)))]
+
+    def _rounded(self, compute: Callable[[], Any]) -> Any:
+        from converter.rounded_torch import Rounded, exactly
+
+        self.seed += 1
+        with exactly(Rounded(self.seed)):
+            return compute()
+
+    def _entries(self) -> tuple[Any, list[Entry], tuple[str, ...]]:
+        """A true run of the whole: its outputs, what entered each layer, and the operations after the last one."""
+        from converter.rounded_torch import Exact, exactly
+
+        entries: list[Entry] = []
+        open_entries: dict[str, list[Entry]] = {path: [] for path in self.entered}
+        mode = Exact()
+
+        def enter(path: str) -> Callable[..., None]:
+            def hook(layer: Any, args: tuple, kwargs: dict) -> None:
+                if len(open_entries[path]) < _MOST_CALLS:
+                    given, named = _copied(_batch_first(layer, args, kwargs))
+                    padded = _numpy(_padded(layer, args, self.torch))
+                    between = tuple(mode.names[-_MOST_NAMES:])
+                    entry = Entry(path, len(open_entries[path]), given, named, None, between, padded)
+                    open_entries[path].append(entry)
+                    entries.append(entry)
+                if path in self.leaves:
+                    mode.names.clear()
+
+            return hook
+
+        def leave(path: str) -> Callable[..., None]:
+            def hook(layer: Any, args: tuple, kwargs: dict, result: Any) -> None:
+                if path in self.leaves:
+                    mode.names.clear()
+                    last = open_entries[path][-1]
+                    if last.result is None:
+                        last.result = _copied(result)
+
+            return hook
+
+        hooked = self._hooked
+        with exactly(mode), hooked(self.exact, enter, self.entered, True), hooked(self.exact, leave, self.leaves):
+            truth = self._called(self.exact)
+        return truth, entries, tuple(mode.names[-_MOST_NAMES:])
+
+    def _near(self, entries: list[Entry], truth: Any) -> list[Any]:
+        """Fill in what roundings move the entries by where every layer gives its true result; and the outputs."""
+        results: dict[str, list[Any]] = {path: [] for path in self.leaves}
+        for entry in entries:
+            if entry.path in self.leaves:
+                results[entry.path].append(entry.result)
+        counts: dict[str, int] = {}
+
+        def forced(path: str, module: Any) -> Callable[..., Any]:
+            usual = module.forward
+
+            def forward(*args: Any, **kwargs: Any) -> Any:
+                index = counts.get(path, 0)
+                counts[path] = index + 1
+                if index >= len(results[path]):
+                    return usual(*args, **kwargs)
+                # As they are handed to the other side: rounded once.
+                return _map(results[path][index], lambda t: t.float().double() if t.is_floating_point() else t.clone())
+
+            return forward
+
+        modules = {path: self.exact.get_submodule(path) for path in self.leaves}
+        before = {path: vars(module).get("forward") for path, module in modules.items()}
+        for path, module in modules.items():
+            module.forward = forced(path, module)
         try:
-            module = model.get_submodule(path)
-        except AttributeError:
-            raise ReferenceFailed(f"the torch reference has no module {path}, which the mapping names") from None
-        hooks.append(module.register_forward_hook(record(path), with_kwargs=True))
-    outputs = _tuple(model.get_submodule(probe.part)(**inputs, **probe.options))
-    for hook in hooks:
-        hook.remove()
-    if probe.part:
-        return Run(None, None)
-    truth = outputs if exact is model else _tuple(exact(**_doubled(inputs), **probe.options))
-    return Run(_numpy(outputs), _numpy(truth))
+            with self._hooked(self.exact, self._moved_into("near", entries), self.entered, True):
 
+                def compute() -> Any:
+                    counts.clear()
+                    return self._called(self.exact)
 
-def _call(path: str, layer: Any, exact: Any, args: tuple, kwargs: dict, result: Any, factor: float) -> Call:
-    """What `layer` made of its inputs times `factor`, and what it should have made; `result` is that of factor 1."""
-    if factor != 1:
-        args, kwargs = _scaled((args, kwargs), factor)
-        result = layer(*_copied(args), **_copied(kwargs))
-    truth = result
-    if exact is not layer:
-        doubled_args, doubled_kwargs = _doubled((args, kwargs))
-        truth = exact(*doubled_args, **doubled_kwargs)
-    given = _numpy(_batch_first(layer, args, kwargs))
-    return Call(path, *given, *(_numpy(_batch_first_result(layer, each)) for each in (result, truth)))
+                near = self._moved(compute, truth)
+        finally:
+            for path, module in modules.items():
+                if before[path] is None:
+                    del module.forward
+                else:
+                    module.forward = before[path]
+        for entry in entries:
+            module = self.exact.get_submodule(entry.path)
+            entry.args, entry.kwargs = _numpy(entry.args), _numpy(entry.kwargs)
+            if entry.result is not None:
+                entry.result = _numpy(_map(_batch_first_result(module, entry.result), _single))
+        return near
 
 
 def _tensors(value: Any, torch: Any) -> Any:
-    if isinstance(value, tuple):
-        return tuple(_tensors(part, torch) for part in value)
-    return None if value is None else torch.from_numpy(np.ascontiguousarray(value))
+    if isinstance(value, dict):
+        return {name: _tensors(part, torch) for name, part in value.items()}
+    if isinstance(value, (tuple, list)):
+        return type(value)(_tensors(part, torch) for part in value)
+    return torch.from_numpy(np.ascontiguousarray(value)) if isinstance(value, (np.ndarray, np.generic)) else value
+
+
+def _padded(layer: Any, args: tuple, torch: Any) -> Any:
+    """The input of a convolution with the padding that it does itself, or None."""
+    if not isinstance(layer, torch.nn.modules.conv._ConvNd) or layer.transposed or not args:
+        return None
+    widths = list(layer._reversed_padding_repeated_twice)
+    if not any(widths):
+        return None
+    mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
+    return torch.nn.functional.pad(args[0], widths, mode=mode)
 
 
 def _batch_first(layer: Any, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
@@ -324,8 +688,12 @@ def _scaled(value: Any, factor: float) -> Any:
     return _map(value, lambda tensor: tensor * factor if tensor.is_floating_point() else tensor)
 
 
-def _doubled(value: Any) -> Any:
-    return _map(value, lambda tensor: tensor.double() if tensor.is_floating_point() else tensor)
+def _double(tensor: Any) -> Any:
+    return tensor.double() if tensor.is_floating_point() else tensor
+
+
+def _single(tensor: Any) -> Any:
+    return tensor.float() if tensor.is_floating_point() else tensor
 
 
 def _copied(value: Any) -> Any:
@@ -336,20 +704,23 @@ def _numpy(value: Any) -> Any:
     return _map(value, lambda t: t.detach().contiguous().numpy())
 
 
+def _flat(value: Any) -> list[Any]:
+    return [part for _, part in nested.flat(value) if hasattr(part, "is_floating_point")]
+
+
+def _difference(some: Any, other: Any) -> Any:
+    """Tensor by tensor, of two results that are nested alike, in float32, which is enough for a difference."""
+    theirs = iter(_flat(other))
+
+    def minus(tensor: Any) -> Any:
+        against = next(theirs)
+        if not tensor.is_floating_point() or tensor.shape != against.shape:
+            return tensor.new_zeros(against.shape).float()
+        return (tensor - against).nan_to_num(0.0, 0.0, 0.0).float()
+
+    return _map(some, minus)
+
+
 def _map(value: Any, function: Callable[[Any], Any]) -> Any:
     """`value` with `function` applied to every tensor in its tuples, lists and dicts."""
-    if isinstance(value, (tuple, list)):
-        return (
-            type(value)(_map(part, function) for part in value)
-            if not hasattr(value, "_fields")
-            else tuple(_map(part, function) for part in value)
-        )
-    if isinstance(value, dict):
-        return {name: _map(part, function) for name, part in value.items()}
-    return function(value) if hasattr(value, "is_floating_point") else value
-
-
-def _tuple(value: Any) -> tuple:
-    if isinstance(value, dict):
-        return tuple(value.values())
-    return tuple(value) if isinstance(value, (tuple, list)) else (value,)
+    return nested.each(lambda part: function(part) if hasattr(part, "is_floating_point") else part, value)

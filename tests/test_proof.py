@@ -148,9 +148,8 @@ def test_without_a_fault_it_passes(tmp_path):
     assert report.lossless
     assert report.numerical
     assert {one.name for one in report.numerical.outputs} == {"masks", "iou"}
-    # 55 layers with weights that are called, and the two activations; two tables of tokens are not called.
     assert len(report.numerical.layers) == 61
-    assert set(report.numerical.uncalled) == {"iou_token", "mask_tokens"}
+    assert report.numerical.full, report.numerical.unproven
 
 
 def test_lossless_sees_one_changed_bit(tmp_path):
@@ -173,16 +172,6 @@ def _some_bias(file):
     found = []
     file.visititems(lambda _, node: found.append(node) if getattr(node, "shape", ()) == (32,) else None)
     return found[0]
-
-
-def test_the_rule_is_four_torch_errors_or_eight_roundings():
-    from converter.report import Comparison
-
-    assert Comparison("y", error=4e-6, torch_error=1e-6, scale=1e-3)
-    assert not Comparison("y", error=4.1e-6, torch_error=1e-6, scale=1e-3)
-    assert Comparison("y", error=8 * 2**-23, torch_error=0.0, scale=1.0)
-    assert not Comparison("y", error=9 * 2**-23, torch_error=0.0, scale=1.0)
-    assert not Comparison("y", note="shapes differ")
 
 
 def test_layers_without_a_partner_are_named(tmp_path):

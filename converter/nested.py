@@ -1,0 +1,33 @@
+"""Nested results and inputs, as networks take and give them: tuples, lists and dicts of arrays. One walk for all."""
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+
+def each(function: Callable[[Any], Any], value: Any) -> Any:
+    """`value` with `function` applied to whatever is not a tuple, list or dict."""
+    if isinstance(value, Mapping):
+        return {name: each(function, part) for name, part in value.items()}
+    if isinstance(value, (tuple, list)):
+        parts = [each(function, part) for part in value]
+        return tuple(parts) if isinstance(value, tuple) else parts
+    return function(value)
+
+
+def flat(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    """(path, part) of everything in it, in order; None, which stands for a result that is left out, is not among it."""
+    if isinstance(value, Mapping):
+        for name, part in value.items():
+            yield from flat(part, f"{path}.{name}" if path else str(name))
+    elif isinstance(value, (tuple, list)):
+        for index, part in enumerate(value):
+            yield from flat(part, f"{path}.{index}" if path else str(index))
+    elif value is not None:
+        yield path, value
+
+
+def arrays(value: Any) -> list[np.ndarray]:
+    """Every array or tensor in it, in order; numbers and flags of Python are none."""
+    return [np.asarray(part) for _, part in flat(value) if hasattr(part, "shape") and hasattr(part, "dtype")]

@@ -1,0 +1,705 @@
+"""The numerical proof: both networks on the same seeded inputs, layer by layer, between the layers, and as a whole."""
+
+import inspect
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from converter import nested, rounding
+from converter.blame import where_and_what
+from converter.causes import cause
+from converter.errors import ConversionError, printable
+from converter.kinds import Kind, channels_last
+from converter.mapping import join
+from converter.planning import Plan, build_tf
+from converter.registry import Probe
+from converter.report import Comparison, Numerical
+from converter.torch_process import TorchProcess
+from converter.torch_side import Call, Entry, Note, Request, Run, Seeded, Trained
+from converter.variables import by_path, layer_at
+from converter.watching import Seen, Watch, watched
+
+_MOST_MISPLACED = 6  # layers whose input differs that are looked at one by one
+_SURE = 1.5  # times what is allowed: less accuses nothing in particular
+
+
+def numerical(
+    path: Path,
+    plan: Plan,
+    request: Request,
+    torch_process: TorchProcess,
+    progress: Callable[[int], None] = lambda layers: None,
+) -> Numerical:
+    """Load the file into a fresh model, and compare it with torch: each layer, what joins them, and the outputs.
+
+    Each mapped layer is proven on its own, on the input that torch's module received. Then the whole is run with every
+    layer giving torch's result, so that what reaches the next one shows what lies between. Outputs alone are nearly
+    blind to a layer that is slightly wrong.
+
+    Raises:
+        ConversionError: the model does not load the file, or the torch side fails.
+    """
+    with tf.device("CPU:0"):  # the rule is about float32; a GPU may compute with less
+        proof = _Proof(path, plan, request, progress)
+        for message in torch_process.answers():
+            proof.take(message)
+        return proof.result()
+
+
+@dataclass(frozen=True)
+class _Found:
+    """Something that differs. `rank` 0 is a layer or what lies between two, 1 a stage, 2 an output."""
+
+    rank: int
+    probe: int
+    place: float
+    text: str
+
+
+@dataclass
+class _Row:
+    keras: str
+    kind: Kind
+
+
+@dataclass
+class _Proof:
+    """The proof as far as torch has told."""
+
+    path: Path
+    plan: Plan
+    request: Request
+    progress: Callable[[int], None]
+    model: Any = None
+    variables: dict[str, Any] = field(default_factory=dict)
+    config: dict[str, Any] | None = None
+    seeds: dict[str, np.ndarray] = field(default_factory=dict)
+    at: int = 0  # of the probes
+    place: int = 0  # of calls in a probe
+    outputs: dict[str, Comparison] = field(default_factory=dict)
+    layers: dict[str, Comparison] = field(default_factory=dict)
+    between: dict[str, Comparison] = field(default_factory=dict)
+    trained: dict[str, Comparison] = field(default_factory=dict)
+    by_design: list[str] = field(default_factory=list)
+    entries: list[Entry] = field(default_factory=list)
+    failed_layers: dict[str, tuple[int, Comparison]] = field(default_factory=dict)
+    found: list[_Found] = field(default_factory=list)
+    covered: set[str] = field(default_factory=set)
+    varied: bool = False
+    notes: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        table = self.plan.pair.mapping(self.plan.config)
+        self.rows = {torch_path: _Row(keras_path, kind) for torch_path, keras_path, kind in table.modules()}
+        self.probes = list(self.request.probes)
+        self.table = table
+        self.owners: dict[str, str] = {}  # variable -> the torch path of the layer that is proven alone with it
+        for torch_path, row in self.rows.items():
+            if row.kind.callable_alone and not row.kind.stage:
+                for leaf in row.kind.leaves:
+                    self.owners.update({join(row.keras, name): torch_path for name, _ in leaf.variables})
+                self.covered.update(join(row.keras, name) for name in row.kind.without_effect)
+
+    @property
+    def probe(self) -> Probe:
+        return self.probes[self.at]
+
+    def take(self, message: Any) -> None:
+        """Work off one message."""
+        if isinstance(message, Note):
+            self.notes.append(message.text)
+        elif isinstance(message, Seeded):
+            self.seeds = message.values
+            self.config, self.at = None, 0
+            self.probes = [probe for probe in self.request.probes if not probe.stages_only]
+        elif isinstance(message, Entry):
+            self.entries.append(message)
+        elif isinstance(message, Call):
+            self._prepare(self.probe)
+            self._compare_call(message)
+            self.progress(1)
+        elif isinstance(message, Run):
+            self._prepare(self.probe)
+            self._compare_run(message)
+            self.entries, self.place = [], 0
+            self.at += 1
+        elif isinstance(message, Trained):
+            from converter.training import compare_training
+
+            self._prepare(self.request.probes[message.probe])
+            compare_training(self, message)
+
+    def result(self) -> Numerical:
+        """What was shown."""
+        pair = self.plan.pair.name
+        if not self.request.probes:
+            raise ConversionError(f"the proof of {pair} compares nothing: its probes are empty")
+        if not self.layers and not self.outputs:
+            raise ConversionError(f"the probes of {pair} reach none of the layers of its mapping, and no output")
+        if self.outputs and not self.varied:
+            raise ConversionError(
+                f"every output of {pair} is one number throughout on its probes, which proves nothing: give probes on "
+                "which they vary"
+            )
+        first = min(self.found, key=lambda one: (one.rank, one.probe, one.place), default=None)
+        return Numerical(
+            outputs=tuple(self.outputs.values()),
+            layers=tuple(self.layers.values()),
+            between=tuple(self.between.values()),
+            fault=first.text if first else "",
+            unproven=tuple(path for path in self.variables if path not in self.covered),
+            seeded=len(self.seeds),
+            probes=len(self.request.probes),
+            trained=tuple(self.trained.values()),
+            by_design=tuple(self.by_design),
+            notes=tuple(dict.fromkeys(self.notes)),
+        )
+
+    def _prepare(self, probe: Probe) -> None:
+        """The model of the probe's configuration, with the file's values and the seeds."""
+        config = {**self.plan.config, **probe.config}
+        if config == self.config:
+            return
+        self.model = None  # before the next one takes memory
+        self.model = build_tf(self.plan.pair, config)
+        try:
+            self.model.load_weights(str(self.path))
+        except Exception as error:
+            raise ConversionError(
+                f"Keras does not load the file: {printable(str(error).partition(chr(10))[0], 160)}"
+            ) from None
+        self.config, self.variables = config, by_path(self.model)
+        self.assign(self.seeds)
+
+    def assign(self, values: Mapping[str, np.ndarray]) -> None:
+        """Give variables the values of tensors by canonical name, in torch's axes."""
+        for name, targets in self.targets().items():
+            if name in values:
+                for path, layout in targets:
+                    variable = self.variables[path]
+                    variable.assign(layout.to_keras(values[name], tuple(variable.shape)))
+
+    def targets(self) -> dict[str, list[tuple[str, Any]]]:
+        """Canonical name -> the variables that it fills, each with its layout."""
+        found = {}
+        for torch_path, row in self.rows.items():
+            for leaf in row.kind.leaves:
+                there = [(join(row.keras, name), layout) for name, layout in leaf.variables]
+                if all(path in self.variables for path, _ in there):
+                    found[join(torch_path, leaf.torch)] = there
+        return found
+
+    # Layers alone
+
+    def _compare_call(self, call: Call) -> None:
+        row = self.rows[call.path]
+        layer = layer_at(self.model, row.keras)
+        ours = _layer_results(call, layer, row.kind)
+        self.place += 1
+        if isinstance(ours, Comparison):
+            self._note_layer(call, ours)
+            return
+        results, compute = ours
+        pairs = list(_paired(call.path, results, row.kind, call.result, call.truth, call.moved))
+        for one in pairs:
+            if isinstance(one, Comparison):
+                self._note_layer(call, one)
+                return
+        for name, *values in pairs:
+            self._note_layer(call, replace(compare(name, *values), name=call.path, suspects=row.kind.suspects))
+        prefix = f"{row.keras}." if row.keras else ""
+        here = [
+            path
+            for path in self.variables
+            if path.startswith(prefix) and (not row.kind.stage or path not in self.owners) and path not in self.covered
+        ]
+        if here:
+            allowed = [rounding.allowance(values[2], values[3]) for _, *values in pairs]
+            self._cover(here, compute, [values[0] for _, *values in pairs], allowed)
+
+    def _note_layer(self, call: Call, one: Comparison) -> None:
+        pool(self.layers, one)
+        if not one:
+            kind = self.rows[call.path].kind
+            if kind.stage:
+                self._note_found(1, self.place, f"first stage that differs: {one}")
+            elif call.path not in self.failed_layers:
+                self.failed_layers[call.path] = (self.at, one)
+
+    def _note_found(self, rank: int, place: float, text: str) -> None:
+        seeded = " (with other values in tensors that are constant)" if self.seeds else ""
+        self.found.append(_Found(rank + (3 if self.seeds else 0), self.at, place, text + seeded))
+
+    def _cover(
+        self, paths: list[str], compute: Callable[[], list[np.ndarray]], usual: list[np.ndarray], allowed: list[Any]
+    ) -> None:
+        """Note which of these variables the results depend on: with other values they are further away than allowed."""
+        for path in paths:
+            variable = self.variables[path]
+            kept = np.array(variable)
+            variable.assign(_nudged(kept))
+            try:
+                results = compute()
+            except Exception:  # a layer that fails on other values shows nothing
+                continue
+            finally:
+                variable.assign(kept)
+            if len(results) == len(usual) and any(
+                result.shape == before.shape and bool((np.abs(result - before) > most).any())
+                for result, before, most in zip(results, usual, allowed, strict=True)
+            ):
+                self.covered.add(path)
+
+    # The whole, and what lies between the layers
+
+    def _compare_run(self, run: Run) -> None:
+        names = self._compare_outputs(run)
+        for path, (at, one) in self.failed_layers.items():
+            if at == self.at:
+                place = next((i for i, entry in enumerate(self.entries) if entry.path == path), len(self.entries))
+                self._note_found(0, place + 0.5, f"first layer that differs: {one}")
+        self.failed_layers.clear()
+        if self.entries:
+            self._compare_between(run, names)
+        else:
+            self._cover_by_outputs(run)
+
+    def _root(self, watch: Watch | None = None) -> Any:
+        """The model's (or the probe's part's) results on the probe."""
+        probe = self.probe
+        layers = [
+            (entry, layer_at(self.model, self.rows[entry].keras))
+            for entry in dict.fromkeys(entry.path for entry in self.entries)
+        ]
+        with watched(layers, watch or Watch()):
+            if probe.part:
+                row = self.rows[probe.part]
+                inputs = row.kind.arrange(probe.inputs)
+                return layer_at(self.model, row.keras)(**inputs, **probe.options)
+            first = self.plan.pair.channels_first
+            inputs = {
+                name: nested.each(_channels_last, value) if name in first else value
+                for name, value in probe.inputs.items()
+            }
+            return call_model(self.model, inputs, probe.options)
+
+    def _ran(self, watch: Watch | None = None) -> Any:
+        try:
+            return self._root(watch)
+        except ConversionError:
+            raise
+        except Exception as error:  # whatever a user's model raises on inputs that torch's takes
+            raise ConversionError(
+                f"the TensorFlow model of {self.plan.pair.name} (build_tf) fails on its probe inputs at "
+                f"{where_and_what(error)}"
+            ) from error
+
+    def _rows_of(self, results: Any, run: Run, moved: list[Any]) -> list[Any]:
+        """(name, ours, torch's, truth, moved) of each output, channels last."""
+        part = self.probe.part
+        kind = self.rows[part].kind if part else _WHOLE
+        rows = list(_paired(part, results, kind, run.outputs, run.truth, moved))
+        wrong = [row for row in rows if isinstance(row, Comparison)]
+        if wrong:
+            raise ConversionError(
+                f"the two sides of {self.plan.pair.name} do not return the same (its `outputs`): {wrong[0].note}"
+            )
+        if part:
+            return [(f"{part}{name.removeprefix(part)}", *values) for name, *values in rows]
+        known = self.plan.pair.outputs
+        if len(known) > len(rows) and known != ("output",):
+            raise ConversionError(
+                f"`outputs` of {self.plan.pair.name} names {len(known)} outputs, but both sides return {len(rows)}"
+            )
+        named = []
+        for index, (name, *values) in enumerate(rows):
+            plain = name == "" or name.isdecimal()
+            name = name if not plain else known[index] if index < len(known) else f"output {index}"
+            if name in self.plan.pair.channels_first:
+                values = [values[0], *nested.each(_channels_last, values[1:])]
+            named.append((name, *values))
+        return named
+
+    def _compare_outputs(self, run: Run) -> list[str]:
+        """Compare the outputs; their names."""
+        rows = self._rows_of(self._ran(), run, run.moved)
+        self._last = [(row[1], rounding.allowance(row[3], row[4])) for row in rows]
+        for name, *values in rows:
+            one = compare(name, *values)
+            pool(self.layers if self.probe.part else self.outputs, one)
+            self.varied = self.varied or np.ptp(values[2]) > 0 or values[2].size == 1
+            if not one:
+                self._note_found(2, 0, f"output {one}")
+        return [row[0] for row in rows]
+
+    def _cover_by_outputs(self, run: Run) -> None:
+        """Note the variables that no layer shows and on which the outputs depend."""
+        paths = self._uncovered()
+        if paths:
+            usual, allowed = [row[0] for row in self._last], [row[1] for row in self._last]
+            self._cover(paths, lambda: [row[1] for row in self._rows_of(self._root(), run, [])], usual, allowed)
+
+    def _uncovered(self) -> list[str]:
+        """Variables of the probe's part that no comparison depends on so far."""
+        prefix = f"{self.rows[self.probe.part].keras}." if self.probe.part else ""
+        return [path for path in self.variables if path.startswith(prefix) and path not in self.covered]
+
+    def _compare_between(self, run: Run, names: list[str]) -> None:
+        """Run the whole with torch's result in the place of each layer's, and compare what reaches the layers."""
+        forced = self._forced()
+        watch = Watch(forced=forced)
+        results = self._ran(watch)
+        own = self._own(watch)
+        compared: list[tuple[int, int, Comparison, np.ndarray, np.ndarray, Any]] = []
+        for index, entry in enumerate(self.entries):
+            for place, (ours, truth, allowed) in enumerate(self._reaching(entry, watch, index > own)):
+                one = _compare_allowed(entry.path, ours, truth, allowed)
+                compared.append((index, place, one, ours, truth, allowed))
+        rows = self._rows_of(results, run, run.near if own >= len(self.entries) else run.moved)
+        last = [(row[0], compare(row[0], *row[1:]), row[1], row[3]) for row in rows]
+        wrong = [row for row in compared if not row[2]]
+        idle = bool(wrong) and self._idle(wrong)
+        if idle:
+            count = len({row[0] for row in wrong})
+            self.notes.append(f"the inputs of {count} layers differ at places on which no output depends")
+        for index, _, one, ours, truth, _ in compared:
+            if idle and not one:
+                continue
+            pool(self.between, one)
+            if not one:
+                self._note_found(0, index, self._between_text(index, one, ours, truth, watch))
+        for name, one, ours, truth in last:
+            if not one:
+                text = self._between_text(len(self.entries), one, ours, truth, watch, name, run.between)
+                self._note_found(0, len(self.entries), text)
+        paths = self._uncovered()
+        if paths:
+            usual = [row[3] for row in compared] + [row[1] for row in rows]
+            allowed = [row[5] for row in compared] + [rounding.allowance(row[3], row[4]) for row in rows]
+
+            def compute() -> list[np.ndarray]:
+                again = Watch(forced=forced)
+                results = self._root(again)
+                reached = [ours for entry in self.entries for ours, _, _ in self._reaching(entry, again, False)]
+                return reached + [row[1] for row in self._rows_of(results, run, run.near)]
+
+            self._cover(paths, compute, usual, allowed)
+
+    def _forced(self) -> dict[str, list[Any]]:
+        """Torch's result of each call of each layer, as the Keras layer gives it."""
+        forced: dict[str, list[Any]] = {}
+        for entry in self.entries:
+            row = self.rows[entry.path]
+            if row.kind.stage:
+                continue
+            result = None if entry.result is None else row.kind.results(entry.result)
+            layer = layer_at(self.model, row.keras)
+            if result is not None and row.kind.activated and _activation(layer) is not None:
+                result = _activated(_activation(layer), result)
+            forced.setdefault(entry.path, []).append(result)
+        return forced
+
+    def _own(self, watch: Watch) -> int:
+        """Index of the first entry of a layer that gave its own result, for Keras computes it otherwise: in a graph, or
+        for several calls at once. What comes after it carries the roundings of layers."""
+        for index, entry in enumerate(self.entries):
+            calls = sum(other.path == entry.path for other in self.entries)
+            if not self.rows[entry.path].kind.stage and watch.changed.get(entry.path, 0) != calls:
+                return index
+        return len(self.entries)
+
+    def _reaching(self, entry: Entry, watch: Watch, far: bool) -> Iterator[tuple[np.ndarray, np.ndarray, Any]]:
+        """(ours, truth, allowed) of each argument of a layer's call that can be compared."""
+        calls = watch.seen.get(entry.path, [])
+        if len(calls) != sum(other.path == entry.path for other in self.entries) or not entry.near:
+            return  # Keras's layer is called otherwise, or not at all
+        kind = self.rows[entry.path].kind
+        seen: Seen = calls[entry.index]
+        truth = _given(kind, entry.args, entry.kwargs)
+        moved = _given(kind, *_sum((entry.args, entry.kwargs), entry.far if far else entry.near))
+        if truth is None or moved is None:
+            return
+        ours = nested.arrays((seen.args, seen.kwargs))
+        for place, (value, true, other) in enumerate(zip(ours, truth, moved, strict=False)):
+            value, true = _numbers(value), _numbers(true)
+            with np.errstate(invalid="ignore"):
+                allowed = rounding.allowance(true, [np.nan_to_num(_numbers(other) - true, posinf=0.0, neginf=0.0)])
+            if place == 0 and value.shape != true.shape and entry.padded is not None:
+                true = _numbers(kind.arrange(entry.padded))  # Keras pads before the layer
+            if value.shape == true.shape:
+                yield value, true, allowed
+
+    def _idle(self, wrong: list[Any]) -> bool:
+        """Whether no output depends on the places at which inputs of layers differ, as those behind a mask."""
+        if not all(map(bool, self.outputs.values())):
+            return False
+        rng = np.random.default_rng(0)
+        added = {}
+        for index, place, _, ours, truth, allowed in wrong:
+            entry = self.entries[index]
+            off = np.abs(ours - truth) > np.broadcast_to(allowed, truth.shape)
+            size = np.sqrt(np.mean(np.square(truth))) + np.abs(ours - truth).max(initial=0)
+            added[entry.path, entry.index, place] = np.where(off, rng.uniform(0.5, 1.5, truth.shape) * size, 0.0)
+        try:
+            results = self._root(Watch(added=added))
+        except Exception:
+            return False
+        values = nested.arrays(results)
+        return len(values) == len(self._last) and all(
+            value.shape == usual.shape and bool((np.abs(_numbers(value) - usual) <= allowed).all())
+            for value, (usual, allowed) in zip(values, self._last, strict=True)
+        )
+
+    def _between_text(
+        self,
+        index: int,
+        one: Comparison,
+        ours: np.ndarray,
+        truth: np.ndarray,
+        watch: Watch,
+        output: str = "",
+        between: tuple[str, ...] = (),
+    ) -> str:
+        """Which layer agrees last, what does not, and a guess at why."""
+        leaves = [entry for entry in self.entries[:index] if not self.rows[entry.path].kind.stage]
+        before = leaves[-1] if leaves else None
+        names = between if output else self.entries[index].between
+        what = f"the output {printable(output)} does not" if output else f"the input of {printable(one.name)} does not"
+        begin = f"{printable(before.path)} agrees, {what}" if before else f"{what[:-8]}differs"
+        guess = ""
+        if one.ratio > _SURE or one.note:
+            left = _left(watch, before)
+            earlier = {
+                entry.path: _numbers(nested.arrays(watch.seen[entry.path][entry.index].args)[0])
+                for entry in self.entries[:index]
+                if len(watch.seen.get(entry.path, [])) > entry.index
+                and nested.arrays(watch.seen[entry.path][entry.index].args)
+            }
+            guess = cause(ours, truth, left, earlier, names)
+        computed = ", ".join(dict.fromkeys(name for name in names if name not in _SILENT))
+        there = f", where torch computes {computed}" if computed else ""
+        look = f"look between them{there}" if before else f"look before it{there}"
+        size = one.note or f"error {one.error:.1e}, allowed {one.allowed:.1e}"
+        return f"{begin} ({size}): {look}" + (f"; {guess}" if guess else "")
+
+
+# Operations that change no value: they say little to a person.
+_SILENT = frozenset(
+    "view _unsafe_view detach clone t alias expand unsqueeze squeeze contiguous lift_fresh as_strided slice select "
+    "copy_ empty_like empty _to_copy zeros ones arange lift_fresh_copy full".split()
+)
+_WHOLE = Kind("WHOLE", ())
+
+
+def _left(watch: Watch, entry: Entry | None) -> np.ndarray | None:
+    """What left the layer before."""
+    if entry is None or len(watch.seen.get(entry.path, [])) <= entry.index:
+        return None
+    found = nested.arrays(watch.seen[entry.path][entry.index].result)
+    return _numbers(found[0]) if found else None
+
+
+def _channels_last(value: Any) -> Any:
+    return channels_last(value) if isinstance(value, np.ndarray) else value
+
+
+def _numbers(value: Any) -> np.ndarray:
+    return np.asarray(value, np.float64)
+
+
+def _sum(some: Any, other: Any) -> Any:
+    """Array by array, of two that are nested alike."""
+    theirs = iter(nested.arrays(other))
+
+    def plus(part: Any) -> Any:
+        if not isinstance(part, np.ndarray):
+            return part
+        more = next(theirs)
+        return part + more if part.dtype.kind == "f" else part
+
+    return nested.each(plus, some)
+
+
+class _Capture:
+    """Stands for a Keras layer, and notes with what it would be called."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        self.given = (args, kwargs)
+        return args[0]
+
+
+def _given(kind: Kind, args: tuple, kwargs: dict[str, Any]) -> list[np.ndarray] | None:
+    """What the Keras layer would be given of torch's arguments; None where that is not one call."""
+    capture = _Capture()
+    try:
+        _call(capture, kind, args, kwargs)
+    except Exception:  # a kind whose call wants the layer itself
+        return None
+    return nested.arrays(getattr(capture, "given", ())) or None
+
+
+def _paired(name: str, ours: Any, kind: Kind, single: Any, truth: Any, moved: list[Any]) -> Iterator[Any]:
+    """(name, ours, torch's, truth, moved) of each result, one to one; or a Comparison that says why there is none."""
+    theirs = [list(nested.flat(kind.results(each))) for each in (single, truth, *moved)]
+    mine = list(nested.flat(ours))
+    if len(mine) != len(theirs[0]):
+        yield Comparison(name, note=f"TensorFlow returns {_count(mine)}, torch {_count(theirs[0])}")
+        return
+    if isinstance(ours, Mapping) and isinstance(truth, Mapping):
+        if {key for key, _ in mine} != {key for key, _ in theirs[1]}:
+            shown = [", ".join(printable(key) for key, _ in side[:6]) for side in (mine, theirs[1])]
+            yield Comparison(name, note=f"TensorFlow returns {shown[0]}, torch {shown[1]}")
+            return
+        by_name = dict(mine)
+        mine = [(key, by_name[key]) for key, _ in theirs[1]]
+    for index, (key, value) in enumerate(mine):
+        place = key if isinstance(truth, Mapping) or len(mine) > 1 else ""
+        yield (
+            (f"{name}.{place}" if name and place else name or place),
+            _numbers(value),
+            _numbers(theirs[0][index][1]),
+            _numbers(theirs[1][index][1]),
+            [_numbers(each[index][1]) for each in theirs[2:]],
+        )
+
+
+def _count(results: list[Any]) -> str:
+    return "nothing" if not results else "1 result" if len(results) == 1 else f"{len(results)} results"
+
+
+def call_model(model: Any, inputs: dict[str, Any], options: dict[str, Any]) -> Any:
+    """A Functional model takes all its inputs as one argument, a subclassed one each as its own.
+
+    By name where `call` has the names that torch has, so that some may be left out; else by place.
+    """
+    values = list(inputs.values())
+    if any(base.__name__ == "Functional" for base in type(model).__mro__):
+        return model(values if len(values) > 1 else values[0], **options)
+    if set(inputs) <= set(inspect.signature(model.call).parameters):
+        return model(**inputs, **options)
+    return model(*values, **options)
+
+
+def _activation(layer: Any) -> Any:
+    """The activation inside a Keras layer, or None where there is none."""
+    found = getattr(layer, "activation", None)
+    return None if found is None or getattr(found, "__name__", "") == "linear" else found
+
+
+def _activated(activation: Any, result: Any) -> Any:
+    return nested.each(lambda part: np.asarray(activation(part)), result)
+
+
+@contextmanager
+def _without_activation(layer: Any, kind: Kind) -> Iterator[None]:
+    """The layer computes what torch's does, which has its activation apart; that is proven between the layers."""
+    import keras
+
+    kept = _activation(layer) if kind.activated else None
+    if kept is None:
+        yield
+        return
+    layer.activation = keras.activations.linear
+    try:
+        yield
+    finally:
+        layer.activation = kept
+
+
+def _layer_results(call: Call, layer: Any, kind: Kind) -> Comparison | tuple[Any, Callable[[], list[np.ndarray]]]:
+    """The layer's results on torch's input and how to compute them again, or a Comparison that says why there is none.
+
+    Where Keras pads before the layer, or torch did, the input is taken with, or without, that padding: the one whose
+    result has torch's shape. That both pad alike is shown by what reaches the layer.
+    """
+    if layer is None:
+        return Comparison(call.path, note="the TensorFlow model has no layer there")
+    wanted = [value.shape for value in nested.arrays(kind.results(call.truth))]
+    first: Any = None
+    for args in _inputs(call, kind):
+        try:
+            with _without_activation(layer, kind):
+                results = _call(layer, kind, args, call.kwargs)
+        except Exception as error:  # whatever a user's layer raises on inputs that torch's takes
+            told = Comparison(call.path, note=f"the TensorFlow layer fails on torch's input: {where_and_what(error)}")
+            first = told if first is None else first
+            continue
+
+        def compute(args: tuple = args) -> list[np.ndarray]:
+            with _without_activation(layer, kind):
+                return [_numbers(value) for value in nested.arrays(_call(layer, kind, args, call.kwargs))]
+
+        if [tuple(value.shape) for value in nested.arrays(results)] == wanted:
+            return results, compute
+        first = (results, compute) if first is None or isinstance(first, Comparison) else first
+    return first
+
+
+def _inputs(call: Call, kind: Kind) -> Iterator[tuple]:
+    yield call.args
+    if call.padded is not None:
+        yield (call.padded, *call.args[1:])
+    elif kind.activated and kind.channels_first and call.args and isinstance(call.args[0], np.ndarray):
+        cut = _without_zeros(call.args[0])
+        if cut is not None:
+            yield (cut, *call.args[1:])
+
+
+def _without_zeros(image: np.ndarray) -> np.ndarray | None:
+    """(N, C, ...) without the border of zeros that a padding put there, or None where there is none."""
+    places = [slice(None), slice(None)]
+    for axis in range(2, image.ndim):
+        filled = np.flatnonzero(np.any(image != 0, axis=tuple(other for other in range(image.ndim) if other != axis)))
+        if not filled.size:
+            return None
+        places.append(slice(int(filled[0]), int(filled[-1]) + 1))
+    cut = image[tuple(places)]
+    return None if cut.shape == image.shape else cut
+
+
+def _call(layer: Any, kind: Kind, args: tuple, kwargs: dict[str, Any]) -> Any:
+    args, kwargs = kind.arrange(args), kind.arrange(kwargs)
+    if kind.call is not None:
+        return kind.call(layer, *args, **kwargs)
+    if kind.stage:
+        return layer(*args, **kwargs)  # a stage has torch's parameters, some left out
+    return layer(*args, *kwargs.values())
+
+
+def _nudged(values: np.ndarray) -> np.ndarray:
+    """Other values of the same size, all of them further from zero or above it: a variance stays one."""
+    size = float(np.sqrt(np.mean(np.square(values, dtype=np.float64)))) if values.size else 0.0
+    rng = np.random.default_rng(values.size)
+    return (values + rng.uniform(0.05, 0.25, values.shape) * (size or 0.5)).astype(values.dtype)
+
+
+def compare(name: str, ours: np.ndarray, single: np.ndarray, truth: np.ndarray, moved: list[np.ndarray]) -> Comparison:
+    """One result on both sides, all of them float64 arrays, channels last."""
+    if ours.shape != truth.shape:
+        return Comparison(name, note=f"TensorFlow's shape is {ours.shape}, torch's {truth.shape}")
+    finite = np.isfinite(truth)
+    if not np.isfinite(single[finite]).all():
+        return Comparison(name, note="torch's own float32 result overflows here, and cannot tell what is allowed")
+    one = _compare_allowed(name, ours, truth, rounding.allowance(truth, moved))
+    own = float(np.abs(single[finite] - truth[finite]).max(initial=0.0))
+    # Torch's own float32 is a float32 result like ours: what it is off by, float32 can be.
+    return replace(one, torch_error=own, allowed=max(one.allowed, own))
+
+
+def _compare_allowed(name: str, ours: np.ndarray, truth: np.ndarray, allowed: Any) -> Comparison:
+    finite = np.isfinite(truth)
+    if not (np.isfinite(ours) == finite).all() or not np.array_equal(ours[~finite], truth[~finite], equal_nan=True):
+        return Comparison(name, note="TensorFlow and torch are not finite at the same places")
+    one = rounding.worst(np.where(finite, ours, 0.0), np.where(finite, truth, 0.0), allowed)
+    return Comparison(name, one.error, one.allowed, 0.0, float(np.abs(truth[finite]).max(initial=0.0)))
+
+
+def pool(found: dict[str, Comparison], one: Comparison) -> None:
+    """Join what several probes show of the same output or layer."""
+    known = found.get(one.name)
+    found[one.name] = one if known is None else known.joined(one)

@@ -1,0 +1,432 @@
+"""A torch computation in float64, exactly or with a rounding of float32's size in each of its steps.
+
+`Exact` sees every operation of torch below autograd and computes it in float64, whatever precision the tensors and the
+code ask for. `Rounded` does the same and moves each result by what float32 may be off there, with a random sign for
+each value:
+
+- a sum of n terms by 0.2 sqrt(n) roundings of its value and of the sum of its terms' magnitudes: no order of adding up
+  has a larger standard deviation;
+- a function by 2 roundings of its value, at arguments that are off by one;
+- a normalisation as its means, its variance and the terms that are subtracted may be off;
+- a resampling also by what the coordinates, sums themselves, are off;
+- what only moves or selects values by nothing.
+
+Imported where torch is; `converter.rounding` has the rule that uses it.
+"""
+
+import contextlib
+import math
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch._decomp import decomposition_table
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map
+
+from converter.rounding import UNITS
+
+_LOW = (torch.float32, torch.float16, torch.bfloat16)
+# Roundings of a result that is the nearest number, uniform within one; of a function, by which libraries differ; and of
+# a sum, for each root of the number of its terms, of its value and of what their magnitudes add up to (docs/proof.md).
+_NEAREST, _FUNCTION, _SUM = 0.6, 2.0, 0.2
+_POOL = 1 << 16
+_aten = torch.ops.aten
+
+
+def _words(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
+# What moves or selects values, and rounds none.
+_MOVES = _words(
+    """
+    clone cat stack copy index gather select slice constant_pad_nd reflection_pad1d reflection_pad2d
+    reflection_pad3d replication_pad1d replication_pad2d replication_pad3d roll flip repeat where relu clamp
+    clamp_min clamp_max maximum minimum amax amin max min max_pool2d_with_indices max_pool3d_with_indices
+    max_pool1d topk sort embedding pixel_shuffle pixel_unshuffle channel_shuffle im2col neg abs sign floor ceil
+    round trunc masked_fill scatter fill zeros ones full zeros_like ones_like full_like empty empty_like
+    new_zeros new_ones new_full new_empty tril triu hardtanh threshold nan_to_num _unsafe_index _to_copy
+    contiguous detach lift_fresh lift_fresh_copy lift native_dropout bernoulli arange scalar_tensor zero set_
+    select_scatter slice_scatter fill_ diagonal_scatter masked_select nonzero unfold_copy argmax argmin one_hot
+    index_select take_along_dim take masked_scatter eq resize as_strided_scatter _prelu_kernel_select
+    select_backward slice_backward threshold_backward max_pool2d_with_indices_backward isin constant_pad randn
+    rand randint randn_like rand_like normal uniform randperm bucketize empty_strided eye
+    """
+)
+# One rounding of the value.
+_ARITHMETIC = _words(
+    "add sub mul div rsub addcmul addcdiv lerp square reciprocal sqrt _prelu_kernel leaky_relu fmod remainder"
+)
+# Sums of products: linear in each of their tensors, so that magnitudes give the sum of magnitudes.
+_PRODUCTS = _words("mm bmm mv dot addmm baddbmm addbmm addmv convolution _convolution")
+_SUMS = _words(
+    """
+    sum mean nansum cumsum avg_pool1d avg_pool2d avg_pool3d _adaptive_avg_pool2d _adaptive_avg_pool3d
+    adaptive_avg_pool1d col2im index_add scatter_add embedding_dense_backward avg_pool2d_backward
+    _adaptive_avg_pool2d_backward index_put _index_put_impl _unsafe_index_put scatter_reduce trace
+    slow_conv_transpose2d
+    """
+)
+# Functions with a term of the size of 1, or of their argument, that cancels.
+_NEAR_ONE = _words("elu celu selu softplus log_sigmoid_forward")
+_TIMES_ARGUMENT = _words("gelu silu mish hardswish")
+_RESIZES = ("upsample_", "_upsample_")
+_STATISTICS = _words("var std var_mean std_mean")
+
+
+class Exact(TorchDispatchMode):
+    """Every operation in float64. `names` notes what was computed, oldest first."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        name = func._schema.name.split("::")[1]
+        if name.endswith("_") and not name.endswith("__"):
+            return self._in_place(func, args, kwargs or {})
+        self.names.append(name)
+        args, kwargs = _doubled(args), _doubled(kwargs or {})
+        if kwargs.get("dtype") in _LOW:
+            kwargs["dtype"] = torch.float64
+        return self._compute(name, func, args, kwargs)
+
+    def _compute(self, name: str, func: Any, args: tuple, kwargs: dict) -> Any:
+        return func(*args, **kwargs)
+
+    def _in_place(self, func: Any, args: tuple, kwargs: dict) -> Any:
+        """Computed apart and then written, where torch has the operation so."""
+        name = func._schema.name.split("::")[1]
+        apart = getattr(getattr(_aten, name.rstrip("_"), None), func._overloadname, None)
+        if apart is None or name in ("copy_", "zero_", "fill_", "set_", "resize_", "detach_"):
+            self.names.append(name)
+            return func(*args, **kwargs)
+        with self:
+            result = apart(*args, **kwargs)
+        torch.ops.aten.copy_.default(args[0], result)
+        return args[0]
+
+
+class Rounded(Exact):
+    """Every operation in float64, its result moved by what it may be off in a precision of this unit roundoff.
+
+    `unknown` collects the names of operations that no rule knows: their arguments and their value are moved by 8
+    roundings each.
+    """
+
+    def __init__(self, seed: int, unit: float = UNITS["float32"]) -> None:
+        super().__init__()
+        self.unit = unit
+        self.unknown: set[str] = set()
+        self._random = torch.Generator().manual_seed(seed)
+        signs = torch.randint(0, 2, (2 * _POOL,), generator=self._random, dtype=torch.int8)
+        self._signs = signs.to(torch.float64) * 2 - 1
+
+    def _compute(self, name: str, func: Any, args: tuple, kwargs: dict) -> Any:
+        if name in _MOVES or func.is_view or not _floats((args, kwargs)):
+            return func(*args, **kwargs)
+        rule = _RULES.get(name)
+        if rule is None and name.startswith(_RESIZES):
+            rule = _resize_backward if name.endswith("_backward") else _resize
+        if rule is not None:
+            return rule(self, func, args, kwargs)
+        apart = decomposition_table.get(func)
+        if apart is not None and name.endswith("_backward"):
+            with self:
+                return apart(*args, **kwargs)
+        if name in _FUNCTIONS:
+            return _function(self, func, args, kwargs)
+        self.unknown.add(name)
+        moved = tree_map(lambda value: self.relative(value, 8) if _is_float(value) else value, (args, kwargs))
+        return tree_map(
+            lambda value: self.relative(value, 8) if _is_float(value) else value, func(*moved[0], **moved[1])
+        )
+
+    def signs(self, shape: torch.Size) -> torch.Tensor:
+        """A random sign for each value."""
+        count = math.prod(shape)
+        start = int(torch.randint(0, _POOL, (1,), generator=self._random))
+        if count <= _POOL:
+            return self._signs[start : start + count].view(shape)
+        rolled = self._signs[start : start + _POOL]
+        return rolled.repeat(-(-count // _POOL))[:count].view(shape)
+
+    def by(self, value: torch.Tensor, amplitude: Any) -> torch.Tensor:
+        """`value` moved by so much, up or down."""
+        return value + amplitude * self.signs(value.shape)
+
+    def summed(self, value: torch.Tensor, size: torch.Tensor, terms: float) -> torch.Tensor:
+        """`value`, a sum of so many terms whose magnitudes add up to `size`, moved by what its order may do."""
+        return self.by(value, _SUM * self.unit * math.sqrt(terms + 1) * (size + value.abs()))
+
+    def relative(self, value: torch.Tensor, roundings: float = 1.0) -> torch.Tensor:
+        """`value` moved by so many roundings of its own size."""
+        return torch.addcmul(value, value, self.signs(value.shape), value=roundings * self.unit)
+
+
+def _is_float(value: Any) -> bool:
+    return isinstance(value, torch.Tensor) and value.is_floating_point()
+
+
+def _floats(value: Any) -> bool:
+    found = False
+
+    def look(one: Any) -> Any:
+        nonlocal found
+        found = found or _is_float(one)
+        return one
+
+    tree_map(look, value)
+    return found
+
+
+def _doubled(value: Any) -> Any:
+    return tree_map(lambda one: one.double() if isinstance(one, torch.Tensor) and one.dtype in _LOW else one, value)
+
+
+def _magnitudes(func: Any, args: tuple, kwargs: dict) -> torch.Tensor:
+    """The operation on the magnitudes of its arguments, for which float32 does."""
+    least = tree_map(lambda one: one.abs().float() if _is_float(one) else one, (args, kwargs))
+    with torch.no_grad():
+        return func(*least[0], **least[1]).double()
+
+
+def _arithmetic(mode: Rounded, func: Any, args: tuple, kwargs: dict) -> Any:
+    return mode.relative(func(*args, **kwargs), _NEAREST)
+
+
+def _function(mode: Rounded, func: Any, args: tuple, kwargs: dict) -> Any:
+    args = tuple(mode.relative(one) if _is_float(one) else one for one in args)
+    return tree_map(lambda one: mode.relative(one, _FUNCTION) if _is_float(one) else one, func(*args, **kwargs))
+
+
+def _times_argument(mode: Rounded, func: Any, args: tuple, kwargs: dict) -> Any:
+    return mode.by(func(*args, **kwargs), _FUNCTION * mode.unit * args[0].abs())
+
+
+def _near_one(mode: Rounded, func: Any, args: tuple, kwargs: dict) -> Any:
+    result = func(*args, **kwargs)
+    first = result[0] if isinstance(result, tuple) else result
+    moved = mode.by(first, _FUNCTION * mode.unit * (1 + first.abs()))
+    return (moved, *result[1:]) if isinstance(result, tuple) else moved
+
+
+def _products(mode: Rounded, func: Any, args: tuple, kwargs: dict) -> Any:
+    name = func._schema.name.split("::")[1]
+    if name in ("convolution", "_convolution"):
+        weight, transposed, groups = args[1], args[6], args[8]
+        terms = weight.numel() // weight.shape[1] // groups if transposed else weight[0].numel()
+    else:
+        terms = args[2 if name.startswith(("add", "badd")) else 1].shape[
+            -2 if name not in ("mv", "dot", "addmv") else -1
+        ]
+        terms *= args[1].shape[0] if name == "addbmm" else 1
+    return mode.summed(func(*args, **kwargs), _magnitudes(func, args, kwargs), terms)
+
+
+def _convolution_backward(mode: Rounded, func: Any, args: tuple, kwargs: dict) -> Any:
+    gradient, _, weight = args[:3]
+    results, sizes = func(*args, **kwargs), tree_map(lambda one: one.abs() if _is_float(one) else one, args)
+    sizes = func(*sizes, **kwargs)
+    here = gradient.numel() // gradient.shape[1]
+    terms = (weight.numel(), here, here)
+    return tuple(
+        None if result is None else mode.summed(result, size, n)
+        for result, size, n in zip(results, sizes, terms, strict=True)
+    )
+
+
+def _sums(mode: Rounded, func: Any, args: tuple, kwargs: dict) -> Any:
+    result = func(*args, **kwargs)
+    name = func._schema.name.split("::")[1]
+    given = sum(one.numel() for one in args if _is_float(one))
+    if name == "cumsum":
+        terms: float = args[0].shape[args[1]] if args[0].dim() else 1
+    elif name.startswith(("index", "scatter", "_index", "_unsafe", "embedding", "col2im")):
+        terms = max(4.0, given / max(result.numel(), 1))
+    else:
+        terms = given / max(result.numel(), 1)
+    return mode.summed(result, _magnitudes(func, args, kwargs), terms)
+
+
+def _softmax(mode: Rounded, func: Any, args: tuple, kwargs: dict) -> Any:
+    result = func(mode.relative(args[0], 2), *args[1:], **kwargs)
+    n = args[0].shape[args[1]] if args[0].dim() else 1
+    amplitude = mode.unit * (_FUNCTION + 2 * _SUM * math.sqrt(n))
+    return mode.by(result, amplitude * (result.abs() if "log" not in func._schema.name else 1 + result.abs()))
+
+
+def _statistics(mode: Rounded, x: torch.Tensor, axes: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean and (biased) variance over `axes`, kept as axes of length one, each as far off as it may be."""
+    n = math.prod(x.shape[axis] for axis in axes)
+    mean = mode.summed(x.mean(axes, keepdim=True), x.abs().mean(axes, keepdim=True), n)
+    variance = (x - mean).square().mean(axes, keepdim=True)
+    return mean, mode.relative(variance, 2 * _SUM * math.sqrt(n) + _FUNCTION)
+
+
+def _normalised(mode: Rounded, x: Any, mean: Any, variance: Any, epsilon: float, weight: Any, bias: Any) -> Any:
+    """(x - mean) / sqrt(variance + epsilon) * weight + bias, also where it is computed as x * scale + shift."""
+    factor = mode.relative(torch.rsqrt(variance + epsilon), _FUNCTION)
+    factor = factor if weight is None else factor * weight
+    result = (x - mean) * factor
+    amplitude = (x.abs() + mean.abs()) * factor.abs() + result.abs()
+    if bias is not None:
+        result = result + bias
+        amplitude = amplitude + bias.abs()
+    return mode.by(result, mode.unit * amplitude), factor
+
+
+def _layer_norm(mode: Rounded, func: Any, args: tuple, kwargs: dict) -> Any:
+    x, shape, weight, bias, epsilon = args
+    mean, variance = _statistics(mode, x, list(range(x.dim() - len(shape), x.dim())))
+    return _normalised(mode, x, mean, variance, epsilon, weight, bias)[0], mean, torch.rsqrt(variance + epsilon)
+
+
+def _group_norm(mode: Rounded, func: Any, args: tuple, kwargs: dict) -> Any:
+    x, weight, bias, batch, channels, _, groups, epsilon = args
+    grouped = x.reshape(batch, groups, channels // groups, -1)
+    mean, variance = _statistics(mode, grouped, [2, 3])
+    each = [None if one is None else one.view(1, groups, -1, 1) for one in (weight, bias)]
+    result = _normalised(mode, grouped, mean, variance, epsilon, *each)[0].reshape(x.shape)
+    return result, mean.view(batch, groups), torch.rsqrt(variance + epsilon).view(batch, groups)
+
+
+def _batch_norm(mode: Rounded, func: Any, args: tuple, kwargs: dict) -> Any:
+    """Every way in which torch names it: (x, weight, bias[, mean, variance][, training], momentum, epsilon)."""
+    values = {argument.name: value for argument, value in zip(func._schema.arguments, args, strict=False)} | kwargs
+    x, weight, bias = values["input"], values["weight"], values["bias"]
+    mean, variance = values.get("running_mean"), values.get("running_var")  # None where it keeps none
+    training = values.get("training", values.get("train", "no_training" not in func._schema.name))
+    each = [-1 if axis == 1 else 1 for axis in range(x.dim())]
+    shaped = [None if one is None else one.view(each) for one in (weight, bias)]
+    if not training and mean is not None and variance is not None:
+        result, _ = _normalised(mode, x, mean.view(each), variance.view(each), values["eps"], *shaped)
+        return (result, *func(*args, **kwargs)[1:])
+    others = func(*args, **kwargs)[1:]  # which also moves the running statistics on
+    axes = [axis for axis in range(x.dim()) if axis != 1]
+    here, spread = _statistics(mode, x, axes)
+    result, _ = _normalised(mode, x, here, spread, values["eps"], *shaped)
+    saved = (here.view(-1), torch.rsqrt(spread + values["eps"]).view(-1))
+    return (result, *saved, *others[2:])
+
+
+def _variance(mode: Rounded, func: Any, args: tuple, kwargs: dict) -> Any:
+    x = args[0]
+    moved = mode.by(x, mode.unit * x.abs().mean() * math.sqrt(2))
+    result = func(moved, *args[1:], **kwargs)
+    first = result[0] if isinstance(result, tuple) else result
+    n = x.numel() / max(first.numel(), 1)
+    return tree_map(lambda one: mode.relative(one, 2 * _SUM * math.sqrt(n) + _FUNCTION), result)
+
+
+def _vector_norm(mode: Rounded, func: Any, args: tuple, kwargs: dict) -> Any:
+    result = func(*args, **kwargs)
+    terms = args[0].numel() / max(result.numel(), 1)
+    return mode.relative(result, 2 * _SUM * math.sqrt(terms) + _FUNCTION)
+
+
+def _resize(mode: Rounded, func: Any, args: tuple, kwargs: dict) -> Any:
+    """A resampling onto a grid: the source coordinate of each value is a sum as large as the axis is long."""
+    x, result = args[0], func(*args, **kwargs)
+    if "nearest" in func._schema.name:
+        return result
+    reach = max(*x.shape[2:], *result.shape[2:])
+    size = _magnitudes(func, args, kwargs).abs()
+    return mode.by(
+        result,
+        mode.unit * (reach + 8) * torch.nn.functional.max_pool1d(size.flatten(0, -2), 3, 1, 1).view(size.shape)
+        if size.dim() > 2 and size.shape[-1] > 2
+        else mode.unit * (reach + 8) * size,
+    )
+
+
+def _resize_backward(mode: Rounded, func: Any, args: tuple, kwargs: dict) -> Any:
+    gradient, result = args[0], func(*args, **kwargs)
+    reach = max(*gradient.shape[2:], *result.shape[2:])
+    terms = max(1.0, gradient.numel() / max(result.numel(), 1)) + 4
+    return mode.by(result, mode.unit * (reach + 8) * math.sqrt(terms) * _magnitudes(func, args, kwargs).abs())
+
+
+def _grid_sample(mode: Rounded, func: Any, args: tuple, kwargs: dict) -> Any:
+    """A coordinate of a pixel is ((g + 1) * n - 1) / 2: two roundings of a number up to n."""
+    x, grid, *more = args
+    grid = mode.by(grid, 2 * mode.unit * (1 + grid.abs()))
+    size = _magnitudes(func, (x, grid, *more), kwargs)
+    return mode.by(func(x, grid, *more, **kwargs), 8 * mode.unit * size)
+
+
+def _grid_sample_backward(mode: Rounded, func: Any, args: tuple, kwargs: dict) -> Any:
+    gradient, x, grid, *more = args
+    grid = mode.by(grid, 2 * mode.unit * (1 + grid.abs()))
+    results = func(gradient, x, grid, *more, **kwargs)
+    size = func(gradient.abs(), x.abs(), grid, *more, **kwargs)
+    terms = math.sqrt(max(1, gradient.numel() // max(x.numel(), 1)) * 4 + x.shape[1])
+    bound = x.abs().amax() * gradient.abs().sum(1).unsqueeze(-1) * max(x.shape[2:])  # of a coordinate's gradient
+    return tuple(
+        one if one is None else mode.by(one, mode.unit * (8 + terms) * (large if index == 0 else bound.expand_as(one)))
+        for index, (one, large) in enumerate(zip(results, size, strict=True))
+    )
+
+
+def _deform_conv(mode: Rounded, func: Any, args: tuple, kwargs: dict) -> Any:
+    x, weight, offset, *more = args
+    offset = mode.by(offset, mode.unit * (max(x.shape[2:]) + offset.abs()))
+    size = _magnitudes(func, (x, weight, offset, *more), kwargs)
+    result = func(x, weight, offset, *more, **kwargs)
+    return mode.by(result, mode.unit * (8 + 2 * _SUM * math.sqrt(weight[0].numel() + 1)) * size)
+
+
+def _roi_align(mode: Rounded, func: Any, args: tuple, kwargs: dict) -> Any:
+    x, boxes, scale, *more = args
+    corners = mode.by(boxes[:, 1:], 4 * mode.unit * (boxes[:, 1:].abs() + 1 / scale))
+    boxes = torch.cat([boxes[:, :1], corners], 1)
+    size = _magnitudes(func, (x, boxes, scale, *more), kwargs)
+    return mode.by(func(x, boxes, scale, *more, **kwargs), mode.unit * (16 + max(x.shape[2:])) * size)
+
+
+_RULES: dict[str, Callable[..., Any]] = {
+    **dict.fromkeys(_ARITHMETIC, _arithmetic),
+    **dict.fromkeys(_PRODUCTS, _products),
+    **dict.fromkeys(_SUMS, _sums),
+    **dict.fromkeys(_TIMES_ARGUMENT, _times_argument),
+    **dict.fromkeys(_NEAR_ONE, _near_one),
+    **dict.fromkeys(_STATISTICS, _variance),
+    "_softmax": _softmax,
+    "_safe_softmax": _softmax,
+    "_log_softmax": _softmax,
+    "native_layer_norm": _layer_norm,
+    "native_group_norm": _group_norm,
+    "native_batch_norm": _batch_norm,
+    "_native_batch_norm_legit": _batch_norm,
+    "_native_batch_norm_legit_no_training": _batch_norm,
+    "linalg_vector_norm": _vector_norm,
+    "convolution_backward": _convolution_backward,
+    "grid_sampler_2d": _grid_sample,
+    "grid_sampler_3d": _grid_sample,
+    "grid_sampler_2d_backward": _grid_sample_backward,
+    "grid_sampler_3d_backward": _grid_sample_backward,
+    "deform_conv2d": _deform_conv,
+    "roi_align": _roi_align,
+}
+# Functions of each value alone.
+_FUNCTIONS = _words(
+    """
+    exp exp2 expm1 log log2 log10 log1p sin cos tan asin acos atan atan2 sinh cosh tanh sigmoid erf erfc erfinv
+    rsqrt pow hardsigmoid logit hypot special_i0 lgamma digamma logaddexp logsumexp polar xlogy tanh_backward
+    sigmoid_backward prod cumprod _cdist_forward _euclidean_dist
+    """
+)
+
+
+@contextlib.contextmanager
+def exactly(mode: Exact) -> Iterator[Exact]:
+    """Compute under `mode`: numbers that the code makes are float64 too, and attention is made of its steps."""
+    usual = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    try:
+        with sdpa_kernel(SDPBackend.MATH), mode:
+            yield mode
+    finally:
+        torch.set_default_dtype(usual)

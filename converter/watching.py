@@ -1,0 +1,114 @@
+"""Watching a Keras network while it runs: what reaches each layer, and what becomes of other values there."""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import keras
+import numpy as np
+
+from converter import nested
+
+
+@dataclass
+class Seen:
+    """One call of a layer: its arguments and its result, arrays in nested tuples, lists and dicts."""
+
+    args: tuple
+    kwargs: dict[str, Any]
+    result: Any
+
+
+@dataclass
+class Watch:
+    """What was seen, and what is to be done to the layers.
+
+    Attributes:
+        forced: path -> results to give instead of the layer's own, call by call, where their shapes are the same.
+        added: (path, call, place of the argument) -> what to add to that argument.
+        seen: path -> every call, in order.
+        changed: path -> how many calls gave a forced result.
+    """
+
+    forced: Mapping[str, list[Any]] = field(default_factory=dict)
+    added: Mapping[tuple[str, int, int], np.ndarray] = field(default_factory=dict)
+    seen: dict[str, list[Seen]] = field(default_factory=dict)
+    changed: dict[str, int] = field(default_factory=dict)
+
+
+@contextmanager
+def watched(layers: Iterable[tuple[str, Any]], watch: Watch) -> Iterator[Watch]:
+    """In the block, every call of these layers (path, layer) is noted in `watch.seen` and changed as `watch` says.
+
+    Calls inside a graph that is being traced carry no values, and are left alone.
+    """
+    changed: list[Any] = []
+    try:
+        for path, layer in layers:
+            if layer is None or not callable(getattr(layer, "call", None)) or "call" in vars(layer):
+                continue
+            object.__setattr__(layer, "call", _watching(path, layer.call, watch))
+            changed.append(layer)
+        yield watch
+    finally:
+        for layer in changed:
+            object.__delattr__(layer, "call")
+
+
+def _watching(path: str, call: Callable[..., Any], watch: Watch) -> Callable[..., Any]:
+    def watching(*args: Any, **kwargs: Any) -> Any:
+        if not _all_known((args, kwargs)):
+            return call(*args, **kwargs)
+        index = len(watch.seen.setdefault(path, []))
+        args, kwargs = _with_added(args, kwargs, path, index, watch)
+        seen = Seen(nested.each(_array, args), nested.each(_array, kwargs), None)
+        watch.seen[path].append(seen)
+        result = call(*args, **kwargs)
+        forced = watch.forced.get(path, [])
+        if index < len(forced) and forced[index] is not None:
+            result, same = _forced(result, forced[index])
+            watch.changed[path] = watch.changed.get(path, 0) + same
+        seen.result = nested.each(_array, result)
+        return result
+
+    return watching
+
+
+def _all_known(value: Any) -> bool:
+    return all(not keras.ops.is_tensor(part) or hasattr(part, "numpy") for _, part in nested.flat(value)) and not any(
+        isinstance(part, keras.KerasTensor) for _, part in nested.flat(value)
+    )
+
+
+def _array(part: Any) -> Any:
+    return np.array(part) if keras.ops.is_tensor(part) or isinstance(part, (np.ndarray, keras.Variable)) else part
+
+
+def _with_added(args: tuple, kwargs: dict[str, Any], path: str, index: int, watch: Watch) -> tuple[tuple, dict]:
+    if not watch.added:
+        return args, kwargs
+    place = -1
+
+    def add(part: Any) -> Any:
+        nonlocal place
+        if not (hasattr(part, "shape") and hasattr(part, "dtype")):
+            return part
+        place += 1
+        more = watch.added.get((path, index, place))
+        return part if more is None else part + keras.ops.convert_to_tensor(more, dtype=part.dtype)
+
+    return nested.each(add, (args, kwargs))
+
+
+def _forced(result: Any, values: Any) -> tuple[Any, bool]:
+    """`values` in the place of the result, if they have its shapes; and whether they have."""
+    wanted = nested.arrays(values)
+    if [value.shape for value in wanted] != [value.shape for value in nested.arrays(result)]:
+        return result, False
+    theirs = iter(wanted)
+
+    def one(part: Any) -> Any:
+        return keras.ops.convert_to_tensor(next(theirs), dtype=part.dtype) if hasattr(part, "shape") else part
+
+    return nested.each(one, result), True
