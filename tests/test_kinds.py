@@ -1,5 +1,8 @@
 """Every kind: filled from torch's layer, Keras's computes the same; and the layout can be undone."""
 
+import dataclasses
+import inspect
+
 import keras
 import numpy as np
 import pytest
@@ -10,6 +13,8 @@ from converter import kinds
 from converter.kinds import Kind, Layout, channels_last
 from converter.variables import by_path
 from tf_models import layers
+from tf_models.deformable_attention import ScalePerAxis as KerasScalePerAxis
+from torch_refs.deformable_attention import ScalePerAxis
 
 K = keras.layers
 
@@ -24,13 +29,23 @@ def norm(layer: nn.Module) -> nn.Module:
     return layer
 
 
+def halves_gated(x):
+    """torch's GLU: it cares which axis is halved, so that channels that stay first would show."""
+    a, b = keras.ops.split(x, 2, axis=-1)
+    return a * keras.ops.sigmoid(b)
+
+
 class LayerNorm2d(nn.LayerNorm):
     def forward(self, x):
         return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
 
-def image(*shape):
+def image_of(*shape):
     return torch.randn(*shape).numpy()
+
+
+def exact_gelu():
+    return K.Activation(lambda x: keras.ops.gelu(x, approximate=False))
 
 
 # name -> (kind, torch layer, Keras layer, torch input)
@@ -166,6 +181,14 @@ CASES = {
         lambda: K.BatchNormalization(epsilon=1e-5),
         (2, 6, 4, 5),
     ),
+    "scale": (
+        kinds.SCALE,
+        lambda: ScalePerAxis((3.0, 0.5, -2.0)),
+        lambda: KerasScalePerAxis((1.0, 1.0, 1.0)),
+        (2, 3, 4, 5, 6),
+    ),
+    "activation": (kinds.ACTIVATION, lambda: nn.GELU(), exact_gelu, (3, 4, 6)),
+    "activation 2d": (kinds.ACTIVATION_2D, lambda: nn.GLU(1), lambda: K.Lambda(halves_gated), (2, 6, 4, 5)),
     "prelu, shared": (kinds.PRELU, lambda: nn.PReLU(), lambda: K.PReLU(shared_axes=[1, 2, 3]), (2, 6, 4, 5)),
     "prelu 1d": (kinds.PRELU, lambda: norm(nn.PReLU(6)), lambda: K.PReLU(), (3, 6)),
     "prelu 2d": (kinds.PRELU, lambda: norm(nn.PReLU(6)), lambda: K.PReLU(shared_axes=[1, 2]), (2, 6, 4, 5)),
@@ -210,11 +233,12 @@ def test_keras_computes_what_torch_does(case):
     np.testing.assert_allclose(ours(arranged), expected, rtol=1e-5, atol=2e-6)
 
 
-def test_embedding():
+@pytest.mark.parametrize("name", ["EMBEDDING", "TOKENS"])
+def test_embedding(name):
     theirs, ours = nn.Embedding(5, 3), K.Embedding(5, 3)
     ours.build(None)
     with torch.no_grad():
-        carry(theirs, ours, kinds.EMBEDDING)
+        carry(theirs, ours, getattr(kinds, name))
         words = torch.tensor([[4, 0], [2, 2], [1, 3]])
         np.testing.assert_array_equal(ours(words.numpy()), theirs(words))
 
@@ -254,12 +278,79 @@ def test_a_variable_of_another_rank_is_an_error():
         Layout("o i -> i o").torch_shape((2, 3, 4))
 
 
+def test_parameters_of_a_convolution():
+    theirs, ours = nn.Conv2d(4, 6, (3, 2)), K.Conv2D(6, (3, 2))
+    ours.build((None, 9, 7, 4))
+    x = torch.randn(2, 4, 9, 7)
+    with torch.no_grad():
+        carry(theirs, ours, kinds.PARAMETERS_OF_CONV_2D)
+        expected = channels_last(theirs(x).numpy())
+    np.testing.assert_allclose(ours(channels_last(x.numpy())), expected, rtol=1e-5, atol=2e-6)
+
+
+class Table(keras.layers.Layer):
+    """A parameter that stands on its own."""
+
+    def build(self, shape):
+        self.table = self.add_weight(shape=shape, name="table")
+
+
+def test_a_parameter_s_own_name_is_the_row_s():
+    theirs, ours = nn.ParameterDict({"table": torch.randn(3, 1, 4)}), Table()
+    ours.build((3, 1, 4))
+    [part] = kinds.PARAMETER.leaves
+    at_the_path = dataclasses.replace(part, torch="table", variables=(("table", part.variables[0][1]),))
+    assert (part.torch, part.variables[0][0]) == ("", ""), "the row's path says it all"
+    with torch.no_grad():
+        carry(theirs, ours, dataclasses.replace(kinds.PARAMETER, leaves=(at_the_path,)))
+    np.testing.assert_array_equal(ours.table, theirs["table"].detach())
+
+
+def test_a_sequence_is_called_in_its_order():
+    torch.manual_seed(0)
+    theirs = nn.Sequential(nn.Conv2d(3, 4, 2), nn.GELU(), nn.Conv2d(4, 2, 1)).eval()
+    ours = [K.Conv2D(4, 2), exact_gelu(), K.Conv2D(2, 1)]
+    x = torch.randn(2, 3, 5, 7)
+    shapes = [(None, 5, 7, 3), None, (None, 4, 6, 4)]
+    with torch.no_grad():
+        for place in (0, 2):
+            ours[place].build(shapes[place])
+            carry(theirs[place], ours[place], kinds.CONV_2D)
+        expected = kinds.SEQUENTIAL_2D.arrange(theirs(x).numpy())
+    got = kinds.SEQUENTIAL_2D.call(ours, kinds.SEQUENTIAL_2D.arrange(x.numpy()))
+    np.testing.assert_allclose(got, expected, rtol=1e-5, atol=2e-6)
+
+
+def test_what_goes_into_and_out_of_a_stage_is_arranged():
+    """Images change their axes where the kind says so; tokens (N, L, C) do not, wherever they are nested."""
+    image, tokens, words = image_of(2, 3, 4, 5), image_of(2, 6, 3), "text"
+    nested = (image, {"tokens": tokens, "more": (image, words)})
+    moved = np.moveaxis(image, 1, -1)
+    for kind, wanted in ((kinds.STAGE, image), (kinds.STAGE_2D, moved)):
+        got = kind.arrange(nested)
+        np.testing.assert_array_equal(got[0], wanted)
+        np.testing.assert_array_equal(got[1]["tokens"], tokens)
+        np.testing.assert_array_equal(got[1]["more"][0], wanted)
+        assert got[1]["more"][1] == words
+
+
 def test_every_kind_in_the_module_is_exercised():
-    exercised = {kind for kind, *_ in CASES.values()} | {kinds.EMBEDDING, kinds.MULTIHEAD_ATTENTION}
-    # TOKENS and PARAMETERS_OF_CONV_2D share others' leaves; PARAMETER, SCALE and the activations arrange no axes.
-    exercised |= {kinds.TOKENS, kinds.PARAMETERS_OF_CONV_2D, kinds.PARAMETER, kinds.SCALE}
-    exercised |= {kinds.ACTIVATION, kinds.ACTIVATION_2D}
-    exercised |= {kinds.STAGE, kinds.STAGE_2D, kinds.SEQUENTIAL_2D}  # no tensors of their own
-    # Layouts of other libraries (`of`) are held against torch's in test_spellings.
-    everything = {value for value in vars(kinds).values() if isinstance(value, Kind) and value.of is None}
-    assert {kind.name for kind in everything} == {kind.name for kind in exercised}
+    """In CASES, or by the test that is named here; layouts of other libraries (`of`) are those of test_spellings."""
+    elsewhere = {
+        "EMBEDDING": test_embedding,
+        "TOKENS": test_embedding,
+        "PARAMETERS_OF_CONV_2D": test_parameters_of_a_convolution,
+        "MULTIHEAD_ATTENTION": test_packed_attention,
+        "PARAMETER": test_a_parameter_s_own_name_is_the_row_s,
+        "SEQUENTIAL_2D": test_a_sequence_is_called_in_its_order,
+        "STAGE": test_what_goes_into_and_out_of_a_stage_is_arranged,
+        "STAGE_2D": test_what_goes_into_and_out_of_a_stage_is_arranged,
+    }
+    everything = {name: value for name, value in vars(kinds).items() if isinstance(value, Kind) and value.of is None}
+    assert len(everything) > 25
+    assert all(kind.name == name for name, kind in everything.items())
+    exercised = {kind.name for kind, *_ in CASES.values()}
+    assert not exercised & elsewhere.keys()
+    assert exercised | elsewhere.keys() == everything.keys()
+    for name, test in elsewhere.items():
+        assert name in inspect.getsource(test), f"the test named for {name} uses it"
