@@ -229,7 +229,7 @@ def _answering(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def _explained(error: Exception) -> tuple[str, int]:
-    from converter.errors import ConversionError, UsageError, printable
+    from converter.errors import ConversionError, UsageError
 
     if isinstance(error, UsageError):
         return str(error), USAGE
@@ -240,7 +240,10 @@ def _explained(error: Exception) -> tuple[str, int]:
         return str(error), FAILED
     if isinstance(error, MemoryError):
         return "out of memory", FAILED
-    return f"unexpected {type(error).__name__}: {printable(str(error), 300)} (--debug shows where)", FAILED
+    from converter.blame import what, where
+
+    place = where(error)
+    return f"unexpected {what(error)}{f' at {place}' if place else ''} (--debug shows more)", FAILED
 
 
 def _options(_context: click.Context, _parameter: click.Parameter, values: tuple[str, ...]) -> dict[str, str]:
@@ -260,6 +263,7 @@ def _chosen(model: str, place: str | None) -> str:
     if place is None:
         return model
     import converter
+    from converter.blame import where_and_what
 
     module, colon, attribute = place.partition(":")
     if not colon:
@@ -268,7 +272,7 @@ def _chosen(model: str, place: str | None) -> str:
     try:
         pair = getattr(importlib.import_module(module), attribute)
     except Exception as error:  # the module is the user's own program
-        raise click.BadParameter(f"--pair {place} cannot be imported: {type(error).__name__}: {error}") from None
+        raise click.BadParameter(f"--pair {place} cannot be imported: {where_and_what(error)}") from error
     if not isinstance(pair, converter.Pair):
         raise click.BadParameter(f"--pair {place} is a {type(pair).__name__}, not a converter.Pair")
     name = converter.register(pair).name

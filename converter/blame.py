@@ -1,33 +1,12 @@
-"""Whose error it was: what a pair's own function raised, in one line with the line of the user's code.
-
-A pair's functions are a person's program. What they raise is told as that person wrote it, without what Keras and
-TensorFlow put around it, and the place is the innermost line that is the person's own to change.
-"""
+"""Whose error it was: a pair's functions are a person's program, and what they raise is told with the line of it."""
 
 import contextlib
-import os
-import re
-import sys
-import sysconfig
-import traceback
 from collections.abc import Iterator
-from pathlib import Path
 
-from converter.errors import ConversionError, one_line, shorten
+from converter.errors import ConversionError, one_line
+from tf_models.blame import what, where, where_and_what
 
-_LONGEST = 240  # characters of what an exception says
-_LONGEST_PLACE = 100
-_FRAME = "Exception encountered when calling "  # Keras's, around what went wrong in a call
-_GENERATED = "__autograph_generated_file"
-_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
-_NODE = re.compile(r"^\{\{function_node [^}]*\}\} *| \[Op:\w+\](?: name: *)?$")  # TensorFlow's, around an op's words
-_TRACED = re.compile(
-    r'^\s*File "(.+)", line (\d+), in ', re.M
-)  # TensorFlow's, in the text of what a traced call raised
-_INTERACTIVE = ("<stdin>", "<string>", "<ipython-input")
-_ROOT = Path(__file__).resolve().parent.parent
-_OURS = tuple(f"{_ROOT / name}{os.sep}" for name in ("converter", "tf_models", "torch_refs"))
-_STANDARD = tuple({f"{sysconfig.get_path(name)}{os.sep}" for name in ("stdlib", "platstdlib")})
+__all__ = ["PairError", "blaming", "told", "what", "where", "where_and_what"]
 
 
 class PairError(ConversionError):
@@ -35,17 +14,17 @@ class PairError(ConversionError):
 
 
 @contextlib.contextmanager
-def blaming(pair: str, field: str) -> Iterator[None]:
+def blaming(pair: str, field: str, passing: tuple[type[Exception], ...] = ()) -> Iterator[None]:
     """Have what the pair's `field` (as `build_tf`) raises in this block told as its own.
 
-    Errors that are meant for users, and want of memory, pass as they are.
+    Errors that are meant for users, want of memory, and those of the types `passing` pass as they are.
 
     Raises:
         PairError: anything else was raised.
     """
     try:
         yield
-    except (ConversionError, MemoryError):
+    except (ConversionError, MemoryError, *passing):
         raise
     except Exception as error:
         raise PairError(told(pair, field, error)) from error
@@ -55,85 +34,3 @@ def told(pair: str, field: str, error: BaseException) -> str:
     """`build_tf of vit failed at my_tf.py:31: ValueError: ...`; without the place where it is not the user's code."""
     at = " at " if where(error) else ": "
     return f"{field} of {one_line(pair)} failed{at}{where_and_what(error)}"
-
-
-def where_and_what(error: BaseException) -> str:
-    """`my_tf.py:31: ValueError: what it says`, printable and short; without the place where no line is the user's."""
-    place = where(error)
-    return f"{place}: {what(error)}" if place else what(error)
-
-
-def where(error: BaseException) -> str:
-    """`my_tf.py:31`, the innermost line of the user's code that the error went through, or ""."""
-    seen: set[int] = set()
-    while id(error) not in seen:
-        seen.add(id(error))
-        for file, line in _places(error):
-            if _is_users(file):
-                return f"{shorten(one_line(_named(file)), _LONGEST_PLACE)}:{line}"
-        inner = error.__cause__ or error.__context__
-        if inner is None:
-            break
-        error = inner
-    return ""
-
-
-def what(error: BaseException) -> str:
-    """`ValueError: what it says`: the type, and the first line that tells something."""
-    original = error.__cause__ or error.__context__
-    if original is not None and _text(error).startswith(_FRAME):
-        error = original  # Keras replaced it, and perhaps its type, to add the call's arguments
-    name = type(error).__name__
-    lines = [line.strip() for line in _COLOUR.sub("", _text(error)).splitlines()]
-    lines = [line for line in lines if line]
-    if len(lines) > 1 and lines[0].startswith(_FRAME):
-        lines = lines[1:]
-    if len(lines) > 1 and lines[0] == "in user code:":  # a traced call: its own error is what stands last
-        traced = lines[1:]
-        found = [i for i, line in enumerate(traced) if re.match(r"[A-Za-z_][\w.]*: ", line)]
-        lines = traced[found[-1] :] if found else traced[-1:]
-        return shorten(one_line(lines[0]), _LONGEST)
-    said = lines[0] if lines else ""
-    if said.endswith(":") and len(lines) > 1:
-        said = f"{said} {lines[1]}"
-    said = _NODE.sub("", _NODE.sub("", said))
-    return shorten(one_line(f"{name}: {said}" if said else name), _LONGEST)
-
-
-def _places(error: BaseException) -> Iterator[tuple[str, int]]:
-    """(file, line) of the error's frames, the innermost first."""
-    if isinstance(error, SyntaxError) and error.filename:  # it has not come to run
-        yield error.filename, error.lineno or 0
-    # TensorFlow runs a rewritten copy of a traced function; where the original stands is in the text.
-    yield from ((file, int(line)) for file, line in reversed(_TRACED.findall(_text(error))))
-    frames = [(frame.f_code.co_filename, line) for frame, line in traceback.walk_tb(error.__traceback__)]
-    yield from reversed(frames)
-
-
-def _text(error: BaseException) -> str:
-    try:
-        return str(error)
-    except Exception:  # a user's class may fail at that as well
-        return ""
-
-
-def _is_users(file: str) -> bool:
-    if file.startswith("<"):
-        return file.startswith(_INTERACTIVE)
-    path = os.path.abspath(file)
-    if {"site-packages", "dist-packages"} & set(Path(path).parts) or _GENERATED in path:
-        return False
-    return not path.startswith((*_OURS, *_STANDARD)) and path != str(_ROOT / "cli.py")
-
-
-def _named(file: str) -> str:
-    """The file as its writer knows it: from the current folder, else from where Python found it."""
-    if file.startswith("<"):
-        return file
-    path = os.path.abspath(file)
-    with contextlib.suppress(OSError):  # the current folder may be gone
-        if path.startswith(os.getcwd() + os.sep):
-            return os.path.relpath(path)
-    roots = [os.path.abspath(root) for root in sys.path if root]
-    root = max((root for root in roots if path.startswith(root + os.sep)), key=len, default=os.path.dirname(path))
-    return os.path.relpath(path, root)

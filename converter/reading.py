@@ -7,10 +7,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from converter import dialects
+from converter.blame import PairError, told, where, where_and_what
 from converter.checkpoint import Checkpoint
 from converter.errors import ConversionError, UsageError, printable
 from converter.kinds import relaid_shape
 from converter.mapping import Mapping
+from converter.naming import listed
 from converter.registry import Pair, get, pairs
 from converter.tensors import Entry
 
@@ -53,6 +55,7 @@ class Reading:
         copies: source name -> the one it is a copy of and that is read instead.
         out_of_scope: first word of the name -> how many tensors under it are not of this network.
         config: the sizes, or None where they could not be read; `unsized` says why.
+        failure: what the pair's own function raised, where that is why.
     """
 
     pair: Pair
@@ -65,6 +68,7 @@ class Reading:
     out_of_scope: dict[str, int] = field(default_factory=dict)
     config: dict[str, Any] | None = None
     unsized: str | None = None
+    failure: BaseException | None = field(default=None, repr=False)
     missing: list[str] = field(default_factory=list)
     unexpected: list[str] = field(default_factory=list)
 
@@ -72,7 +76,7 @@ class Reading:
     def table(self) -> Mapping:
         """The pair's rows at this reading's sizes."""
         assert self.config is not None
-        return self.pair.mapping(self.config)
+        return table_of(self.pair, self.config)
 
     @property
     def fits(self) -> bool:
@@ -144,22 +148,71 @@ def _equal(entries: list[Entry], checkpoint: Checkpoint) -> bool:
 def _size(reading: Reading, options: dict[str, Any]) -> None:
     """Read the sizes off the shapes, and hold the names against the table of that size."""
     pair = reading.pair
+    shapes: dict[str, tuple[int, ...]] = {}
     try:
-        shapes = {n: _torch_shape(reading.dialect, n, entry.shape) for n, entry in reading.entries.items()}
+        shapes.update((n, _torch_shape(reading.dialect, n, entry.shape)) for n, entry in reading.entries.items())
         reading.config = as_recorded(pair, pair.configure(shapes, options))
-        pair.mapping(reading.config)
+        table_of(pair, reading.config)
         reading.unsized = reading.dialect.refusal(reading.config)
-    except KeyError as error:
-        reading.unsized = f"{printable(error.args[0])} is missing, and sizes are read from it"
+    except PairError as error:
+        reading.unsized, reading.failure = str(error), error
+    except (ConversionError, MemoryError):
+        raise
+    except Exception as error:
+        reading.unsized = _why_unsized(pair, error, shapes)
+        reading.failure = error
+    if reading.failure is not None:
         reading.config = pair.fallback
-    except (ValueError, IndexError, TypeError, ZeroDivisionError) as error:
-        reading.unsized = f"its shapes are not those of this network ({printable(str(error), 80)})"
-        reading.config = pair.fallback
+        if pair.fallback is not None:
+            try:
+                table_of(pair, pair.fallback)
+            except PairError:
+                reading.config = None
     if reading.config is not None:
         table = reading.table
         needed, ignored = dict(table.tensors()), table.ignored()
         reading.missing = [name for name, optional in needed.items() if name not in reading.entries and not optional]
         reading.unexpected = [name for name in reading.entries if name not in needed and name not in ignored]
+
+
+def _why_unsized(pair: Pair, error: Exception, shapes: dict[str, tuple[int, ...]]) -> str:
+    """Why no sizes were read: the shapes are another network's, or a user's own function is at fault."""
+    place = where(error)
+    lacking = _lacking(error, shapes)
+    if lacking is not None:
+        return f"{printable(lacking)} is missing, and sizes are read from it" + (f" ({place})" if place else "")
+    if not place:
+        if not isinstance(error, (KeyError, ValueError, IndexError, TypeError, ZeroDivisionError)):
+            raise error
+        return f"its shapes are not those of this network ({printable(str(error), 80)})"
+    if isinstance(error, (KeyError, ValueError)):  # how a pair says so
+        return f"its shapes are not those of this network ({where_and_what(error)})"
+    return told(pair.name, "configure", error)
+
+
+def _lacking(error: BaseException, known: Iterable[str]) -> str | None:
+    """The tensor that a pair asked for and that is not there, where that is the error."""
+    name = error.args[0] if isinstance(error, KeyError) and error.args else None
+    return name if isinstance(name, str) and name not in known else None
+
+
+def table_of(pair: Pair, config: dict[str, Any]) -> Mapping:
+    """The pair's rows at these sizes.
+
+    Raises:
+        PairError: a user's own `mapping` failed, or returned something else.
+    """
+    try:
+        table = pair.mapping(config)
+    except (ConversionError, MemoryError):
+        raise
+    except Exception as error:
+        if not where(error):
+            raise
+        raise PairError(told(pair.name, "mapping", error)) from error
+    if not isinstance(table, Mapping):
+        raise PairError(f"mapping of {pair.name} returned a {type(table).__name__}, not a converter.Mapping")
+    return table
 
 
 def _torch_shape(dialect: dialects.Dialect, name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -172,8 +225,10 @@ def as_recorded(pair: Pair, config: dict[str, Any]) -> dict[str, Any]:
     """The configuration as a file gives it back: JSON knows lists, but no tuples.
 
     Raises:
-        ConversionError: it holds something that JSON cannot.
+        ConversionError: it is no dict, or holds something that JSON cannot.
     """
+    if not isinstance(config, dict):
+        raise PairError(f"configure of {pair.name} returned a {type(config).__name__}, not a dict")
     try:
         return json.loads(json.dumps(config))
     except TypeError as error:
@@ -192,13 +247,13 @@ def read_as(checkpoint: Checkpoint, pair: Pair, options: dict[str, Any], choice:
     if spelling not in (None, *known_spellings):
         raise UsageError(f"{pair.name} has no spelling {printable(spelling)}; it has: {', '.join(known_spellings)}")
     if key is not None and key not in checkpoint.states:
-        known = ", ".join(printable(name or "(the file itself)") for name in checkpoint.states)
+        known = listed([printable(name or "(the file itself)") for name in checkpoint.states], 8)
         raise UsageError(f"the file has no state dict at {printable(key)}; it has: {known}")
     found = list(readings(checkpoint, pair, options, choice))
     fitting = [reading for reading in found if reading.fits]
     keys = list(dict.fromkeys(reading.key for reading in fitting))
     if len(keys) > 1:
-        shown = ", ".join(printable(name or "(the file itself)") for name in keys)
+        shown = listed([printable(name or "(the file itself)") for name in keys], 8)
         raise Ambiguous(f"several state dicts in the file fit {pair.name}: {shown}; choose one with --key")
     if fitting:
         best = max(fitting, key=lambda reading: reading.matched)
@@ -213,8 +268,11 @@ def read_as(checkpoint: Checkpoint, pair: Pair, options: dict[str, Any], choice:
     nearest = max(found, key=lambda r: (r.matched - len(r.missing) - len(r.doubled), -len(r.unexpected)), default=None)
     if nearest is None or nearest.matched == 0:
         names = Counter(entry.name.split(".")[0] for entry in checkpoint.entries())
-        shown = ", ".join(f"{printable(name, 40)} ({count})" for name, count in names.most_common(6))
-        raise ConversionError(f"it holds no tensor of {pair.name}; its names start with: {shown}")
+        shown = listed([f"{printable(name, 40)} ({count})" for name, count in names.most_common()], 6)
+        failure = None if nearest is None else nearest.failure
+        if nearest is not None and failure is not None and _lacking(failure, nearest.entries) is None:
+            raise PairError(f"{nearest.unsized}; its names start with: {shown}") from failure
+        raise ConversionError(f"it holds no tensor of {pair.name}; its names start with: {shown}") from failure
     return nearest
 
 

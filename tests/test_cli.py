@@ -150,7 +150,7 @@ def test_help_and_version_answer_at_once_and_import_neither_framework(folder):
         (["convert", "ckpt.pth", "--verify", "some"], 2, "'some' is not one of"),
         (["convert"], 2, "Missing argument"),
         (["convert", "ckpt.pth", "--pair", "no.such:PAIR"], 2, "cannot be imported: ModuleNotFoundError"),
-        (["convert", "ckpt.pth", "--pair", "broken:PAIR"], 2, "cannot be imported: ZeroDivisionError"),
+        (["convert", "ckpt.pth", "--pair", "broken:PAIR"], 2, "cannot be imported: broken.py:1: ZeroDivisionError"),
         (["convert", "ckpt.pth", *HEADS, *HEADS], 2, "num_heads is given twice"),
         (
             ["convert", "ckpt.pth", "--option", "num_heads=7", "-o", "n.weights.h5"],

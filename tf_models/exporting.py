@@ -16,6 +16,8 @@ from typing import Any
 
 import numpy as np
 
+from tf_models.blame import where_and_what
+
 DTYPES = ("float32", "float16", "int8-dynamic")
 _LITE_LIMIT = 2**31  # bytes of a TensorFlow Lite file, whose offsets are 32-bit numbers with a sign
 
@@ -143,7 +145,7 @@ def save(part: Part, folder: Path | str, dtype: str = "float32", sizes: Mapping[
         try:
             functions = {name: traced(signature) for name, signature in part.signatures.items()}
         except Exception as error:  # whatever a model raises on sizes that it cannot take
-            raise ExportError(f"{part.name} cannot be traced: {_first_line(error)}") from error
+            raise ExportError(f"{part.name} cannot be traced: {where_and_what(error)}") from error
         if sizes is None:
             functions = {"serving_default": next(iter(functions.values())), **functions}
         tf.saved_model.save(root, str(folder), signatures=functions)

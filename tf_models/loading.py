@@ -116,8 +116,10 @@ def load(path: str | os.PathLike) -> Any:
         except WeightsError:
             raise
         except Exception as error:
-            reason = printable(str(error).partition("\n")[0] or type(error).__name__)
-            raise WeightsError(f"records a configuration that {name} cannot be built with: {reason}") from None
+            from tf_models.blame import where_and_what
+
+            reason = where_and_what(error)
+            raise WeightsError(f"records a configuration that {name} cannot be built with: {reason}") from error
         if sorted(map(id, homes.values())) != sorted(map(id, model.weights)):
             raise WeightsError(f"cannot fill every variable of {name} exactly once: Keras does not save them so")
         for place, variable in homes.items():
@@ -262,7 +264,7 @@ def _opened(path: str | os.PathLike) -> Iterator[Any]:
     except FileNotFoundError:
         raise _error(path, "no such file") from None
     except WeightsError as error:
-        raise _error(path, str(error)) from None
+        raise _error(path, str(error)) from error.__cause__  # what a user's own builder raised
     except Exception as error:  # h5py reports damaged structures by nearly every type that there is
         if not _is_hdf5(path):
             raise _error(path, "is not a readable HDF5 file") from None
