@@ -308,7 +308,7 @@ _QUIET = click.option("--quiet", "-q", is_flag=True, help="Print nothing but err
 @_MODEL
 @click.option("--output", "-o", type=click.Path(path_type=Path), help="Default: weights/MODEL.weights.h5.")
 @click.option(
-    "--verify", type=click.Choice(["full-size", "full", "lossless", "none"]), default="full", show_default=True
+    "--verify", type=click.Choice(["train", "full-size", "full", "lossless", "none"]), default="full", show_default=True
 )
 @click.option("--dtype", type=click.Choice(["float32", "float16"]), default="float32", show_default=True)
 @click.option("--overwrite", is_flag=True, help="Replace an existing output.")
@@ -454,7 +454,9 @@ def inspect(file: Path, as_json: bool) -> None:
 @click.argument("checkpoint", type=click.Path(path_type=Path))
 @click.argument("weights", type=click.Path(path_type=Path))
 @_MODEL
-@click.option("--level", type=click.Choice(["full-size", "full", "lossless"]), default="full", show_default=True)
+@click.option(
+    "--level", type=click.Choice(["train", "full-size", "full", "lossless"]), default="full", show_default=True
+)
 @_OPTION
 @_PAIR
 @_KEY

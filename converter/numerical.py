@@ -45,7 +45,7 @@ def numerical(
         ConversionError: the model does not load the file, or the torch side fails.
     """
     with tf.device("CPU:0"):  # the rule is about float32; a GPU may compute with less
-        proof = _Proof(path, plan, request, progress)
+        proof = Proof(path, plan, request, progress)
         for message in torch_process.answers():
             proof.take(message)
         return proof.result()
@@ -68,7 +68,7 @@ class _Row:
 
 
 @dataclass
-class _Proof:
+class Proof:
     """The proof as far as torch has told."""
 
     path: Path
@@ -138,13 +138,13 @@ class _Proof:
         """What was shown."""
         pair = self.plan.pair.name
         if not self.request.probes:
-            raise ConversionError(f"the proof of {pair} compares nothing: its probes are empty")
+            raise ConversionError(f"`probes` of {pair} is empty, so nothing was compared")
         if not self.layers and not self.outputs:
-            raise ConversionError(f"the probes of {pair} reach none of the layers of its mapping, and no output")
+            raise ConversionError(f"`probes` of {pair} reach none of the layers of its mapping, and no output")
         if self.outputs and not self.varied:
             raise ConversionError(
-                f"every output of {pair} is one number throughout on its probes, which proves nothing: give probes on "
-                "which they vary"
+                f"`probes` of {pair} prove nothing: on them every output is one number throughout; give inputs on "
+                "which it varies"
             )
         first = min(self.found, key=lambda one: (one.rank, one.probe, one.place), default=None)
         return Numerical(
@@ -175,6 +175,13 @@ class _Proof:
             ) from None
         self.config, self.variables = config, by_path(self.model)
         self.assign(self.seeds)
+
+    def note_trained(self, one: Comparison, suspects: str) -> None:
+        """Note a comparison of `--verify train`."""
+        one = replace(one, suspects=suspects)
+        pool(self.trained, one)
+        if not one:
+            self.found.append(_Found(2, self.at, len(self.trained), f"training: {one}"))
 
     def assign(self, values: Mapping[str, np.ndarray]) -> None:
         """Give variables the values of tensors by canonical name, in torch's axes."""

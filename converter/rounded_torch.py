@@ -304,12 +304,14 @@ def _batch_norm(mode: Rounded, func: Any, args: tuple, kwargs: dict) -> Any:
     if not training and mean is not None and variance is not None:
         result, _ = _normalised(mode, x, mean.view(each), variance.view(each), values["eps"], *shaped)
         return (result, *func(*args, **kwargs)[1:])
-    others = func(*args, **kwargs)[1:]  # which also moves the running statistics on
     axes = [axis for axis in range(x.dim()) if axis != 1]
     here, spread = _statistics(mode, x, axes)
+    n = x.numel() // x.shape[1]
+    for running, value in ((mean, here), (variance, spread * n / max(n - 1, 1))):
+        if running is not None:
+            running.mul_(1 - values["momentum"]).add_(values["momentum"] * value.view(-1))
     result, _ = _normalised(mode, x, here, spread, values["eps"], *shaped)
-    saved = (here.view(-1), torch.rsqrt(spread + values["eps"]).view(-1))
-    return (result, *saved, *others[2:])
+    return result, here.view(-1), torch.rsqrt(spread + values["eps"]).view(-1)
 
 
 def _variance(mode: Rounded, func: Any, args: tuple, kwargs: dict) -> Any:

@@ -177,6 +177,7 @@ class Trained:
         buffers: the same for the statistics after one step in training mode.
         weights: the same for the parameters after the last step.
         steps: how many.
+        batches: path of a batch normalisation -> how many values of a channel it saw, and its momentum.
     """
 
     probe: int
@@ -186,7 +187,7 @@ class Trained:
     buffers: dict[str, tuple[np.ndarray, np.ndarray, list[np.ndarray]]]
     weights: dict[str, tuple[np.ndarray, np.ndarray, list[np.ndarray]]]
     steps: int = 3
-    batch: dict[str, int] = field(default_factory=dict)
+    batches: dict[str, tuple[int, float]] = field(default_factory=dict)
 
 
 Message = Call | Entry | Run | Seeded | Note | Trained
@@ -457,7 +458,7 @@ class _Probing:
         self.modules = {p: f for p, f in request.recorded(probe).items() if p != probe.part}
         self.entered = [p for p in (entries or request).recorded(probe) if p != probe.part]
         self.leaves = {path for path in self.entered if path not in request.stages}
-        self.inputs = {name: _tensors(value, torch) for name, value in probe.inputs.items()}
+        self.inputs = as_tensors(probe.inputs)
         self.seed = 0
 
     def run(self) -> None:
@@ -650,12 +651,14 @@ class _Probing:
         return near
 
 
-def _tensors(value: Any, torch: Any) -> Any:
-    if isinstance(value, dict):
-        return {name: _tensors(part, torch) for name, part in value.items()}
-    if isinstance(value, (tuple, list)):
-        return type(value)(_tensors(part, torch) for part in value)
-    return torch.from_numpy(np.ascontiguousarray(value)) if isinstance(value, (np.ndarray, np.generic)) else value
+def as_tensors(value: Any) -> Any:
+    """Nested inputs with a tensor in place of each array."""
+    import torch
+
+    def one(part: Any) -> Any:
+        return torch.from_numpy(np.array(part)) if isinstance(part, (np.ndarray, np.generic)) else part
+
+    return nested.each(one, value)
 
 
 def _padded(layer: Any, args: tuple, torch: Any) -> Any:

@@ -24,7 +24,7 @@ from converter.kinds import (
 )
 from converter.mapping import Drop, Mapping, Row, under
 from converter.mappings import sam_decoder, sam_prompt_encoder
-from converter.mappings.sam import SMALL_GRID, part, sam_full_size_probes
+from converter.mappings.sam import part, sam_full_size_probes, whole_probes
 from converter.mappings.sam_decoder import count
 from converter.registry import Option, Pair, Probe
 
@@ -126,7 +126,7 @@ def mobile_sam_table(config: dict[str, Any]) -> Mapping:
 
 
 def mobile_sam_probes(config: dict[str, Any], rng: np.random.Generator) -> list[Probe]:
-    """Each part alone, the image encoder's stages also on several windows; the whole as well where it is small."""
+    """Each part alone, the image encoder's stages also on several windows; and the whole on a small image."""
 
     def image(rows: int, columns: int, stages_only: bool) -> Probe:
         values = rng.standard_normal((1, 3, rows * _STRIDE, columns * _STRIDE), dtype=np.float32)
@@ -140,7 +140,7 @@ def mobile_sam_probes(config: dict[str, Any], rng: np.random.Generator) -> list[
         image(window + 3, window + 1, True),
         *sam_prompt_encoder.prompt_encoder_probes(prompt, rng, "prompt_encoder"),
         *(replace(probe, part="mask_decoder") for probe in decoder),
-        *(mobile_sam_full_size_probes(config, rng) if config["image_size"] <= SMALL_GRID * _STRIDE else ()),
+        *whole_probes(config, _STRIDE, rng),
     ]
 
 

@@ -31,6 +31,7 @@ HUGGING_FACE = Dialect(
 # Width, depth and heads of each published image encoder.
 VARIANTS = {"sam_vit_b": (768, 12, 12), "sam_vit_l": (1024, 24, 16), "sam_vit_h": (1280, 32, 16)}
 SMALL_GRID = 16  # patches along a side, up to which the whole model is cheap enough for every proof
+_FEW = 6  # patches along a side of the image that a larger model is proven on as a whole
 
 
 def sam_config(shapes: Named[str, tuple[int, ...]], options: dict[str, Any]) -> dict[str, Any]:
@@ -74,7 +75,7 @@ def sam_table(config: dict[str, Any]) -> Mapping:
 
 
 def sam_probes(config: dict[str, Any], rng: np.random.Generator) -> list[Probe]:
-    """Each part alone, at sizes that its layers' inputs fit in memory; the whole as well where it is small."""
+    """Each part alone, at sizes that its layers' inputs fit in memory, and the whole on a small image."""
     encoder = {**config["image_encoder"], "image_size": config["image_size"]}
     prompt = {**config["prompt_encoder"], "image_size": config["image_size"], "patch_size": encoder["patch_size"]}
     decoder = sam_decoder.decoder_probes(config["mask_decoder"], rng)
@@ -82,22 +83,32 @@ def sam_probes(config: dict[str, Any], rng: np.random.Generator) -> list[Probe]:
         *sam_image_encoder.image_encoder_probes(encoder, rng, "image_encoder"),
         *sam_prompt_encoder.prompt_encoder_probes(prompt, rng, "prompt_encoder"),
         *(replace(probe, part="mask_decoder") for probe in decoder),
-        *(sam_full_size_probes(config, rng) if config["image_size"] <= SMALL_GRID * encoder["patch_size"] else ()),
+        *whole_probes(config, encoder["patch_size"], rng),
     ]
 
 
+def whole_probes(config: dict[str, Any], patch: int, rng: np.random.Generator) -> list[Probe]:
+    """The whole, from image to masks: at its own size where that is small, else on an image of few patches."""
+    if config["image_size"] <= SMALL_GRID * patch:
+        return _prompted(config["image_size"], patch, rng)
+    small = _FEW * patch
+    return [replace(probe, config={"image_size": small}) for probe in _prompted(small, patch, rng)]
+
+
 def sam_full_size_probes(config: dict[str, Any], rng: np.random.Generator) -> list[Probe]:
-    """The whole on one image of its real size: prompts of every sort, then points alone; stages only."""
-    size = config["image_size"]
-    given = sam_prompt_encoder.prompts(size, size // config["image_encoder"]["patch_size"], rng)
+    """The whole on one image of its real size; stages only."""
+    whole = _prompted(config["image_size"], config["image_encoder"]["patch_size"], rng)
+    return [replace(probe, stages_only=True) for probe in whole]
+
+
+def _prompted(size: int, patch: int, rng: np.random.Generator) -> list[Probe]:
+    """The whole on one image: prompts of every sort, then points alone."""
+    given = sam_prompt_encoder.prompts(size, size // patch, rng)
     coords, labels = given["points"]
     image = rng.standard_normal((1, 3, size, size), dtype=np.float32)
     points = {"image": image, "point_coords": coords, "point_labels": labels}
     every = {**points, "boxes": given["boxes"], "mask_input": given["masks"]}
-    return [
-        Probe(every, {"multimask_output": True}, stages_only=True),
-        Probe(points, {"multimask_output": False}, stages_only=True),
-    ]
+    return [Probe(every, {"multimask_output": True}), Probe(points, {"multimask_output": False})]
 
 
 _TENSORS = {"sam_vit_b": 314, "sam_vit_l": 482, "sam_vit_h": 594}  # of the published checkpoints

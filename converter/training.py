@@ -1,0 +1,138 @@
+"""The TensorFlow half of `--verify train`: gradients, moving statistics and a few steps, against torch's."""
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import tensorflow as tf
+
+from converter import nested
+from converter.blame import where_and_what
+from converter.errors import ConversionError
+from converter.kinds import channels_last
+from converter.report import Comparison
+from converter.torch_side import Trained
+
+if TYPE_CHECKING:
+    from converter.numerical import Proof
+
+_RATES = ("rate", "dropout", "drop_rate", "drop_prob", "dropout_rate", "attention_dropout", "recurrent_dropout")
+_MOMENTUM = "its momentum (torch's 0.1 is 0.9 in Keras, whose default is 0.99), or training mode"
+
+
+def compare_training(proof: "Proof", message: Trained) -> None:
+    """Take the same steps as torch did, and compare every gradient, statistic and weight.
+
+    Raises:
+        ConversionError: the model fails in training mode.
+    """
+    targets = proof.targets()
+    parameters = {name: targets[name] for name in message.gradients if name in targets}
+    before = {path: np.array(variable) for path, variable in proof.variables.items()}
+    undone = _without_dropout(proof.model)
+    try:
+        for step in range(message.steps):
+            gradients = _gradients(proof, message)
+            if step == 0:
+                for name, there in parameters.items():
+                    for path, layout in there:
+                        _compare(proof, f"gradient of {path}", gradients.get(path), layout, message.gradients[name])
+                _compare_statistics(proof, message, before)
+            for name, there in parameters.items():
+                for path, _ in there:
+                    if gradients.get(path) is not None:
+                        proof.variables[path].assign_sub(message.rates[name] * gradients[path])
+        for name, there in parameters.items():
+            for path, layout in there:
+                after = np.asarray(proof.variables[path], np.float64)
+                _compare(proof, f"{path} after {message.steps} steps", after, layout, message.weights[name])
+    except ConversionError:
+        raise
+    except Exception as error:
+        raise ConversionError(
+            f"the TensorFlow model of {proof.plan.pair.name} (build_tf) fails in training mode at "
+            f"{where_and_what(error)}"
+        ) from error
+    finally:
+        for layer, name, rate in undone:
+            setattr(layer, name, rate)
+        for path, value in before.items():
+            proof.variables[path].assign(value)
+
+
+def _gradients(proof: "Proof", message: Trained) -> dict[str, Any]:
+    """Keras variable -> the gradient of the same loss as torch's; those that are trained."""
+    from converter.numerical import call_model
+
+    probe, pair = proof.request.probes[message.probe], proof.plan.pair
+    first = pair.channels_first
+    inputs = {name: nested.each(_last, value) if name in first else value for name, value in probe.inputs.items()}
+    names = (*pair.outputs, *(f"output {i}" for i in range(len(pair.outputs), len(message.upstream))))
+    upstream = [_last(up) if name in first else up for name, up in zip(names, message.upstream, strict=False)]
+    trained = {path: variable for path, variable in proof.variables.items() if variable.trainable}
+    with tf.GradientTape() as tape:
+        results = call_model(proof.model, inputs, {**probe.options, "training": True})
+        outputs = [part for _, part in nested.flat(results) if part.dtype.is_floating]
+        loss = tf.add_n([tf.reduce_sum(one * up) for one, up in zip(outputs, upstream, strict=True)])
+    found = tape.gradient(
+        loss,
+        {path: variable.value for path, variable in trained.items()},
+        unconnected_gradients=tf.UnconnectedGradients.ZERO,
+    )
+    return {path: np.asarray(tf.convert_to_tensor(value), np.float64) for path, value in found.items()}
+
+
+def _compare_statistics(proof: "Proof", message: Trained, before: dict[str, np.ndarray]) -> None:
+    """Moving means and variances after one step; Keras's variance of a batch is by n, torch's by n - 1."""
+    from converter.numerical import compare
+
+    targets = proof.targets()
+    apart: list[float] = []
+    for name, (own, truth, moved) in message.buffers.items():
+        for path, layout in targets.get(name, []):
+            shape = tuple(proof.variables[path].shape)
+            ours = np.asarray(proof.variables[path], np.float64)
+            single, true = (layout.to_keras(value, shape) for value in (own, truth))
+            spread = [layout.to_keras(value, shape) for value in moved]
+            one = compare(f"{path} after a step", ours, single, true, spread)
+            count, momentum = message.batches.get(name.rpartition(".")[0], (0, 0.0))
+            if not one and name.endswith("running_var") and count > 1:
+                # A step adds momentum * variance * n / (n - 1) in torch; without the factor that is one part in n less.
+                biased = true - (true - (1 - momentum) * before[path]) / count
+                again = compare(f"{path} after a step", ours, single - true + biased, biased, spread)
+                if again:
+                    apart.append(float(np.abs(true - biased).max()))
+                    one = again
+            proof.note_trained(one, _MOMENTUM)
+    if apart:
+        proof.by_design.append(
+            f"{len(apart)} moving variances: Keras takes a batch's variance by n, torch by n - 1; after one step they "
+            f"are up to {max(apart):.1e} apart"
+        )
+
+
+def _compare(proof: "Proof", name: str, ours: Any, layout: Any, theirs: tuple[Any, Any, list[Any]]) -> None:
+    """One gradient or weight, laid out as Keras has it."""
+    from converter.numerical import compare
+
+    if ours is None:
+        proof.note_trained(Comparison(name, note="the Keras variable is not trainable, torch's parameter is"), "")
+        return
+    own, truth, moved = theirs
+    own, truth, *moved = (layout.to_keras(value, ours.shape) for value in (own, truth, *moved))
+    proof.note_trained(compare(name, ours, own, truth, moved), "what training mode computes otherwise")
+
+
+def _without_dropout(model: Any) -> list[tuple[Any, str, float]]:
+    """Switch off what drops units at random: (layer, attribute, value) of what it was."""
+    undone = []
+    for layer in model._flatten_layers():
+        for name in _RATES:
+            rate = vars(layer).get(name)
+            if isinstance(rate, float):
+                undone.append((layer, name, rate))
+                setattr(layer, name, 0.0)
+    return undone
+
+
+def _last(value: Any) -> Any:
+    return channels_last(value) if isinstance(value, np.ndarray) else value
