@@ -10,7 +10,7 @@ from segment_anything import SamAutomaticMaskGenerator
 
 from tests.sam_weights import carry
 from tests.whole_sam import Sides, build_small, photographs, small_sides, steep
-from tf_models.sam import AutomaticMaskGenerator, rle
+from tf_models.sam import AutomaticMaskGenerator, Predictor, rle
 
 LENIENT = {
     "points_per_side": 4,
@@ -40,6 +40,22 @@ def opencv(monkeypatch):
         return count + 1, regions, stats, None
 
     monkeypatch.setitem(sys.modules, "cv2", types.SimpleNamespace(connectedComponentsWithStats=with_stats))
+
+
+@pytest.fixture(scope="module")
+def predictor(sides):
+    """Its graphs take seconds to trace, and are the same for every generator of the model."""
+    return Predictor(sides.keras)
+
+
+@pytest.fixture(autouse=True)
+def _traced_once(sides, predictor, monkeypatch):
+    def of(model):
+        assert model is sides.keras
+        predictor.reset_image()
+        return predictor
+
+    monkeypatch.setattr("tf_models.sam.automatic.Predictor", of)
 
 
 def both(sides, image, **options):
@@ -125,11 +141,11 @@ def test_given_points_and_output_modes(sides):
         assert rle.to_coco(run_lengths["segmentation"]) == text["segmentation"]
 
 
-def test_the_picture_is_encoded_once_for_each_crop_and_progress_is_told(sides):
+def test_the_picture_is_encoded_once_for_each_crop_and_progress_is_told(sides, monkeypatch):
     generator = AutomaticMaskGenerator(sides.keras, **LENIENT, crop_n_layers=1, crop_n_points_downscale_factor=3)
     encoded, said = [], []
     encode = generator.predictor._encode
-    generator.predictor._encode = lambda image: encoded.append(1) or encode(image)
+    monkeypatch.setattr(generator.predictor, "_encode", lambda image: encoded.append(1) or encode(image))
 
     class Progress:
         def start(self, stage, total):

@@ -58,8 +58,8 @@ def overlap(a, b):
     return np.where(either == 0, 1, shared / np.maximum(either, 1)).min()
 
 
-def compare(sides, images, names):
-    official, double, ours = SamPredictor(sides.torch), SamPredictor(sides.double), Predictor(sides.keras)
+def compare(sides, ours, images, names):
+    official, double = SamPredictor(sides.torch), SamPredictor(sides.double)
     errors, both_signs = Errors(), 0
     for image in images:
         for predictor in (official, double, ours):
@@ -90,25 +90,30 @@ def sides():
 
 
 @pytest.fixture(scope="module")
-def ours(sides):
-    predictor = Predictor(sides.keras)
-    predictor.set_image(photographs()["wide"])
-    return predictor
+def spare(sides):
+    """For whatever picture a test sets: the graphs, which take seconds to trace, serve any."""
+    return Predictor(sides.keras)
+
+
+@pytest.fixture
+def ours(spare):
+    spare.set_image(photographs()["wide"])
+    return spare
 
 
 @pytest.mark.parametrize("name", ["portrait", "wide"])
-def test_masks_of_photographs(sides, name):
-    compare(sides, [photographs()[name]], ["point", "points", "box", "all"])
+def test_masks_of_photographs(sides, spare, name):
+    compare(sides, spare, [photographs()[name]], ["point", "points", "box", "all"])
 
 
-def test_masks_of_every_kind_of_prompt(sides):
-    compare(sides, [photographs()["small"]], list(prompts(1, 1)))
+def test_masks_of_every_kind_of_prompt(sides, spare):
+    compare(sides, spare, [photographs()["small"]], list(prompts(1, 1)))
 
 
 @pytest.mark.slow
 def test_masks_of_photographs_by_vit_b():
     images = [photographs()[name] for name in ("portrait", "large")]
-    compare(large_sides(), images, ["point", "points", "box", "both", "all"])
+    compare(large_sides(), Predictor(large_sides().keras), images, ["point", "points", "box", "both", "all"])
 
 
 def test_embedding_in_the_official_order_of_axes(sides, ours):
@@ -123,20 +128,20 @@ def test_embedding_in_the_official_order_of_axes(sides, ours):
     assert abs(got - truth).max() <= 4 * abs(own - truth).max()
 
 
-def test_bgr(sides, ours):
-    reversed_channels = Predictor(sides.keras)
-    reversed_channels.set_image(photographs()["wide"][..., ::-1], image_format="BGR")
-    np.testing.assert_array_equal(reversed_channels.get_image_embedding(), ours.get_image_embedding())
+def test_bgr(ours):
+    expected = ours.get_image_embedding()
+    ours.set_image(photographs()["wide"][..., ::-1], image_format="BGR")
+    np.testing.assert_array_equal(ours.get_image_embedding(), expected)
 
 
-def test_an_extreme_picture(sides):
+def test_an_extreme_picture(sides, spare):
     rng = np.random.default_rng(0)
     for shape in [(1, 1, 3), (10, 2500, 3)]:
-        compare_one(sides, rng.integers(0, 256, shape, np.uint8))
+        compare_one(sides, spare, rng.integers(0, 256, shape, np.uint8))
 
 
-def compare_one(sides, image):
-    official, ours = SamPredictor(sides.torch), Predictor(sides.keras)
+def compare_one(sides, ours, image):
+    official = SamPredictor(sides.torch)
     for predictor in (official, ours):
         predictor.set_image(image)
     arguments = {"point_coords": np.array([[0, 0]]), "point_labels": np.array([1]), "return_logits": True}
@@ -179,9 +184,9 @@ def test_many_prompts_against_the_official_batches(sides, ours):
     assert overlap(got[0], theirs[0].numpy()) >= 0.9999
 
 
-def test_several_pictures(sides):
+def test_several_pictures(sides, spare):
     images = [photographs()[name] for name in ("portrait", "small")]
-    together, alone = Predictor(sides.keras), Predictor(sides.keras)
+    together, alone = Predictor(sides.keras), spare
     together.set_image_batch(images)
     point, boxes = np.array([[30, 40]]), np.array([[5, 5, 90, 60], [1, 2, 30, 40]])
     results = together.predict_batch(
@@ -198,10 +203,10 @@ def test_several_pictures(sides):
         together.predict_batch(box_batch=[boxes])
 
 
-def test_a_batch_of_floating_point_pictures(sides):
+def test_a_batch_of_floating_point_pictures(spare):
     image = photographs()["wide"]
     scaled = ResizeLongestSide(SIDE).apply_images(tf.constant(image[None], tf.float32))
-    predictor = Predictor(sides.keras)
+    predictor = spare
     predictor.set_tf_image(tf.repeat(scaled, 2, axis=0), image.shape[:2])
     masks = predictor.predict_batch()[0]
     np.testing.assert_array_equal(*masks)
