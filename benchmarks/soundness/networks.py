@@ -54,6 +54,12 @@ def _encoder_layer(layer: Any, src: Any, src_mask: Any = None, is_causal: Any = 
     return layer(src, mask if mask.dtype == bool else mask != 0)
 
 
+def _without_masks(layer: Any, x: Any, *_: Any, **__: Any) -> Any:
+    """timm's block calls its attention with masks, which are none."""
+    return layer(x)
+
+
+TIMM_ATTENTION = replace(kinds.STAGE, name="TIMM_ATTENTION", call=_without_masks)
 ENCODER_LAYER = replace(kinds.STAGE, name="ENCODER_LAYER", call=_encoder_layer)
 
 
@@ -326,7 +332,8 @@ _TIMM_VIT = (
     Row("blocks.{0,1}.mlp.act", kinds.ACTIVATION),
     Row("blocks.{0,1}.ls{1,2}", LAYER_SCALE),
     Row("blocks.{0,1}", kinds.STAGE),
-    Row("blocks.{0,1}.{attn,mlp}", kinds.STAGE),
+    Row("blocks.{0,1}.attn", TIMM_ATTENTION),
+    Row("blocks.{0,1}.mlp", kinds.STAGE),
     Row("norm", kinds.LAYER_NORM),
     Row("head", kinds.DENSE),
 )

@@ -8,6 +8,7 @@ from keras import ops
 from benchmarks.soundness.tf_networks.parts import (
     Identity,
     Layer,
+    Model,
     act,
     batch_norm,
     built,
@@ -61,7 +62,7 @@ class Bottleneck(BasicBlock):
         return self.bn3(self.conv3(x))
 
 
-class ResNet(keras.Model):
+class ResNet(Model):
     """ResNet as torchvision and timm have it."""
 
     def __init__(self, block: Any, depths: Any, channels: Any, classes: int, **kwargs: Any) -> None:
@@ -167,7 +168,7 @@ class InvertedResidual(Layer):
         return y + x if self.residual else y
 
 
-class MobileNet(keras.Model):
+class MobileNet(Model):
     """MobileNetV3 with the rows of `torch_networks.mobilenet`."""
 
     def __init__(self, classes: int = 7, **kwargs: Any) -> None:
@@ -224,7 +225,7 @@ class EfficientNet(MobileNet):
     """EfficientNet with the rows of `torch_networks.efficientnet`."""
 
     def __init__(self, classes: int = 7, **kwargs: Any) -> None:
-        keras.Model.__init__(self, **kwargs)
+        Model.__init__(self, **kwargs)
         e = 1e-5
 
         def mbconv(expand: int, kernel: int, stride: int, inputs: int, outputs: int) -> Any:
@@ -270,7 +271,7 @@ class CeilPool(Layer):
         return max_pool(x, 3, 2, ceil=True)
 
 
-class SqueezeNet(keras.Model):
+class SqueezeNet(Model):
     """SqueezeNet 1.1."""
 
     def __init__(self, classes: int = 7, **kwargs: Any) -> None:
@@ -334,7 +335,7 @@ class DenseFeatures(Layer):
         return self.norm5(self.denseblock2(self.transition1(self.denseblock1(x))))
 
 
-class DenseNet(keras.Model):
+class DenseNet(Model):
     """DenseNet of two blocks."""
 
     def __init__(self, classes: int = 7, **kwargs: Any) -> None:
@@ -386,7 +387,7 @@ class InceptionA(Layer):
         )
 
 
-class Inception(keras.Model):
+class Inception(Model):
     def __init__(self, classes: int = 7, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.stem, self.mixed, self.fc = BasicConv(10, 3, 2), InceptionA(12), dense(classes)
@@ -415,7 +416,7 @@ class CNBlock(Layer):
         return x + self.branch(x)
 
 
-class ConvNeXt(keras.Model):
+class ConvNeXt(Model):
     """Each normalisation is a layer over the channels; the head normalises the mean."""
 
     def __init__(self, dims: Any, depths: Any, classes: int, **kwargs: Any) -> None:
@@ -469,7 +470,7 @@ def chained(
     return keras.Model(first, keras.layers.Dense(7, activation=activations[4], name="fc2")(x))
 
 
-class TwoHeads(keras.Model):
+class TwoHeads(Model):
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.conv, self.left, self.right = conv(8, 3), dense(5), dense(5)

@@ -8,6 +8,7 @@ from keras import ops
 from benchmarks.soundness.tf_networks.parts import (
     Identity,
     Layer,
+    Model,
     act,
     batch_norm,
     built,
@@ -47,7 +48,7 @@ class ASPP(Layer):
         return chain(self.project, ops.concatenate(results, -1))
 
 
-class Segmenter(keras.Model):
+class Segmenter(Model):
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.stem, self.aspp, self.classifier = conv(10, 3, 2), ASPP(12, (2, 3)), conv(5, 1)
@@ -85,7 +86,7 @@ class FeaturePyramid(Layer):
         return dict(zip(x, results, strict=True))
 
 
-class Pyramid(keras.Model):
+class Pyramid(Model):
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.body = [conv(filters, 3, 2) for filters in (8, 12, 16)]
@@ -116,7 +117,7 @@ class DoubleConv(Layer):
         return ops.relu(self.bn2(self.conv2(ops.relu(self.bn1(self.conv1(x))))))
 
 
-class UNet(keras.Model):
+class UNet(Model):
     def __init__(self, up: str = "transposed", width: int = 6, head_bias: bool = True, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.up = up
@@ -159,7 +160,7 @@ class PixelShuffle(Layer):
         return ops.reshape(ops.transpose(x, (0, 1, 4, 2, 5, 3)), (n, 2 * height, 2 * width, channels // 4))
 
 
-class Upscaler(keras.Model):
+class Upscaler(Model):
     def __init__(self, width: int = 8, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.entry, self.act = layers.Conv2D(width, 5), keras.layers.PReLU(shared_axes=[1, 2])
@@ -187,7 +188,7 @@ def upscaler() -> Any:
     return built(Upscaler(), (1, 10, 12, 3))
 
 
-class Generator(keras.Model):
+class Generator(Model):
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.project = dense(48)

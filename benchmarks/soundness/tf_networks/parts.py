@@ -7,7 +7,19 @@ from keras import ops
 
 from tf_models import layers
 
-Layer = keras.layers.Layer
+
+class Layer(keras.layers.Layer):
+    """A layer of layers, which are built when they are first called; without `build` Keras traces every level anew."""
+
+    def build(self, input_shape: Any) -> None:
+        pass
+
+
+class Model(keras.Model):
+    """The same of a model."""
+
+    def build(self, input_shape: Any) -> None:
+        pass
 
 
 def conv(filters: int, kernel: Any, stride: int = 1, bias: bool = True, **more: Any) -> Any:

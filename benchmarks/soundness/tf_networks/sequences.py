@@ -9,6 +9,7 @@ from keras import ops
 from benchmarks.soundness.tf_networks.parts import (
     Identity,
     Layer,
+    Model,
     attend,
     built,
     chain,
@@ -58,7 +59,7 @@ class ViTEncoder(Layer):
         return self.ln(chain(self.layers.values(), self.dropout(x + self.positions())))
 
 
-class ViT(keras.Model):
+class ViT(Model):
     """torchvision's Vision Transformer."""
 
     def __init__(
@@ -147,7 +148,7 @@ class PatchEmbed(Layer):
         return ops.reshape(x, (n, height * width, channels))
 
 
-class TimmViT(keras.Model):
+class TimmViT(Model):
     def __init__(self, classes: int = 7, width: int = 24, heads: int = 3, depth: int = 2, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.patch_embed = PatchEmbed(8, width)
@@ -182,7 +183,7 @@ class MixerBlock(Layer):
         return x + self.mlp_channels(self.norm2(x))
 
 
-class Mixer(keras.Model):
+class Mixer(Model):
     def __init__(self, classes: int = 7, width: int = 24, center: bool = True, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.stem = PatchEmbed(8, width)
@@ -291,7 +292,7 @@ class PatchMerging(Layer):
         return self.reduction(self.norm(ops.concatenate(self.neighbours(x), -1)))
 
 
-class Swin(keras.Model):
+class Swin(Model):
     def __init__(self, classes: int = 7, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.features = [
@@ -347,7 +348,7 @@ class EncoderStack(Layer):
         return x
 
 
-class Encoder(keras.Model):
+class Encoder(Model):
     def __init__(self, norm_first: bool, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.embed, self.encoder, self.head = keras.layers.Embedding(31, 24), EncoderStack(norm_first), dense(7)
@@ -423,7 +424,7 @@ class BertLayer(Layer):
         return self.outer(self.between(x), x)
 
 
-class Bert(keras.Model):
+class Bert(Model):
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.embeddings = BertEmbeddings()
@@ -493,7 +494,7 @@ class GPT2Body(Layer):
         return self.ln_f(chain(self.h, x))
 
 
-class GPT2(keras.Model):
+class GPT2(Model):
     """The output layer is the table of the tokens, or one of its own."""
 
     def __init__(self, tied: bool = True, **kwargs: Any) -> None:
@@ -514,7 +515,7 @@ def gpt2(tied: bool = True) -> Any:
     return built(GPT2(tied), ops.zeros((1, 9), "int32"))
 
 
-class Tagger(keras.Model):
+class Tagger(Model):
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         lstm = keras.layers.LSTM
