@@ -200,7 +200,7 @@ def cost(plan: Plan, request: Request) -> str:
 
 def count(request: Request) -> int:
     """How many calls of layers are compared."""
-    return sum(len(factors) for probe in request.probes for factors in request.recorded(probe).values())
+    return sum(len(factors) for probe in request.probes for factors in request.alone(probe).values())
 
 
 def available_memory() -> float:

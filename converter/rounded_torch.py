@@ -42,17 +42,19 @@ def _words(text: str) -> frozenset[str]:
 # What moves or selects values, and rounds none.
 _MOVES = _words(
     """
-    clone cat stack copy index gather select slice constant_pad_nd reflection_pad1d reflection_pad2d
-    reflection_pad3d replication_pad1d replication_pad2d replication_pad3d roll flip repeat where relu clamp
-    clamp_min clamp_max maximum minimum amax amin max min max_pool2d_with_indices max_pool3d_with_indices
-    max_pool1d topk sort embedding pixel_shuffle pixel_unshuffle channel_shuffle im2col neg abs sign floor ceil
-    round trunc masked_fill scatter fill zeros ones full zeros_like ones_like full_like empty empty_like
-    new_zeros new_ones new_full new_empty tril triu hardtanh threshold nan_to_num _unsafe_index _to_copy
-    contiguous detach lift_fresh lift_fresh_copy lift native_dropout bernoulli arange scalar_tensor zero set_
-    select_scatter slice_scatter fill_ diagonal_scatter masked_select nonzero unfold_copy argmax argmin one_hot
-    index_select take_along_dim take masked_scatter eq resize as_strided_scatter _prelu_kernel_select
-    select_backward slice_backward threshold_backward max_pool2d_with_indices_backward isin constant_pad randn
-    rand randint randn_like rand_like normal uniform randperm bucketize empty_strided eye
+    _unsafe_view unsafe_split unsafe_chunk split_with_sizes ne eq gt ge lt le sgn conj_physical softshrink
+    hardshrink adaptive_max_pool2d clone cat stack copy index gather select slice constant_pad_nd
+    reflection_pad1d reflection_pad2d reflection_pad3d replication_pad1d replication_pad2d replication_pad3d
+    roll flip repeat where relu clamp clamp_min clamp_max maximum minimum amax amin max min
+    max_pool2d_with_indices max_pool3d_with_indices max_pool1d topk sort embedding pixel_shuffle pixel_unshuffle
+    channel_shuffle im2col neg abs sign floor ceil round trunc masked_fill scatter fill zeros ones full
+    zeros_like ones_like full_like empty empty_like new_zeros new_ones new_full new_empty tril triu hardtanh
+    threshold nan_to_num _unsafe_index _to_copy contiguous detach lift_fresh lift_fresh_copy lift native_dropout
+    bernoulli arange scalar_tensor zero set_ select_scatter slice_scatter fill_ diagonal_scatter masked_select
+    nonzero unfold_copy argmax argmin one_hot index_select take_along_dim take masked_scatter eq resize
+    as_strided_scatter _prelu_kernel_select select_backward slice_backward threshold_backward
+    max_pool2d_with_indices_backward isin constant_pad randn rand randint randn_like rand_like normal uniform
+    randperm bucketize empty_strided eye
     """
 )
 # One rounding of the value.
@@ -97,10 +99,10 @@ class Exact(TorchDispatchMode):
         return func(*args, **kwargs)
 
     def _in_place(self, func: Any, args: tuple, kwargs: dict) -> Any:
-        """Computed apart and then written, where torch has the operation so."""
-        name = func._schema.name.split("::")[1]
-        apart = getattr(getattr(_aten, name.rstrip("_"), None), func._overloadname, None)
-        if apart is None or name in ("copy_", "zero_", "fill_", "set_", "resize_", "detach_"):
+        """What rounds is computed apart and then written."""
+        name = func._schema.name.split("::")[1].rstrip("_")
+        apart = getattr(getattr(_aten, name, None), func._overloadname, None)
+        if apart is None or (name not in _RULES and name not in _FUNCTIONS):
             self.names.append(name)
             return func(*args, **kwargs)
         with self:
@@ -214,16 +216,44 @@ def _near_one(mode: Rounded, func: Any, args: tuple, kwargs: dict) -> Any:
 
 
 def _products(mode: Rounded, func: Any, args: tuple, kwargs: dict) -> Any:
+    """Sums of products. What their magnitudes add up to is at most the product of the two lengths (Cauchy-Schwarz)."""
     name = func._schema.name.split("::")[1]
+    result = func(*args, **kwargs)
     if name in ("convolution", "_convolution"):
-        weight, transposed, groups = args[1], args[6], args[8]
-        terms = weight.numel() // weight.shape[1] // groups if transposed else weight[0].numel()
+        return mode.by(result, mode.unit * _lengths_of_convolution(args, result))
+    given = args[1:3] if name.startswith(("add", "badd")) else args[:2]
+    if name in ("mv", "dot", "addmv"):
+        length = torch.linalg.vector_norm(given[0], dim=-1) * torch.linalg.vector_norm(given[1])
     else:
-        terms = args[2 if name.startswith(("add", "badd")) else 1].shape[
-            -2 if name not in ("mv", "dot", "addmv") else -1
-        ]
-        terms *= args[1].shape[0] if name == "addbmm" else 1
-    return mode.summed(func(*args, **kwargs), _magnitudes(func, args, kwargs), terms)
+        length = torch.linalg.vector_norm(given[0], dim=-1).unsqueeze(-1) * torch.linalg.vector_norm(
+            given[1], dim=-2
+        ).unsqueeze(-2)
+    terms = given[0].shape[-1] if given[0].dim() else 1
+    if name == "addbmm":
+        length, terms = length.sum(0), terms * len(length)
+    if given is not args[:2] and len(args) > 2 and name.startswith(("add", "badd")):
+        length = length * abs(kwargs.get("alpha", 1)) + args[0].abs() * abs(kwargs.get("beta", 1))
+    return mode.by(result, mode.unit * _SUM * math.sqrt(terms + 1) * (length + result.abs()))
+
+
+def _lengths_of_convolution(args: tuple, result: torch.Tensor) -> torch.Tensor:
+    """The roundings of a convolution's result."""
+    x, weight, bias, stride, padding, dilation, transposed, output_padding, groups = args[:9]
+    squares = x.square().unflatten(1, (groups, -1)).sum(2)  # (N, groups, ...)
+    ones = torch.ones((groups, 1, *weight.shape[2:]), dtype=x.dtype)
+    windows = torch.ops.aten.convolution.default(
+        squares, ones, None, stride, padding, dilation, transposed, output_padding, groups
+    )
+    if transposed:  # (I, O / groups, ...)
+        lengths = weight.square().unflatten(0, (groups, -1)).flatten(3).sum((1, 3)).flatten()
+        terms = weight.numel() // weight.shape[1] // groups
+    else:
+        lengths, terms = weight.square().flatten(1).sum(1), weight[0].numel()
+    windows = windows.clamp_min(0).repeat_interleave(result.shape[1] // groups, 1)
+    size = (windows * lengths.view(1, -1, *[1] * (x.dim() - 2))).sqrt()
+    if bias is not None:
+        size = size + bias.abs().view(1, -1, *[1] * (x.dim() - 2))
+    return _SUM * math.sqrt(terms + 1) * (size + result.abs())
 
 
 def _convolution_backward(mode: Rounded, func: Any, args: tuple, kwargs: dict) -> Any:
@@ -415,7 +445,7 @@ _RULES: dict[str, Callable[..., Any]] = {
 # Functions of each value alone.
 _FUNCTIONS = _words(
     """
-    exp exp2 expm1 log log2 log10 log1p sin cos tan asin acos atan atan2 sinh cosh tanh sigmoid erf erfc erfinv
+    glu exp exp2 expm1 log log2 log10 log1p sin cos tan asin acos atan atan2 sinh cosh tanh sigmoid erf erfc erfinv
     rsqrt pow hardsigmoid logit hypot special_i0 lgamma digamma logaddexp logsumexp polar xlogy tanh_backward
     sigmoid_backward prod cumprod _cdist_forward _euclidean_dist
     """

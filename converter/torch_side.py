@@ -84,6 +84,21 @@ class Request:
             and (path in self.stages or not probe.stages_only)
         }
 
+    def alone(self, probe: Probe) -> dict[str, tuple[float, ...]]:
+        """Those of them that are run on their own: of stages within one another the inner ones, where the run of the
+        whole shows what joins them."""
+        recorded = self.recorded(probe)
+        outer = {
+            path
+            for path in recorded
+            if path in self.stages and any(other.startswith(f"{path}.") for other in recorded if other in self.stages)
+        }
+        return {
+            path: factors
+            for path, factors in recorded.items()
+            if path != probe.part and (probe.stages_only or path not in outer)
+        }
+
 
 @dataclass
 class Call:
@@ -282,7 +297,7 @@ def _answer(request: Request, send: Send, room: int | None = None) -> None:
             again = {path for path in request.modules if any(name.startswith(f"{path}.") for name in seeds)}
             layers = {path: factors for path, factors in request.modules.items() if path in again}
             seeded = copy.copy(request)
-            seeded.modules = {**layers, **dict.fromkeys(request.stages, (1.0,))}
+            seeded.modules = {path: factors for path, factors in layers.items() if path not in request.stages}
             for probe in request.probes:
                 if not probe.stages_only:
                     reference = _reference(request, probe, state, built, torch)
@@ -455,11 +470,12 @@ class _Probing:
         self.torch = torch
         self.request, self.probe, self.send = request, probe, send
         self.single, self.exact = reference.single, reference.exact
-        self.modules = {p: f for p, f in request.recorded(probe).items() if p != probe.part}
+        self.modules = request.alone(probe)
         self.entered = [p for p in (entries or request).recorded(probe) if p != probe.part]
         self.leaves = {path for path in self.entered if path not in request.stages}
         self.inputs = as_tensors(probe.inputs)
         self.seed = 0
+        self.exactly = False  # whether this is a run in float64
 
     def run(self) -> None:
         with self._hooked(self.single, self._record_call, self.modules):
@@ -495,13 +511,13 @@ class _Probing:
         return enter
 
     def _called(self, model: Any) -> Any:
-        inputs = _map(self.inputs, lambda tensor: tensor.clone())
+        inputs = _map(_copied(self.inputs), _double) if self.exactly else _copied(self.inputs)
         try:
             return model.get_submodule(self.probe.part)(**inputs, **self.probe.options)
         except ReferenceFailed:
             raise
         except Exception as error:  # the reference is the user's own program
-            where = "float64" if model is self.exact and model is not self.single else "float32"
+            where = "float64" if self.exactly else "float32"
             raise ReferenceFailed(
                 f"the torch reference of {self.request.model} (build_torch) fails on its probe inputs in {where}, at "
                 f"{where_and_what(error)}"
@@ -549,10 +565,22 @@ class _Probing:
         single, true, *rounded = (_numpy(_batch_first_result(layer, each)) for each in (result, truth, *moved))
         return Call(path, _numpy(args), _numpy(kwargs), single, true, rounded, _numpy(padded))
 
-    def _exactly(self, compute: Callable[[], Any]) -> Any:
-        from converter.rounded_torch import Exact, exactly
+    @contextlib.contextmanager
+    def _in_float64(self, mode: Any) -> Iterator[None]:
+        from converter.rounded_torch import exactly
 
-        with exactly(Exact()):
+        own = contextlib.nullcontext() if self.exact is not self.single else _doubled_in_turn(self.exact)
+        self.exactly = True
+        try:
+            with own, exactly(mode):
+                yield
+        finally:
+            self.exactly = False
+
+    def _exactly(self, compute: Callable[[], Any]) -> Any:
+        from converter.rounded_torch import Exact
+
+        with self._in_float64(Exact()):
             return compute()
 
     def _moved(self, compute: Callable[[], Any], truth: Any) -> list[Any]:
@@ -561,15 +589,15 @@ class _Probing:
         return [_difference(self._rounded(compute), truth) for _ in range(runs_for(min(sizes, default=1)))]
 
     def _rounded(self, compute: Callable[[], Any]) -> Any:
-        from converter.rounded_torch import Rounded, exactly
+        from converter.rounded_torch import Rounded
 
         self.seed += 1
-        with exactly(Rounded(self.seed)):
+        with self._in_float64(Rounded(self.seed)):
             return compute()
 
     def _entries(self) -> tuple[Any, list[Entry], tuple[str, ...]]:
         """A true run of the whole: its outputs, what entered each layer, and the operations after the last one."""
-        from converter.rounded_torch import Exact, exactly
+        from converter.rounded_torch import Exact
 
         entries: list[Entry] = []
         open_entries: dict[str, list[Entry]] = {path: [] for path in self.entered}
@@ -600,7 +628,8 @@ class _Probing:
             return hook
 
         hooked = self._hooked
-        with exactly(mode), hooked(self.exact, enter, self.entered, True), hooked(self.exact, leave, self.leaves):
+        float64 = self._in_float64(mode)
+        with float64, hooked(self.exact, enter, self.entered, True), hooked(self.exact, leave, self.leaves):
             truth = self._called(self.exact)
         return truth, entries, tuple(mode.names[-_MOST_NAMES:])
 
@@ -649,6 +678,32 @@ class _Probing:
             if entry.result is not None:
                 entry.result = _numpy(_map(_batch_first_result(module, entry.result), _single))
         return near
+
+
+@contextlib.contextmanager
+def _doubled_in_turn(model: Any) -> Iterator[None]:
+    """In the block each module has its own tensors in float64 while it runs, where a copy of all does not fit."""
+    kept: dict[int, Any] = {}
+
+    def double(module: Any, args: tuple) -> None:
+        for tensor in (*module.parameters(recurse=False), *module.buffers(recurse=False)):
+            if tensor.is_floating_point() and id(tensor) not in kept:
+                kept[id(tensor)] = tensor.data
+                tensor.data = tensor.data.double()
+
+    def back(module: Any, args: tuple, result: Any) -> None:
+        for tensor in (*module.parameters(recurse=False), *module.buffers(recurse=False)):
+            if id(tensor) in kept:
+                tensor.data = kept.pop(id(tensor))
+
+    handles = []
+    for module in model.modules():
+        handles += [module.register_forward_pre_hook(double), module.register_forward_hook(back, always_call=True)]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def as_tensors(value: Any) -> Any:
