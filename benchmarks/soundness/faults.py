@@ -111,7 +111,8 @@ def attention_kind(order: tuple[int, int, int] = (0, 1, 2), heads: str = "(h d)"
     right = kinds.MULTIHEAD_ATTENTION
 
     def thirds(suffix: str, pattern: str) -> tuple:
-        return tuple((f"{name}.{suffix}", Layout(pattern, (i, 3))) for name, i in zip(names, order, strict=True))
+        places = {i: f"{name}.{suffix}" for name, i in zip(names, order, strict=True)}
+        return tuple((places[i], Layout(pattern, (i, 3))) for i in range(3))
 
     return replace(
         right,
@@ -275,7 +276,7 @@ _KERNELS = (
     Fault(
         "two layers of the same shape are exchanged (pyramid)",
         "pyramid",
-        ("fpn.layer_blocks.0.0", "fpn.layer_blocks.1.0"),
+        ("fpn.layer_blocks.0.0", "fpn.layer_blocks.1.0", "fpn.layer_blocks.0.0 .. fine"),
         rows=exchanged("fpn.layer_blocks.0.0", "fpn.layer_blocks.1.0"),
     ),
     Fault(

@@ -159,18 +159,21 @@ def jitted(build: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def named(text: str, known: list[str]) -> list[str]:
-    """Which of the known paths and outputs the sentence about the first difference names, in its order."""
+    """Which of the known paths and outputs the sentence about the first difference names, in its order.
+
+    A tensor's name is its module's.
+    """
     text = re.split(r"; outputs that differ|: look |; suspect ", text)[0]
     found = []
     for path in known:
-        match = re.search(rf"(?<![\w.]){re.escape(path)}(?![\w]|\.\w)", text)
+        match = re.search(rf"(?<![\w.]){re.escape(path)}(?:\.(?:\w+_)?(?:weight|bias))?(?![\w]|\.\w)", text)
         if match:
             found.append((match.start(), path))
     return [path for _, path in sorted(found)]
 
 
 def rightly_named(text: str, places: tuple[str, ...], known: list[str]) -> bool:
-    """The sentence names one of the places."""
+    """The sentence names one of the places. The input of a stage is that of its first layer."""
     found = named(text, known)
     agreeing = re.match(r"(\S+) agrees", text)
     blamed = [path for path in found if agreeing is None or path != agreeing[1]]
@@ -178,6 +181,10 @@ def rightly_named(text: str, places: tuple[str, ...], known: list[str]) -> bool:
         parts = place.split(" .. ")
         if len(parts) == 1 and place in blamed:
             return True
-        if len(parts) == 2 and all(part in found for part in parts):
+        if len(parts) == 2 and all(any(_within(part, path) for path in found) for part in parts):
             return True
     return False
+
+
+def _within(path: str, stage: str) -> bool:
+    return f"{path}.".startswith(f"{stage}.")
