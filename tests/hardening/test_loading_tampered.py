@@ -1,5 +1,6 @@
 """A converted file that is not what the converter wrote is refused, by tf_models.load as by inspect."""
 
+import contextlib
 import os
 import re
 import resource
@@ -244,7 +245,10 @@ TAMPERED = {
     "an attribute without a value": (attribute("format", h5py.Empty("<i4")), "neither a number nor a text"),
     "an unknown option": (config(breadth=3), "cannot be built with"),
     "an option of another kind": (config(width="six"), "cannot be built with"),
-    "an option that the model refuses": (config(width=0), r"cannot be built with: width\\x1b\[31m"),
+    "an option that the model refuses": (
+        config(width=0),
+        r"cannot be built with: \S*converted\.py:\d+: ValueError: width",
+    ),
     "another width": (config(width=5), "has shape"),
     "another depth": (config(depth=1), "which stack does not have"),
     "a greater depth": (config(depth=3), "lacks|cannot be built with"),
@@ -254,16 +258,23 @@ TAMPERED = {
 }
 
 
+# There are no digests that would be right of these; whoever tries fails so, when the file is already changed.
+UNSIGNABLE = {
+    "virtual dataset": OSError,
+    "no values": TypeError,
+    "an attribute of many numbers": TypeError,
+    "an attribute without a value": TypeError,
+}
+
+
 @pytest.mark.parametrize("name", TAMPERED)
 @pytest.mark.parametrize("signed", [True, False], ids=["signed", "unsigned"])
 def test_tampered_files_are_refused(path, name, signed):
     change, reason = TAMPERED[name]
-    try:
+    original = path.read_bytes()
+    with pytest.raises(UNSIGNABLE[name]) if signed and name in UNSIGNABLE else contextlib.nullcontext():
         tampered(path, change, signed)
-    except (TypeError, ValueError, OSError, RuntimeError, RecursionError, KeyError):
-        if not signed:
-            raise
-        pytest.skip("cannot be signed")
+    assert path.read_bytes() != original
     began = time.process_time()
     refused(path, reason if signed else f"{reason}|does not match its digest|has no crc32")
     assert time.process_time() - began < 10
