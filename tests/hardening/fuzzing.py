@@ -4,7 +4,8 @@
 
 Of every mutant one of three things may come: it is refused by a ConversionError or WeightsError of one printable line;
 it is accepted and holds what the original holds; or, in the formats that have no checksums (legacy and safetensors), it
-is accepted and holds what the format's own library reads from it. Anything else is printed and ends with exit code 1.
+is accepted and holds what the format's own library reads from it, or where that refuses it, what a second reader does
+that shares no code with the converter's. Anything else is printed and ends with exit code 1.
 """
 
 import argparse
@@ -33,6 +34,7 @@ import tf_models
 from converter.checkpoint import Checkpoint
 from converter.tensors import FLOATS
 from converter.weights_file import _lay_out, sign
+from tests.hardening import second_reader
 from tf_models.loading import check, digest
 
 Values = dict[str, Any]
@@ -124,7 +126,7 @@ class Format:
         self.path, self.data, self.ask, self.checksums = folder / file, data, ask, checksums
 
     def judge(self, mutant: bytes, original: Values) -> str:
-        """What came of the mutant: refused, equal, as the library reads it; or WRONG and what is."""
+        """What came of the mutant: refused, equal, as the library or the second reader reads it; or WRONG and what."""
         self.path.write_bytes(mutant)
         try:
             found = self.ask(self.path)
@@ -139,7 +141,11 @@ class Format:
             return "WRONG values"
         theirs = library(self.path)
         if theirs is None:
-            return "read here alone"
+            try:
+                second = second_reader.read(self.path)
+            except Exception as error:
+                return f"WRONG to be read, say the library and the second reader: {type(error).__name__}: {error}"
+            return "as the second reader reads it" if found == second else "WRONG values, and other than the second's"
         return "as the library reads it" if found == theirs else "WRONG values, and other than the library's"
 
 
