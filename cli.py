@@ -430,7 +430,7 @@ def inspect(file: Path, as_json: bool) -> None:
     """List what a checkpoint or a converted FILE holds: names, shapes, dtypes, bytes, and provenance."""
     import converter
     from converter.errors import printable
-    from converter.report import size
+    from converter.report import proof_lines, size
 
     held = converter.inspect(file)
     if as_json:
@@ -445,7 +445,10 @@ def inspect(file: Path, as_json: bool) -> None:
     total = sum(e.nbytes for e in held)
     lines += ["", f"{held.container}: {len(held)} tensors, {size(total)}"]
     for name, value in held.provenance.items():
-        lines.append(f"{name:<14} {printable(json.dumps(value) if isinstance(value, dict) else str(value), 400)}")
+        if name == "proof" and isinstance(value, dict):
+            lines += [f"{'proof':<14} {text}" for text in proof_lines(value)]
+        else:
+            lines.append(f"{name:<14} {printable(json.dumps(value) if isinstance(value, dict) else str(value), 400)}")
     lines += [f"note: {note}" for note in held.notes]
     _print(*lines)
 

@@ -51,6 +51,7 @@ class Origin:
         dtype: what most tensors are.
         dtypes: canonical name -> dtype of the others.
         kept: canonical name -> a tensor that the model does not need.
+        ties: canonical names under which the checkpoint also had a tensor that the model has once.
         lost: canonical names of such tensors that are too large to be kept, or cannot be read.
         out_of_scope: how many tensors of the checkpoint are not of this network.
         narrowed: how many tensors lost precision on the way into the file.
@@ -63,6 +64,7 @@ class Origin:
     dtype: str = "float32"
     dtypes: dict[str, str] = field(default_factory=dict)
     kept: dict[str, Kept] = field(default_factory=dict)
+    ties: list[str] = field(default_factory=list)
     lost: list[str] = field(default_factory=list)
     out_of_scope: int = 0
     narrowed: int = 0
@@ -86,9 +88,13 @@ class Origin:
         needed = {name: entry.dtype for name, entry in reading.entries.items() if name not in ignored}
         origin.dtype = Counter(needed.values()).most_common(1)[0][0] if needed else "float32"
         origin.dtypes = {name: dtype for name, dtype in needed.items() if dtype != origin.dtype}
+        ties = reading.table.ties()
         for name in ignored:
             entry = reading.entries.get(name)
             if entry is None:
+                continue
+            if name in ties:
+                origin.ties.append(name)
                 continue
             kept = _kept_of(entry, checkpoint)
             if kept is None:
@@ -102,6 +108,7 @@ class Origin:
         result: dict[str, Any] = {"key": self.key, "prefix": self.prefix, "out_of_scope": self.out_of_scope}
         result["narrowed"] = narrowed
         result["lost"] = fold(self.lost)
+        result["ties"] = fold(self.ties)
         result["dtype"] = "" if self.dtype == "float32" else self.dtype
         result["dtypes"] = {dtype: fold(names) for dtype, names in _inverted(self.dtypes)}
         result["names"] = self.names
@@ -110,7 +117,7 @@ class Origin:
             for one, names in _inverted(self.kept)
         ]
         result = {name: value for name, value in result.items() if value}
-        for name in ("kept", "names", "dtypes", "lost"):
+        for name in ("kept", "names", "dtypes", "lost", "ties"):
             if name in result and len(json.dumps(result)) > _LONGEST:
                 del result[name]
                 result.setdefault("unrecorded", []).append(name)
@@ -129,6 +136,7 @@ class Origin:
             names=_typed(record, "names", dict),
             dtype=_typed(record, "dtype", str) or "float32",
             lost=_expanded(_typed(record, "lost", list)),
+            ties=_expanded(_typed(record, "ties", list)),
             out_of_scope=_typed(record, "out_of_scope", int),
             narrowed=_typed(record, "narrowed", int),
             unrecorded=_typed(record, "unrecorded", list),

@@ -16,7 +16,7 @@ from converter.errors import ConversionError, PlanError, one_line, printable
 from converter.kinds import Kind, Layout, Leaf
 from converter.mapping import join
 from converter.naming import fold, listed, nearest
-from converter.reading import Reading
+from converter.reading import Reading, equal
 from converter.registry import Pair, locate
 from converter.tensors import FLOATS, Entry
 from converter.variables import by_path
@@ -166,7 +166,7 @@ def make_plan(checkpoint: Checkpoint, reading: Reading) -> Plan:
         raise PlanError(headline, [f"its tensors claim {claimed:,} bytes, but the file holds {held:,}"])
     model = _build_abstract(reading, headline)
     match = _Match(reading, {path: tuple(variable.shape) for path, variable in by_path(model).items()})
-    problems = match.problems()
+    problems = match.problems() + list(_untied(reading, checkpoint))
     if problems:
         raise PlanError(headline, problems) from reading.failure
     return Plan(
@@ -182,6 +182,14 @@ def make_plan(checkpoint: Checkpoint, reading: Reading) -> Plan:
         match.unused,
         places_of(reading.pair, model),
     )
+
+
+def _untied(reading: Reading, checkpoint: Checkpoint) -> Iterator[str]:
+    """Tensors that should share their values and do not: TensorFlow has one variable for both."""
+    for name, kept in reading.table.ties().items():
+        both = [reading.entries[one] for one in (name, kept) if one in reading.entries]
+        if len(both) == 2 and not equal(both, checkpoint):
+            yield f"untied: {printable(both[0].name)} and {printable(both[1].name)} should be equal, and are not"
 
 
 def _build_abstract(reading: Reading, headline: str) -> Any:

@@ -105,8 +105,8 @@ def _left_out(plan: Plan, checkpoint: Checkpoint) -> tuple[list[str], list[str]]
         values, axes = checkpoint.read(entries[name]), plan.dialect.axes(name)
         return np.array(values if axes is None else rearrange(values, axes))
 
-    for name, wanted in {**table.equals, **table.ties()}.items():
-        if name not in plan.unused or (name in table.ties() and entries[name] is entries[table.ties()[name]]):
+    for name, wanted in table.equals.items():
+        if name not in plan.unused:
             continue
         values = torchs(name)
         if isinstance(wanted, str):

@@ -130,14 +130,14 @@ def _spell(reading: Reading, wrapper: str, state: dict[str, list[Entry]], checkp
             outside[name.split(".")[0]] += len(entries)
     for name, entries in spelled.items():
         reading.entries[name] = entries[0]
-        if len(entries) > 1 and name in shared.values() and _equal(entries, checkpoint):
+        if len(entries) > 1 and name in shared.values() and equal(entries, checkpoint):
             reading.copies.update({entry.name: entries[0].name for entry in entries[1:]})
         elif len(entries) > 1:
             reading.doubled[name] = [entry.name for entry in entries]
     reading.out_of_scope = dict(outside)
 
 
-def _equal(entries: list[Entry], checkpoint: Checkpoint) -> bool:
+def equal(entries: list[Entry], checkpoint: Checkpoint) -> bool:
     """Whether all of them hold the same bits."""
     if any(entry.problem for entry in entries) or len({(entry.shape, entry.dtype) for entry in entries}) > 1:
         return False
@@ -170,6 +170,9 @@ def _size(reading: Reading, options: dict[str, Any]) -> None:
                 reading.config = None
     if reading.config is not None:
         table = reading.table
+        for name, kept in table.ties().items():
+            if kept not in reading.entries and name in reading.entries:
+                reading.entries[kept] = reading.entries.pop(name)
         needed, ignored = dict(table.tensors()), table.ignored()
         reading.missing = [name for name, optional in needed.items() if name not in reading.entries and not optional]
         reading.unexpected = [name for name in reading.entries if name not in needed and name not in ignored]

@@ -1,5 +1,6 @@
 """What happened, as data: of a conversion or a verification; rendered as text or JSON."""
 
+import json
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -244,3 +245,25 @@ def size(nbytes: int) -> str:
         value /= 1000
         units.pop(0)
     return f"{value:.0f} {units[0]}" if units[0] == "bytes" else f"{value:.1f} {units[0]}"
+
+
+def proof_lines(proof: dict[str, Any]) -> list[str]:
+    """What a weights file records of its proof, for a person; it may come from a stranger, or from an older converter."""
+    level = proof.get("level", "not recorded, by an older converter")
+    lossless = "equal bit for bit" if proof.get("lossless") is True else "not compared bit for bit"
+    lines = [printable(f"level {level}; the tensors {lossless}", 200)]
+    if "layers" in proof:
+        counts = ", ".join(
+            f"{proof.get(name)} {what}"
+            for name, what in (("layers", "layers"), ("between", "inputs of layers"), ("outputs", "outputs"))
+        )
+        trained = f", {proof['trained']} in training" if proof.get("trained") else ""
+        lines.append(printable(f"{counts}{trained}; the worst at {proof.get('worst')} of what float32 explains", 200))
+    numerical = proof.get("numerical")
+    for name, one in list(numerical.items())[:8] if isinstance(numerical, dict) else []:
+        lines.append(printable(f"{name}: {json.dumps(one)}", 200))
+    if proof.get("unproven"):
+        lines.append(printable(f"unproven: {json.dumps(proof['unproven'])}", 300))
+    if isinstance(proof.get("versions"), dict):
+        lines.append(printable("with " + ", ".join(f"{k} {v}" for k, v in proof["versions"].items()), 200))
+    return lines

@@ -27,7 +27,7 @@ from converter.tensors import FLOATS, Entry, Scratch
 from converter.writing import ENDINGS, ZIPPED, Named, write_checkpoint
 
 if TYPE_CHECKING:
-    from converter.planning import Plan, Step
+    from converter.planning import Plan, Step, Target
 
 
 @dataclass
@@ -182,7 +182,7 @@ def _plan(path: Path, pair: Pair, about: dict[str, Any], origin: Origin, dialect
         raise ValueError(refusal)
     variables = {place: tuple(variable.shape) for place, variable in by_path(model).items()}
     steps = list(_steps(table, variables, about, origin, dialect))
-    filled = [target.path for step in steps for target in step.targets]
+    filled = [target.path for step in steps if step.canonical not in origin.ties for target in step.targets]
     if sorted(filled) != sorted(variables):
         raise ConversionError(f"the mapping of {pair.name} does not name every variable of the model once")
     return Plan(pair, config, dialect, origin.key, origin.prefix, steps, {}, {}, variables, {}, places_of(pair, model))
@@ -214,6 +214,9 @@ def _steps(
             name = _name(origin, about, dialect, canonical)
             entry = Entry(name, expected_shape(targets), origin.dtypes.get(canonical, usual), origin.key)
             yield Step(name, canonical, entry, kind, targets)
+            for tied in (one for one, kept in table.ties().items() if kept == canonical and one in origin.ties):
+                name = _name(origin, about, dialect, tied)
+                yield Step(name, tied, replace(entry, name=name), kind, targets)
 
 
 def _name(origin: Origin, about: dict[str, Any], dialect: Dialect, canonical: str) -> str:
@@ -266,9 +269,11 @@ def _arrays(path: Path, plan: "Plan", progress: Progress) -> Generator[np.ndarra
     scratch = Scratch()
     try:
         with closing(values(path, places)) as found:
+            filled: tuple[Target, ...] = ()
             for step in plan.steps:
-                back = dense(step.undo([next(found) for _ in step.targets]), scratch)
-                result = _typed(back, step.entry.dtype)
+                if step.targets != filled:  # else it shares the tensor of the step before
+                    back = dense(step.undo([next(found) for _ in step.targets]), scratch)
+                    result, filled = _typed(back, step.entry.dtype), step.targets
                 yield result
                 progress.advance(result.nbytes)
     except WeightsError as error:

@@ -23,6 +23,7 @@ _LONGEST_TEXT = 60_000  # HDF5 holds no longer attribute
 _LONGEST_PATH = 1_000
 _MOST_OBJECTS = 100_000
 _SPARE_VARIABLES = 100  # a model may have this many more variables than the file, so that what is missing can be named
+LEVELS = ("none", "lossless", "partial", "full", "train")  # of proof, each with what the one before shows
 SUFFIX = ".weights.h5"
 NO_PROVENANCE = "carries no provenance"
 
@@ -88,14 +89,20 @@ def values(path: str | os.PathLike, shapes: Mapping[str, tuple[int, ...]]) -> Ge
             yield _values(held[place], place)
 
 
-def load(path: str | os.PathLike) -> Any:
+def load(path: str | os.PathLike, require: str | None = None) -> Any:
     """Build the Keras model that a converted file names, with the configuration it records, and fill it.
 
     Nothing but the file is needed, neither torch nor the checkpoint. Either the model is returned whole, every variable
     filled exactly once with values whose digests are right, or an error is raised.
 
+    Args:
+        path: the file.
+        require: how much must have been proven when it was written, as the file records it: "lossless", "full" (every
+            variable, every layer and every output), or "train".
+
     Raises:
-        WeightsError: the file is damaged, of another program, or does not hold this model's variables.
+        WeightsError: the file is damaged, of another program, does not hold this model's variables, or was proven less.
+        ValueError: `require` is none of these words.
     """
     import tf_models
     from tf_models.abstract import abstract
@@ -103,6 +110,7 @@ def load(path: str | os.PathLike) -> Any:
     with _opened(path) as file:
         attributes = _attributes(file)
         about = _provenance(attributes)
+        _required(about, require)
         name, config = about["model"], about["config"]
         if name not in tf_models.names():
             known = ", ".join(tf_models.names())
@@ -125,6 +133,22 @@ def load(path: str | os.PathLike) -> Any:
         for place, variable in homes.items():
             variable.assign(_values(held[place], place))
     return model
+
+
+def _required(about: Mapping[str, Any], require: str | None) -> None:
+    if require is None:
+        return
+    if require not in LEVELS[1:]:
+        raise ValueError(f"require: expected one of {', '.join(LEVELS[1:])}, got {require!r}")
+    proof = about["proof"]
+    level = proof.get("level")
+    if level is None:  # an older converter's, which did not say what its proof covered
+        level = "lossless" if proof.get("lossless") is True else "none"
+    if level not in LEVELS or LEVELS.index(level) < LEVELS.index(require):
+        raise WeightsError(
+            f"was proven to the level {printable(str(level))} when it was converted, not {require}: convert it again "
+            f"with --verify {require}"
+        )
 
 
 def places(model: Any) -> dict[str, Any]:
