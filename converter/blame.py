@@ -14,7 +14,7 @@ class PairError(ConversionError):
 
 
 @contextlib.contextmanager
-def blaming(pair: str, field: str, passing: tuple[type[Exception], ...] = ()) -> Iterator[None]:
+def blaming(pair: str, field: str, passing: tuple[type[BaseException], ...] = ()) -> Iterator[None]:
     """Have what the pair's `field` (as `build_tf`) raises in this block told as its own.
 
     Errors that are meant for users, want of memory, and those of the types `passing` pass as they are.
@@ -24,9 +24,9 @@ def blaming(pair: str, field: str, passing: tuple[type[Exception], ...] = ()) ->
     """
     try:
         yield
-    except (ConversionError, MemoryError, *passing):
-        raise
     except Exception as error:
+        if isinstance(error, (ConversionError, MemoryError, *passing)):
+            raise
         raise PairError(told(pair, field, error)) from error
 
 

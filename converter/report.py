@@ -248,7 +248,7 @@ def size(nbytes: int) -> str:
 
 
 def proof_lines(proof: dict[str, Any]) -> list[str]:
-    """What a weights file records of its proof, for a person; it may come from a stranger, or from an older converter."""
+    """What a weights file, perhaps a stranger's or an older one, records of its proof, for a person."""
     level = proof.get("level", "not recorded, by an older converter")
     lossless = "equal bit for bit" if proof.get("lossless") is True else "not compared bit for bit"
     lines = [printable(f"level {level}; the tensors {lossless}", 200)]

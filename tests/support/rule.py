@@ -1,0 +1,46 @@
+"""The rule of `converter.rounding`, for tests: a result in low precision against a torch computation in float64."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from converter import rounding
+from converter.rounded_torch import Exact, Rounded, exactly
+
+Results = Sequence[Any] | Mapping[str, Any]
+
+
+def assert_allowed(ours: Results, compute: Callable[[], Results], dtype: str = "float32") -> None:
+    """Each of `ours` is as near to what `compute` gives as precision `dtype` allows.
+
+    `compute` is a torch computation on float64 tensors; it is run exactly, which is the truth, and with roundings. Both
+    give arrays or tensors of the same shapes, channels last, by place or by name.
+    """
+    with exactly(Exact()):
+        truth = _named(compute())
+    mine = _named(ours)
+    assert mine.keys() == truth.keys()
+    runs = rounding.runs_for(min(value.size for value in truth.values()))
+    moved = [_rounded(compute, seed, dtype) for seed in range(runs)]
+    for name, true in truth.items():
+        assert mine[name].shape == true.shape, name
+        found = rounding.judge(mine[name], true, [one[name] - true for one in moved], rounding.UNITS[dtype])
+        assert found, f"{name}: error {found.error:.2e}, allowed {found.allowed:.2e}"
+
+
+def _rounded(compute: Callable[[], Results], seed: int, dtype: str) -> dict[str, np.ndarray]:
+    with exactly(Rounded(seed, rounding.UNITS[dtype])) as mode:
+        results = _named(compute())
+    assert not mode.unknown, f"no rule for {sorted(mode.unknown)}"
+    return results
+
+
+def _named(results: Results) -> dict[str, np.ndarray]:
+    items = results.items() if isinstance(results, Mapping) else enumerate(results)
+    return {str(name): _numbers(value) for name, value in items}
+
+
+def _numbers(value: Any) -> np.ndarray:
+    return value.detach().double().numpy() if isinstance(value, torch.Tensor) else np.asarray(value, np.float64)
