@@ -32,6 +32,7 @@ _LOW = (torch.float32, torch.float16, torch.bfloat16)
 # a sum, for each root of the number of its terms, of its value and of what their magnitudes add up to (docs/proof.md).
 _NEAREST, _FUNCTION, _SUM = 0.6, 2.0, 0.2
 _POOL = 1 << 16
+_SIGNS = torch.randint(0, 2, (2 * _POOL,), generator=torch.Generator().manual_seed(0)).to(torch.float64) * 2 - 1
 _aten = torch.ops.aten
 
 
@@ -123,8 +124,6 @@ class Rounded(Exact):
         self.unit = unit
         self.unknown: set[str] = set()
         self._random = torch.Generator().manual_seed(seed)
-        signs = torch.randint(0, 2, (2 * _POOL,), generator=self._random, dtype=torch.int8)
-        self._signs = signs.to(torch.float64) * 2 - 1
 
     def _compute(self, name: str, func: Any, args: tuple, kwargs: dict) -> Any:
         if name in _MOVES or func.is_view or not _floats((args, kwargs)):
@@ -151,8 +150,8 @@ class Rounded(Exact):
         count = math.prod(shape)
         start = int(torch.randint(0, _POOL, (1,), generator=self._random))
         if count <= _POOL:
-            return self._signs[start : start + count].view(shape)
-        rolled = self._signs[start : start + _POOL]
+            return _SIGNS[start : start + count].view(shape)
+        rolled = _SIGNS[start : start + _POOL]
         return rolled.repeat(-(-count // _POOL))[:count].view(shape)
 
     def by(self, value: torch.Tensor, amplitude: Any) -> torch.Tensor:
