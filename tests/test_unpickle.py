@@ -28,9 +28,10 @@ def loads(body: bytes) -> object:
 @pytest.mark.parametrize("protocol", [2, 3, 4, 5])
 def test_plain_values(value, protocol):
     data = pickle.dumps(value, protocol)
-    if protocol == 2 and b"_codecs" in data:
-        pytest.skip("protocol 2 writes bytes as a call")
-    assert load(io.BytesIO(data), len(data)) == value
+    expected = value
+    if protocol == 2 and b"_codecs" in data:  # it writes bytes as a call, which is noted and not made
+        expected = {"a": 1, "b": [1.5, None, True, ("x", Inert("_codecs.encode"))]}
+    assert load(io.BytesIO(data), len(data)) == expected
 
 
 def test_a_state_dict():
