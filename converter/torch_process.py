@@ -15,12 +15,16 @@ import cloudpickle
 
 from converter.atomic import scratch
 from converter.errors import ConversionError, printable
-from converter.torch_side import Call, Request, Run
+from converter.torch_side import Failure, Message, Request
 
 _BOOT = (
     "import sys; sys.path = [path for path in sys.path if path]; import ast; sys.path = ast.literal_eval(sys.argv[1]); "
     "from converter import torch_side; torch_side.main(sys.argv[2])"
 )
+
+
+class InChild(Exception):
+    """What happened in the child, as its Python told it."""
 
 
 class TorchProcess:
@@ -56,8 +60,8 @@ class TorchProcess:
             self._process.stdin.write(b"\n")
             self._process.stdin.close()
 
-    def answers(self) -> Iterator[Call | Run]:
-        """What the torch side measures, as it comes: the calls of a probe, then its Run, and so on.
+    def answers(self) -> Iterator[Message]:
+        """What the torch side measures, as it comes: the calls and entries of a probe, then its Run, and so on.
 
         Raises:
             ConversionError: it failed; the message says how.
@@ -71,8 +75,8 @@ class TorchProcess:
             with open(place, "rb") as file:
                 message = pickle.load(file)
             place.unlink()
-            if isinstance(message, str):
-                raise ConversionError(message)
+            if isinstance(message, Failure):
+                raise ConversionError(message.text) from InChild(message.trace)
             if message is None:
                 return
             yield message

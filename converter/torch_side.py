@@ -14,6 +14,7 @@ import pickle
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -181,6 +182,14 @@ class Note:
 
 
 @dataclass
+class Failure:
+    """What went wrong, in a line, and where, as Python tells it."""
+
+    text: str
+    trace: str
+
+
+@dataclass
 class Trained:
     """What training did to the reference, from the probe's inputs and the upstream gradients that are given.
 
@@ -217,7 +226,7 @@ def main(folder: str) -> None:
     """Answer one request: the messages of `answers` in their order, then None.
 
     Each is a file of its own, `000000.pickle` and so on, whole once it has that name; the caller removes what it has
-    read. A text instead of any of them is what went wrong.
+    read. A Failure instead of any of them is what went wrong.
     """
     import torch  # noqa: F401
 
@@ -230,7 +239,7 @@ def main(folder: str) -> None:
         _answer(request, send, room=_ROOM + _ROOM_PER_BYTE * sum(map(os.path.getsize, files)))
         send(None)
     except ReferenceFailed as error:
-        send(str(error))
+        send(Failure(str(error), traceback.format_exc()))
 
 
 def answers(request: Request) -> Iterator[Message]:
