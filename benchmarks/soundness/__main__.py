@@ -163,19 +163,19 @@ def work(given: argparse.Namespace) -> int:
 def _right(given: argparse.Namespace) -> Iterator[tuple]:
     """Networks and shipped pairs by turns, each time with another seed, and another size each round.
 
-    Networks of real size come once for every five small ones.
+    Networks of real size, and the whole SAMs, come once for every twenty small ones.
     """
     from benchmarks.soundness.networks import NETWORKS
     from benchmarks.soundness.proving import jitted
     from benchmarks.soundness.shipped import SHIPPED
 
-    small = _chosen([*(n for n, one in NETWORKS.items() if not one.real), *SHIPPED], given.only)
-    real = _chosen((name for name, one in NETWORKS.items() if one.real), given.only)
+    every = [*NETWORKS.values(), *SHIPPED.values()]
+    small = _chosen((one.name for one in every if not one.real), given.only)
+    real = _chosen((one.name for one in every if one.real), given.only)
     rounds: list[str] = []
-    for start in range(0, max(len(small), 1), 20):
-        rounds += small[start : start + 20]
-        if real:
-            rounds.append(real[start // 20 % len(real)])
+    for number, name in enumerate(real or [None]):  # the small ones by turns, between those that take long
+        again = [small[(20 * number + place) % len(small)] for place in range(20)] if small else []
+        rounds += again if name is None else [*again, name]
     jit = os.environ.get("JIT") == "1"
     for number in range(given.proofs):
         seed = given.seed + number

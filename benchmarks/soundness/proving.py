@@ -158,6 +158,10 @@ def jitted(build: Callable[..., Any]) -> Callable[..., Any]:
 # --- places -----------------------------------------------------------------------------------------------------------
 
 
+# What a tensor or a variable of a layer is called.
+_LEAVES = r"(?:\w+_)?(?:weight|bias|kernel|gamma|beta|mean|variance|var|embeddings)"
+
+
 def named(text: str, known: list[str]) -> list[str]:
     """Which of the known paths and outputs the sentence about the first difference names, in its order.
 
@@ -166,7 +170,7 @@ def named(text: str, known: list[str]) -> list[str]:
     text = re.split(r"; outputs that differ|: look |; suspect ", text)[0]
     found = []
     for path in known:
-        match = re.search(rf"(?<![\w.]){re.escape(path)}(?:\.(?:\w+_)?(?:weight|bias))?(?![\w]|\.\w)", text)
+        match = re.search(rf"(?<![\w.]){re.escape(path)}(?:\.(?:{_LEAVES}))?(?![\w]|\.\w)", text)
         if match:
             found.append((match.start(), path))
     return [path for _, path in sorted(found)]

@@ -66,6 +66,11 @@ class Shipped:
     config: dict[str, Any]
     options: dict[str, Any]
 
+    @property
+    def real(self) -> bool:
+        """A whole network takes as long as one of real size."""
+        return self.name.startswith(("sam_vit", "mobile"))
+
     def seeded_state(self, seed: int) -> dict[str, Any]:
         """Seeded weights and statistics, none left at 0 or 1."""
         import torch
