@@ -260,10 +260,11 @@ def _compared(part: Part, path: Path, format: str, dtype: str) -> Iterator[Diffe
     """A difference for each output of each signature, on seeded probes of the usual sizes and, where free, others."""
     rng = np.random.default_rng(0)
     weights = [np.asarray(variable) for variable in part.model.weights]
+    runner = exporting.runners(path)
     for name, signature in part.signatures.items():
         if format == "tflite" and signature.empty:
             continue
-        run = exporting.runner(path, name)
+        run = runner(name)
         found: dict[str, Difference] = {}
         for sizes in (signature.sizes, signature.also) if signature.also and format != "tflite" else (signature.sizes,):
             inputs = signature.probe(sizes)

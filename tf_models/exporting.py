@@ -198,22 +198,30 @@ def lite(part: Part, dtype: str = "float32", sizes: Mapping[str, int] | None = N
 
 def runner(path: Path | str, signature: str) -> Callable[..., dict[str, np.ndarray]]:
     """A signature of an exported file or folder, as a function of arrays by name."""
+    return runners(path)(signature)
+
+
+def runners(path: Path | str) -> Callable[[str], Callable[..., dict[str, np.ndarray]]]:
+    """`runner` of every signature, by name; the file is read once."""
     import tensorflow as tf
 
     if Path(path).is_dir():
         loaded = tf.saved_model.load(str(path))
-        function = loaded.signatures[signature]
 
-        def run(**inputs: np.ndarray) -> dict[str, np.ndarray]:
-            outputs = function(**{name: tf.constant(value) for name, value in inputs.items()})
-            return {name: output.numpy() for name, output in outputs.items()}
+        def saved(signature: str) -> Callable[..., dict[str, np.ndarray]]:
+            function = loaded.signatures[signature]
 
-        run.loaded = loaded  # type: ignore[attr-defined]  # the function holds its variables weakly
-        return run
+            def run(**inputs: np.ndarray) -> dict[str, np.ndarray]:
+                outputs = function(**{name: tf.constant(value) for name, value in inputs.items()})
+                return {name: output.numpy() for name, output in outputs.items()}
+
+            run.loaded = loaded  # type: ignore[attr-defined]  # the function holds its variables weakly
+            return run
+
+        return saved
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # TensorFlow announces the successor of this interpreter
-        interpreter = tf.lite.Interpreter(model_path=str(path))
-        return interpreter.get_signature_runner(signature)
+        return tf.lite.Interpreter(model_path=str(path)).get_signature_runner
 
 
 def _first_line(error: Exception) -> str:
