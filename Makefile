@@ -4,7 +4,7 @@ BIN := .venv/bin
 export TF_CPP_MIN_LOG_LEVEL ?= 3
 export CUDA_VISIBLE_DEVICES ?= -1
 
-.PHONY: help demo test test-all lint format bench-ops bench-pairs fuzz clean
+.PHONY: help demo quick test test-all lint format bench-ops bench-pairs fuzz clean
 
 help:
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -24,6 +24,15 @@ demo: .venv/.installed  ## write a seeded checkpoint in SAM's layout, convert it
 	@mkdir -p demo
 	$(BIN)/python -m torch_refs.sam.seeded_checkpoint vit_b demo/sam_vit_b.pth
 	$(BIN)/convert --model sam_decoder demo/sam_vit_b.pth --output demo/sam_decoder.weights.h5 --overwrite
+
+# What most changes touch, and what answers soon: texts, tables, readers, plans, the way back, and conversions of a decoder.
+QUICK := $(addprefix tests/,test_blame.py test_checkpoint.py test_kinds.py test_names.py test_pairs.py test_restore.py \
+	test_spellings.py test_unpickle.py test_user_errors.py hardening/test_reading_changes.py \
+	hardening/test_reading_commands.py hardening/test_reading_shards.py hardening/test_writing_atomic.py) \
+	'tests/test_convert.py::test_the_loaded_model_computes_what_torch_does[zip]'
+
+quick: .venv/.installed-test  ## the tests to work with, under 2 minutes on two cores
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow" $(QUICK)
 
 test: .venv/.installed-test  ## the tests, under 20 minutes on two cores
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow"
