@@ -6,7 +6,6 @@ by the tests that are marked `child`, and by those that run a command.
 """
 
 import contextlib
-import inspect
 import pickle
 import traceback
 import warnings
@@ -46,7 +45,9 @@ class OneProcess:
         try:
             with _torch_as_imported():
                 # Pickled at once, for torch goes on with the arrays that are sent.
-                _answer(cloudpickle.loads(self._request), lambda message: messages.append(pickle.dumps(message, 5)))
+                # Without the child's watch over the memory, which would end this process.
+                request = cloudpickle.loads(self._request)
+                torch_side._answer(request, lambda message: messages.append(pickle.dumps(message, 5)))
         except torch_side.ReferenceFailed as error:
             failure = str(error)
         except Exception as error:
@@ -66,18 +67,6 @@ class OneProcess:
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-
-def _answer(request: Any, send: Any) -> None:
-    """What the child does with the request, without its watch over the memory, which would end this process."""
-    if "room" in inspect.signature(torch_side._answer).parameters:
-        torch_side._answer(request, send)
-        return
-    watch, torch_side._end_beyond = torch_side._end_beyond, lambda room: None
-    try:
-        torch_side._answer(request, send, torch)
-    finally:
-        torch_side._end_beyond = watch
 
 
 @contextlib.contextmanager
