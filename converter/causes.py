@@ -52,8 +52,6 @@ def cause(
         between: torch's operations since then.
     """
     with np.errstate(all="ignore"):
-        if ours.shape != theirs.shape:
-            return f"TensorFlow's has shape {ours.shape}, torch's {theirs.shape}"
         for guess in (_function, _order, _sum, _factor, _border):
             found = guess(ours, theirs, before, earlier)
             if found:
@@ -114,17 +112,20 @@ def _border(ours: np.ndarray, theirs: np.ndarray, before: object, earlier: objec
     return "they differ at the borders only: padding" if off.any() and not inner.any() else ""
 
 
+_ACTIVATIONS = frozenset("relu hardtanh tanh sigmoid silu hardswish hardsigmoid leaky_relu elu gelu mish".split())
+
+
 def _operation(between: Iterable[str]) -> str:
-    """What usually goes wrong with an operation that stands there."""
+    """What usually goes wrong with the one operation that stands there, if there is one."""
     usual = (
         ("upsample", "a resizing: align_corners, half pixels, or its kind"),
         ("grid_sampler", "a sampling: align_corners, padding, or the order of x and y"),
         ("max_pool", "a pooling: its padding (minus infinity in torch), or ceil_mode"),
         ("avg_pool", "a pooling: its padding, and whether that is counted"),
         ("softmax", "a softmax: its axis, its scale, or a mask"),
-        ("gelu", "GELU: torch's is exact unless it says tanh"),
-        ("pad", "a padding: its kind, or on which sides"),
+        ("_pad", "a padding: its kind, or on which sides"),
         ("mean", "a mean: over which axes"),
     )
     names = list(between)
-    return next((f"torch computes {word} there; {text}" for name, text in usual for word in names if name in word), "")
+    hits = [text for name, text in usual if any(name in word for word in names)]
+    return hits[0] if len(hits) == 1 and not any(word.rstrip("_") in _ACTIVATIONS for word in names) else ""

@@ -260,7 +260,7 @@ SCALE = Kind("SCALE", (leaf("scale", "scale", "c -> c"),), channels_first=True)
 PRELU = Kind("PRELU", (leaf("weight", "alpha", "c -> * c"),), channels_first=True)
 
 # A layer without weights, listed so that it is proven on its own.
-APPROXIMATED = "an approximation: torch's GELU is the exact one"
+APPROXIMATED = "another function, or an approximation (torch's GELU is the exact one)"
 ACTIVATION = Kind("ACTIVATION", (), suspects=APPROXIMATED)
 ACTIVATION_2D = Kind("ACTIVATION_2D", (), channels_first=True, suspects=APPROXIMATED)
 

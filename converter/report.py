@@ -203,9 +203,12 @@ class Report:
         ]
         if self.out_of_scope:
             rows.append(("left out", listed([f"{printable(w, 40)}.* {n}" for w, n in self.out_of_scope.items()], 8)))
-        rows += [("dropped", f"{printable(name)}: {reason}") for name, reason in list(self.dropped.items())[:4]]
-        if len(self.dropped) > 4:
-            rows.append(("dropped", f"and {len(self.dropped) - 4} more"))
+        reasons: dict[str, list[str]] = {}
+        for name, reason in self.dropped.items():
+            reasons.setdefault(reason, []).append(name)
+        rows += [
+            ("dropped", f"{listed(map(printable, fold(names)), 4)}: {reason}") for reason, names in reasons.items()
+        ]
         if self.narrowed:
             rows.append(("narrowed", f"{self.narrowed} tensors to {self.dtype}, relative loss at most {self.loss:.1e}"))
         rows += [("note", note) for note in (*self.notes, *self.numerical.notes)]

@@ -484,10 +484,12 @@ class _Probing:
         self.leaves = {path for path in self.entered if path not in request.stages}
         self.inputs = as_tensors(probe.inputs)
         self.seed = 0
+        self.given: dict[str, Any] = {}  # what entered a layer the first time
         self.exactly = False  # whether this is a run in float64
 
     def run(self) -> None:
-        with self._hooked(self.single, self._record_call, self.modules):
+        hooks = (self._keep_inputs, self.modules, True), (self._record_call, self.modules, False)
+        with self._hooked(self.single, *hooks[0]), self._hooked(self.single, *hooks[1]):
             outputs = self._called(self.single)
         entries: list[Entry] = []
         after: tuple[str, ...] = ()
@@ -550,14 +552,25 @@ class _Probing:
             for handle in handles:
                 handle.remove()
 
+    def _keep_inputs(self, path: str) -> Callable[..., None]:
+        """Before the layer, which may write into them."""
+
+        def hook(layer: Any, args: tuple, kwargs: dict) -> None:
+            if path not in self.given:
+                self.given[path] = _copied((args, kwargs))
+
+        return hook
+
     def _record_call(self, path: str) -> Callable[..., None]:
         seen: list[str] = []
 
         def hook(layer: Any, args: tuple, kwargs: dict, result: Any) -> None:
             if not seen:
                 seen.append(path)  # first, for the layer is called again
+                args, kwargs = self.given[path]
                 for factor in self.modules[path]:
-                    self.send(self._call(path, layer, args, kwargs, result, factor))
+                    self.send(self._call(path, layer, args, kwargs, _copied(result), factor))
+                self.given[path] = None  # the memory is needed
 
         return hook
 
