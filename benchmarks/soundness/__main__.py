@@ -212,7 +212,11 @@ def power(given: argparse.Namespace) -> int:
                 passed, text, *_, seconds = prove(fault.pair("soundness_fault"), network.seeded_state(1), {}, verify)
             except Exception as error:  # the proof broke off: told apart from a refusal
                 passed, text, seconds = False, f"BROKE OFF {type(error).__name__}: {error}", 0.0
-            known = [*dict.fromkeys(path for path, _, _ in Mapping(network.rows).modules() if path), *network.outputs]
+            known = [
+                *dict.fromkeys(path for path, _, _ in Mapping(network.rows).modules() if path),
+                *network.outputs,
+                "outputs",
+            ]
             place = not passed and rightly_named(text, fault.places, known)
             one = {"fault": fault.name, "network": fault.network, "seen_by": fault.seen_by, "caught": not passed}
             found.append({**one, "place": place, "places": fault.places, "text": text, "seconds": round(seconds, 2)})

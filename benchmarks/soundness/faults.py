@@ -135,6 +135,7 @@ REVERSED = replace(
 
 # --- the list ---------------------------------------------------------------------------------------------------------
 
+# torchvision's Swin uses the tensors of its two linear layers itself: between its normalisations no layer is called.
 _V0, _V1 = "encoder.layers.encoder_layer_0", "encoder.layers.encoder_layer_1"
 _B0, _B1 = "encoder.layer.0", "encoder.layer.1"
 _G0, _G1 = "transformer.h.0", "transformer.h.1"
@@ -376,7 +377,7 @@ _ATTENTION = (
     Fault(
         "the scale of attention is the root of the whole width (Swin)",
         "swin",
-        ("features.3.0.attn", "features.3.0.attn.qkv .. features.3.0.attn.proj"),
+        ("features.3.0.attn", "features.3.0.norm1 .. features.3.0.norm2"),
         change=c.with_attend("features.3.0.attn", lambda q, k, v, bias: (q / 4**0.5, k, v, bias)),
     ),
     Fault(
@@ -418,19 +419,19 @@ _ATTENTION = (
     Fault(
         "the mask of shifted windows is ignored",
         "swin",
-        ("features.1.1.attn", "features.1.1.attn.qkv .. features.1.1.attn.proj"),
+        ("features.1.1.attn", "features.1.1.norm1 .. features.1.1.norm2"),
         change=c.no_window_mask("features.1.1.attn"),
     ),
     Fault(
         "windows are shifted the other way",
         "swin",
-        ("features.1.1.attn", "features.1.1.norm1 .. features.1.1.attn.qkv"),
+        ("features.1.1.attn", "features.1.1.norm1 .. features.1.1.norm2"),
         change=c.attribute_at("features.1.1.attn", "shift", (2, 1)),
     ),
     Fault(
         "the index of relative positions is transposed",
         "swin",
-        ("features.1.0.attn", "features.1.0.attn.qkv .. features.1.0.attn.proj"),
+        ("features.1.0.attn", "features.1.0.norm1 .. features.1.0.norm2"),
         change=c.index_transposed("features.1.0.attn"),
     ),
     Fault(
