@@ -17,7 +17,7 @@ import converter
 import tf_models
 from converter import ConversionError, UsageError
 from converter.atomic import replacing_folder
-from tests.running import run
+from tests.running import run_forked
 from tests.sam_parts import IMAGE_ENCODER, sam_state
 from tests.small_sam import save
 from tests.support.pairs import registered
@@ -271,15 +271,15 @@ def test_only_an_export_is_replaced(tmp_path):
 
 def test_the_command(weights, tmp_path):
     command = ("weightbridge", "export", weights, "--format", "saved_model", "--part", "image_encoder", "-o", "out")
-    done = run(*command, cwd=tmp_path)
+    done = run_forked(*command, cwd=tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
     headings = [line.split()[0] for line in done.stdout.splitlines()]
     assert headings == ["model", "format", "part", "output", "written"]
-    done = run(*command, cwd=tmp_path)
+    done = run_forked(*command, cwd=tmp_path)
     assert (done.returncode, done.stderr) == (1, "error: the output out exists; --overwrite replaces it\n")
-    done = run(*command, "--overwrite", "--json", cwd=tmp_path)
+    done = run_forked(*command, "--overwrite", "--json", cwd=tmp_path)
     assert json.loads(done.stdout)["parts"][0]["output"] == "out/1"
-    done = run("weightbridge", "export", weights, "--format", "tflite", "--size", "prompts=many", cwd=tmp_path)
+    done = run_forked("weightbridge", "export", weights, "--format", "tflite", "--size", "prompts=many", cwd=tmp_path)
     assert done.returncode == 2
     assert done.stderr.count("\n") == 1
 

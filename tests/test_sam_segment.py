@@ -10,7 +10,7 @@ from PIL import Image
 from segment_anything import SamPredictor
 
 import tf_models
-from tests.running import run
+from tests.running import run_forked
 from tests.small_sam import OPTIONS, prefixed, save, small_state
 from tests.test_sam_predictor import overlap
 from tests.whole_sam import photographs, save_small, small_sides, steep
@@ -278,7 +278,7 @@ def test_a_drawing_too_long_for_its_format_is_refused_at_once(tmp_path):
 
 
 def weightbridge(folder, *arguments):
-    return run("weightbridge", "segment", "sam.weights.h5", *arguments, cwd=folder)
+    return run_forked("weightbridge", "segment", "sam.weights.h5", *arguments, cwd=folder)
 
 
 def test_the_command_draws_and_writes(folder):
