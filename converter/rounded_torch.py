@@ -32,6 +32,7 @@ _LOW = (torch.float32, torch.float16, torch.bfloat16)
 # a sum, for each root of the number of its terms, of its value and of what their magnitudes add up to (docs/proof.md).
 _NEAREST, _FUNCTION, _SUM = 0.6, 2.0, 0.2
 _POOL = 1 << 16
+_NEAREST_PIXEL, _BICUBIC = 1, 2  # what torch calls them among the modes of grid_sample
 _SIGNS = torch.randint(0, 2, (2 * _POOL,), generator=torch.Generator().manual_seed(0)).to(torch.float64) * 2 - 1
 _aten = torch.ops.aten
 
@@ -55,9 +56,12 @@ _MOVES = _words(
     nonzero unfold_copy argmax argmin one_hot index_select take_along_dim take masked_scatter eq resize
     as_strided_scatter _prelu_kernel_select select_backward slice_backward threshold_backward
     max_pool2d_with_indices_backward isin constant_pad randn rand randint randn_like rand_like normal uniform
-    randperm bucketize empty_strided eye
+    randperm bucketize empty_strided new_empty_strided eye
     """
 )
+# What makes numbers of none, and rounds them; what is computed as the steps that torch's decomposition has.
+_MADE = _words("linspace")
+_APART = _words("affine_grid_generator")
 # One rounding of the value.
 _ARITHMETIC = _words(
     "add sub mul div rsub addcmul addcdiv lerp square reciprocal sqrt _prelu_kernel leaky_relu fmod remainder"
@@ -68,7 +72,8 @@ _SUMS = _words(
     """
     sum mean nansum cumsum avg_pool1d avg_pool2d avg_pool3d _adaptive_avg_pool2d _adaptive_avg_pool3d
     adaptive_avg_pool1d col2im index_add scatter_add embedding_dense_backward avg_pool2d_backward
-    _adaptive_avg_pool2d_backward index_put _index_put_impl _unsafe_index_put scatter_reduce trace
+    _adaptive_avg_pool2d_backward _adaptive_avg_pool3d_backward avg_pool3d_backward
+    index_put _index_put_impl _unsafe_index_put scatter_reduce trace
     slow_conv_transpose2d
     """
 )
@@ -126,7 +131,7 @@ class Rounded(Exact):
         self._random = torch.Generator().manual_seed(seed)
 
     def _compute(self, name: str, func: Any, args: tuple, kwargs: dict) -> Any:
-        if name in _MOVES or func.is_view or not _floats((args, kwargs)):
+        if name in _MOVES or func.is_view or not (_floats((args, kwargs)) or name in _MADE):
             return func(*args, **kwargs)
         rule = _RULES.get(name)
         if rule is None and name.startswith(_RESIZES):
@@ -134,11 +139,15 @@ class Rounded(Exact):
         if rule is not None:
             return rule(self, func, args, kwargs)
         apart = decomposition_table.get(func)
-        if apart is not None and name.endswith("_backward"):
+        if apart is not None and ("_backward" in name or name in _APART):
             with self:
                 return apart(*args, **kwargs)
         if name in _FUNCTIONS:
             return _function(self, func, args, kwargs)
+        with self:  # an operation that torch makes of others, called from within another's decomposition
+            result = func.decompose(*args, **kwargs)
+        if result is not NotImplemented:
+            return result
         self.unknown.add(name)
         moved = tree_map(lambda value: self.relative(value, 8) if _is_float(value) else value, (args, kwargs))
         return tree_map(
@@ -195,7 +204,10 @@ def _magnitudes(func: Any, args: tuple, kwargs: dict) -> torch.Tensor:
 
 
 def _arithmetic(mode: Rounded, func: Any, args: tuple, kwargs: dict) -> Any:
-    return mode.relative(func(*args, **kwargs), _NEAREST)
+    """One rounding, but none of what is exact: pixels' indices are added up so, and cut to integers."""
+    result = func(*args, **kwargs)
+    moved = mode.relative(result, _NEAREST)
+    return moved if result.numel() > _POOL else torch.where(_short(result, mode.unit), result, moved)
 
 
 def _function(mode: Rounded, func: Any, args: tuple, kwargs: dict) -> Any:
@@ -359,62 +371,135 @@ def _vector_norm(mode: Rounded, func: Any, args: tuple, kwargs: dict) -> Any:
 
 
 def _resize(mode: Rounded, func: Any, args: tuple, kwargs: dict) -> Any:
-    """A resampling onto a grid: the source coordinate of each value is a sum as large as the axis is long."""
+    """A resampling onto a grid: on each axis the source coordinate of a value is a number up to the source's length."""
     x, result = args[0], func(*args, **kwargs)
     if "nearest" in func._schema.name:
         return result
-    reach = max(*x.shape[2:], *result.shape[2:])
     size = _magnitudes(func, args, kwargs).abs()
-    return mode.by(
-        result,
-        mode.unit * (reach + 8) * torch.nn.functional.max_pool1d(size.flatten(0, -2), 3, 1, 1).view(size.shape)
-        if size.dim() > 2 and size.shape[-1] > 2
-        else mode.unit * (reach + 8) * size,
-    )
+    if size.dim() > 2 and size.shape[-1] > 2:  # some weights are negative; a neighbour's value says how large they are
+        size = torch.nn.functional.max_pool1d(size.flatten(0, -2), 3, 1, 1).view(size.shape)
+    return mode.by(result, mode.unit * (sum(x.shape[2:]) + 8) * size)
 
 
 def _resize_backward(mode: Rounded, func: Any, args: tuple, kwargs: dict) -> Any:
+    """A sum over the values that used a number; that their weights are off by their coordinates adds up plainly."""
     gradient, result = args[0], func(*args, **kwargs)
-    reach = max(*gradient.shape[2:], *result.shape[2:])
     terms = max(1.0, gradient.numel() / max(result.numel(), 1)) + 4
-    return mode.by(result, mode.unit * (reach + 8) * math.sqrt(terms) * _magnitudes(func, args, kwargs).abs())
+    roundings = 8 + 2 * _SUM * math.sqrt(4 * terms)
+    if "nearest" not in func._schema.name:
+        roundings += sum(result.shape[2:])
+    return mode.by(result, mode.unit * roundings * _magnitudes(func, args, kwargs).abs())
+
+
+def _short(value: torch.Tensor, unit: float) -> torch.Tensor:
+    """Where a number has half the digits of the precision or fewer: sums and products of such numbers are exact."""
+    large = value * (2.0 ** (53 - round(-math.log2(unit)) // 2) + 1)  # Dekker's splitting
+    return large - (large - value) == value
+
+
+def _moved(mode: Rounded, coordinates: torch.Tensor, amplitude: torch.Tensor) -> torch.Tensor:
+    """Coordinates as far off as they may be; those that are computed exactly stay where they are, as on an edge."""
+    return torch.where(_short(coordinates, mode.unit), coordinates, mode.by(coordinates, amplitude))
 
 
 def _grid_sample(mode: Rounded, func: Any, args: tuple, kwargs: dict) -> Any:
     """A coordinate of a pixel is ((g + 1) * n - 1) / 2: two roundings of a number up to n."""
     x, grid, *more = args
-    grid = mode.by(grid, 2 * mode.unit * (1 + grid.abs()))
-    size = _magnitudes(func, (x, grid, *more), kwargs)
+    grid = _moved(mode, grid, 2 * mode.unit * (1 + grid.abs()))
+    size = _sampled(func, x, grid, more, kwargs)
     return mode.by(func(x, grid, *more, **kwargs), 8 * mode.unit * size)
 
 
+def _sampled(func: Any, x: torch.Tensor, grid: torch.Tensor, more: list, kwargs: dict) -> torch.Tensor:
+    """What the magnitudes of a sample's terms add up to: of weights that are all positive, a sample of magnitudes."""
+    if more[0] == _BICUBIC:  # the weights' magnitudes add up to 1.25 on an axis at most
+        return 1.25**2 * x.abs().amax(dim=(2, 3), keepdim=True)
+    return func(x.abs(), grid, *more, **kwargs)
+
+
 def _grid_sample_backward(mode: Rounded, func: Any, args: tuple, kwargs: dict) -> Any:
+    """Of an image's number: a sum over the samples that used it. Of a coordinate: a sum over channels, n / 2 times."""
     gradient, x, grid, *more = args
-    grid = mode.by(grid, 2 * mode.unit * (1 + grid.abs()))
+    grid = _moved(mode, grid, 2 * mode.unit * (1 + grid.abs()))
     results = func(gradient, x, grid, *more, **kwargs)
-    size = func(gradient.abs(), x.abs(), grid, *more, **kwargs)
-    terms = math.sqrt(max(1, gradient.numel() // max(x.numel(), 1)) * 4 + x.shape[1])
-    bound = x.abs().amax() * gradient.abs().sum(1).unsqueeze(-1) * max(x.shape[2:])  # of a coordinate's gradient
-    return tuple(
-        one if one is None else mode.by(one, mode.unit * (8 + terms) * (large if index == 0 else bound.expand_as(one)))
-        for index, (one, large) in enumerate(zip(results, size, strict=True))
-    )
+    of_image, of_grid = results
+    if of_image is not None:
+        size, weights = (
+            func(one, torch.ones_like(x[:, : one.shape[1]]), grid, *more, **kwargs)[0].abs()
+            for one in (gradient.abs(), torch.ones_like(gradient[:, :1]))
+        )
+        if more[0] == _BICUBIC:  # some weights are negative; those of a neighbour say how large they are
+            size, weights = (1.25**2 * torch.nn.functional.max_pool2d(one, 5, 1, 2) for one in (size, weights))
+        of_image = mode.by(of_image, mode.unit * (8 + 2 * _SUM * (4 * weights + 1).sqrt()) * size)
+    if more[0] == _NEAREST_PIXEL:  # it does not depend on where in a pixel a sample lies
+        return of_image, of_grid
+    reach = max(x.shape[2:]) * x.abs().amax()
+    bound = reach * gradient.abs().sum(1).unsqueeze(-1)
+    of_grid = mode.by(of_grid, mode.unit * (8 + 2 * _SUM * math.sqrt(4 * x.shape[1])) * bound.expand_as(of_grid))
+    return of_image, of_grid
 
 
 def _deform_conv(mode: Rounded, func: Any, args: tuple, kwargs: dict) -> Any:
-    x, weight, offset, *more = args
-    offset = mode.by(offset, mode.unit * (max(x.shape[2:]) + offset.abs()))
-    size = _magnitudes(func, (x, weight, offset, *more), kwargs)
-    result = func(x, weight, offset, *more, **kwargs)
+    x, weight, offset, mask, bias, *more = args
+    offset = _moved(mode, offset, mode.unit * (max(x.shape[2:]) + offset.abs()))
+    size = func(x.abs(), weight.abs(), offset, mask.abs(), bias.abs(), *more, **kwargs)
+    result = func(x, weight, offset, mask, bias, *more, **kwargs)
     return mode.by(result, mode.unit * (8 + 2 * _SUM * math.sqrt(weight[0].numel() + 1)) * size)
+
+
+def _deform_conv_backward(mode: Rounded, func: Any, args: tuple, kwargs: dict) -> Any:
+    """Sums of products as the convolution is, but for the offsets: there pixels are subtracted from each other."""
+    gradient, x, weight, offset, mask, bias, *more = args
+    groups, parts = more[6:8]
+    offset = _moved(mode, offset, mode.unit * (max(x.shape[2:]) + offset.abs()))
+    results = func(gradient, x, weight, offset, mask, bias, *more, **kwargs)
+    sizes = list(func(gradient.abs(), x.abs(), weight.abs(), offset, mask.abs(), bias.abs(), *more, **kwargs))
+    # What arrives at each sample of each channel, at most; then at each sample, times twice the largest pixel.
+    here = gradient.abs().flatten(2).unflatten(1, (groups, -1))  # (N, G, O / G, positions)
+    there = weight.abs().flatten(1).unflatten(0, (groups, -1))  # (G, O / G, C / G * taps)
+    arriving = torch.einsum("ngop,goc->ngcp", here, there)
+    arriving = arriving.reshape(len(x), parts, -1, math.prod(weight.shape[2:]), *gradient.shape[2:]).sum(2)
+    if more[-1]:
+        arriving = arriving * mask.abs().view_as(arriving)
+    sizes[2] = 2 * x.abs().amax() * arriving.flatten(1, 2).repeat_interleave(2, 1)
+    filters, positions = weight.shape[0] // groups, gradient[:, 0].numel()
+    channels = 4 * x.shape[1] / parts
+    terms = (filters + 4 * weight[0, 0].numel(), positions, filters + channels, filters + channels, positions)
+    return tuple(
+        mode.by(one, mode.unit * (8 + 2 * _SUM * math.sqrt(n + 1)) * size) if one.numel() == size.numel() else one
+        for one, size, n in zip(results, sizes, terms, strict=True)
+    )
 
 
 def _roi_align(mode: Rounded, func: Any, args: tuple, kwargs: dict) -> Any:
     x, boxes, scale, *more = args
-    corners = mode.by(boxes[:, 1:], 4 * mode.unit * (boxes[:, 1:].abs() + 1 / scale))
-    boxes = torch.cat([boxes[:, :1], corners], 1)
-    size = _magnitudes(func, (x, boxes, scale, *more), kwargs)
+    boxes = _boxes(mode, boxes, scale)
+    size = func(x.abs(), boxes, scale, *more, **kwargs)
     return mode.by(func(x, boxes, scale, *more, **kwargs), mode.unit * (16 + max(x.shape[2:])) * size)
+
+
+def _roi_align_backward(mode: Rounded, func: Any, args: tuple, kwargs: dict) -> Any:
+    """Of a number: a sum over the samples of every bin that used it."""
+    gradient, boxes, scale, *more = args
+    boxes = _boxes(mode, boxes, scale)
+    size, weights = (func(one, boxes, scale, *more, **kwargs) for one in (gradient.abs(), torch.ones_like(gradient)))
+    reach = 16 + max(more[4:6]) + 2 * _SUM * (16 * weights + 1).sqrt()
+    # A sample that lies next to a pixel by a rounding of its place uses it too.
+    size = torch.nn.functional.max_pool2d(size, 3, 1, 1)
+    return mode.by(func(gradient, boxes, scale, *more, **kwargs), mode.unit * reach * size)
+
+
+def _boxes(mode: Rounded, boxes: torch.Tensor, scale: float) -> torch.Tensor:
+    """(index, x0, y0, x1, y1), each corner as far off as its place in the image may be."""
+    corners = boxes[:, 1:]
+    moved = mode.by(corners, 4 * mode.unit * (corners.abs() + 1 / scale))
+    exact = _short(corners, mode.unit) & _short(corners * scale, mode.unit)
+    return torch.cat([boxes[:, :1], torch.where(exact, corners, moved)], 1)
+
+
+def _linspace(mode: Rounded, func: Any, args: tuple, kwargs: dict) -> Any:
+    """A step is added up, as often as there are numbers; both ends are exact on one side only."""
+    return mode.by(func(*args, **kwargs), mode.unit * max(abs(float(end)) for end in args[:2]))
 
 
 _RULES: dict[str, Callable[..., Any]] = {
@@ -439,7 +524,10 @@ _RULES: dict[str, Callable[..., Any]] = {
     "grid_sampler_2d_backward": _grid_sample_backward,
     "grid_sampler_3d_backward": _grid_sample_backward,
     "deform_conv2d": _deform_conv,
+    "_deform_conv2d_backward": _deform_conv_backward,
     "roi_align": _roi_align,
+    "_roi_align_backward": _roi_align_backward,
+    "linspace": _linspace,
 }
 # Functions of each value alone.
 _FUNCTIONS = _words(

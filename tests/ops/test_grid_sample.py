@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.ops.judging import DTYPES, assert_as_near, assert_exact
+from tests.ops.judging import DTYPES, assert_exact, assert_near
 from tests.ops.sides import (
     always_compiled,
     as_precise,
@@ -37,6 +37,8 @@ COMBINATIONS = [
 # Every size, the batch of 3 and the channels are different.
 EXACT = {2: ((4, 8), (5, 7)), 3: ((4, 2, 8), (5, 1, 7))}
 ODD = {2: ((5, 9), (7, 2)), 3: ((5, 2, 7), (4, 1, 8))}
+# The same where the centres of the outer pixels are the ends; axes of as many other lengths as there are.
+ALIGNED = {2: ((5, 9), (5, 7)), 3: ((5, 3, 9), (5, 1, 7))}
 SINGLE = {2: ((1, 2), (4, 5)), 3: ((2, 1, 4), (5, 8, 7))}
 
 assert len(COMBINATIONS) == 30
@@ -46,15 +48,20 @@ def torch_grid_sample(x, grid, **options):
     return F.grid_sample(x.movedim(-1, 1), grid, **options).movedim(1, -1)
 
 
-def arguments(sizes, out, batch=3, channels=6, seed=0):
-    """An image, and points inside, on the border, far outside, and where a pixel or half of it begins."""
+def arguments(sizes, out, batch=3, channels=6, seed=0, align=None):
+    """An image, and points inside, on the border, far outside, and where a pixel or half of it begins.
+
+    With `align`, where one begins with this align_corners and no other.
+    """
     rng = np.random.default_rng(seed)
     grid = rng.uniform(-1.4, 1.4, (batch, *out, len(sizes)))
     for axis, size in enumerate(reversed(sizes)):
         edges = np.arange(-2, 2 * size + 3) / size - 1  # pixels and halves with align_corners=False
         centres = np.arange(-1, 2 * size + 1) / max(size - 1, 1) - 1  # and with align_corners=True
         special = np.concatenate([edges, centres, [-1, 1, -7.25, 30.5]])
-        if not all(
+        if align is not None:
+            special = np.concatenate([centres if align else edges, [-7.25, 30.5]])
+        elif not all(
             math.log2(s).is_integer() for s in sizes
         ):  # there rounding decides on which side of a pixel they lie
             special = np.array([-7.3, 30.7])
@@ -89,10 +96,10 @@ def test_compiled_values_and_gradients_are_torchs(rank, options, monkeypatch):
 def test_other_precisions_are_as_near_to_the_truth(rank, options, dtype, monkeypatch):
     unwrapped(monkeypatch)
     tf_dtype, torch_dtype = DTYPES[dtype]
-    arrays = as_precise(arguments(*EXACT[rank], channels=5), torch_dtype)
-    truth = torch_side(lambda x, g: torch_grid_sample(x, g, **options), arrays)
-    theirs = torch_side(lambda x, g: torch_grid_sample(x, g, **options), arrays, torch_dtype)
-    assert_as_near(tf_side(lambda x, g: grid_sample(x, g, **options), arrays, tf_dtype), theirs, truth, dtype)
+    align = options["align_corners"]
+    arrays = as_precise(arguments(*(ALIGNED if align else EXACT)[rank], channels=5, align=align), torch_dtype)
+    ours = tf_side(lambda x, g: grid_sample(x, g, **options), arrays, tf_dtype)
+    assert_near(ours, lambda: torch_side(lambda x, g: torch_grid_sample(x, g, **options), arrays), dtype)
 
 
 @given(st.data())

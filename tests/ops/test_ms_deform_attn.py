@@ -5,7 +5,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.ops.judging import DTYPES, assert_as_near, assert_exact
+from tests.ops.judging import DTYPES, assert_exact, assert_near
 from tests.ops.sides import (
     always_compiled,
     as_precise,
@@ -18,15 +18,16 @@ from tests.ops.sides import (
 from tf_models.ops import ms_deform_attn
 
 SHAPES = ((6, 4), (3, 2), (1, 5))
+SPECIAL = (0.0, 1.0, 0.5, 0.25, 0.125, -1.0, 9.0)
 SETTINGS = {"plain": lambda _: None, "unwrapped": unwrapped, "compiled": always_compiled}
 
 
-def arguments(shapes=SHAPES, batch=2, queries=7, heads=3, points=2, channels=5, seed=0):
+def arguments(shapes=SHAPES, batch=2, queries=7, heads=3, points=2, channels=5, seed=0, special=SPECIAL):
     """Values, locations in and outside and on pixels and edges, and weights."""
     rng = np.random.default_rng(seed)
     locations = rng.uniform(-0.4, 1.4, (batch, queries, heads, len(shapes), points, 2))
     chosen = rng.random(locations.shape) < 0.3
-    locations[chosen] = rng.choice([0.0, 1.0, 0.5, 0.25, 0.125, -1.0, 9.0], chosen.sum())
+    locations[chosen] = rng.choice(special, chosen.sum())
     pixels = sum(h * w for h, w in shapes)
     value = rng.standard_normal((batch, pixels, heads, channels))
     return [value, locations, rng.random((batch, queries, heads, len(shapes), points))]
@@ -88,11 +89,10 @@ def test_values_and_gradients_are_those_of_deformable_detr(monkeypatch):
 def test_other_precisions_are_as_near_to_the_truth(dtype, monkeypatch):
     unwrapped(monkeypatch)
     tf_dtype, torch_dtype = DTYPES[dtype]
-    # Many queries: of few, the largest error on either side is a matter of luck.
-    arrays = as_precise(arguments(queries=60), torch_dtype)
-    truth = torch_side(by_definition(SHAPES), arrays)
-    theirs = torch_side(by_definition(SHAPES), arrays, torch_dtype)
-    assert_as_near(tf_side(lambda v, p, w: ms_deform_attn(v, SHAPES, p, w), arrays, tf_dtype), theirs, truth, dtype)
+    # None on a pixel: there the least rounding decides which pixels' difference a gradient is.
+    arrays = as_precise(arguments(special=(-1.0, 9.0)), torch_dtype)
+    ours = tf_side(lambda v, p, w: ms_deform_attn(v, SHAPES, p, w), arrays, tf_dtype)
+    assert_near(ours, lambda: torch_side(by_definition(SHAPES), arrays), dtype)
 
 
 @given(st.data())

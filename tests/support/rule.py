@@ -12,18 +12,21 @@ from converter.rounded_torch import Exact, Rounded, exactly
 Results = Sequence[Any] | Mapping[str, Any]
 
 
-def assert_allowed(ours: Results, compute: Callable[[], Results], dtype: str = "float32") -> None:
+def assert_allowed(
+    ours: Results, compute: Callable[[], Results], dtype: str = "float32", inside: str | None = None
+) -> None:
     """Each of `ours` is as near to what `compute` gives as precision `dtype` allows.
 
     `compute` is a torch computation on float64 tensors; it is run exactly, which is the truth, and with roundings. Both
-    give arrays or tensors of the same shapes, channels last, by place or by name.
+    give arrays or tensors of the same shapes, channels last, by place or by name. `inside` is the precision of the
+    steps, where only their result is rounded to `dtype`.
     """
     with exactly(Exact()):
         truth = _named(compute())
     mine = _named(ours)
     assert mine.keys() == truth.keys()
     runs = rounding.runs_for(min(value.size for value in truth.values()))
-    moved = [_rounded(compute, seed, dtype) for seed in range(runs)]
+    moved = [_rounded(compute, seed, inside or dtype) for seed in range(runs)]
     for name, true in truth.items():
         assert mine[name].shape == true.shape, name
         found = rounding.judge(mine[name], true, [one[name] - true for one in moved], rounding.UNITS[dtype])
