@@ -13,7 +13,7 @@ from typing import Any, Protocol
 from converter.atomic import refuse, replacing, undisturbed
 from converter.checkpoint import Checkpoint
 from converter.errors import ConversionError, ProofError, UsageError, printable
-from converter.naming import fold
+from converter.naming import fold, listed
 from converter.origin import Origin
 from converter.reading import Ambiguous, Choice, Reading, find_reading
 from converter.registry import get
@@ -140,7 +140,7 @@ def convert(
                 report.numerical = numerical(temporary, plan, request, torch, progress.advance)
             report.source_sha256 = hashing.result()
             if written.nonfinite:
-                names = ", ".join(printable(name, 60) for name in written.nonfinite[:3])
+                names = listed([printable(name, 60) for name in written.nonfinite], 3)
                 report.notes.append(f"{len(written.nonfinite)} tensors hold NaN or Inf, as allowed: {names}")
             report.notes += source.notes
             if not report:
@@ -361,7 +361,7 @@ def _read(source: Checkpoint, model: str | None, options: Mapping[str, Any] | No
         raise
     except ConversionError as error:
         told = f"{printable(str(source.path), 160)}: {error}"
-        raise (Ambiguous(told) if isinstance(error, Ambiguous) else ConversionError(told)) from None
+        raise (Ambiguous(told) if isinstance(error, Ambiguous) else ConversionError(told)) from error.__cause__
 
 
 def _torch_process(stack: ExitStack) -> TorchProcess:

@@ -85,6 +85,9 @@ class Mapping:
 
     def __init__(self, rows: Iterable[Row | Drop]):
         rows = list(rows)
+        for row in rows:
+            if not isinstance(row, (Row, Drop)) or (isinstance(row, Row) and not isinstance(row.kind, Kind)):
+                raise ValueError(f"a table has rows Row(path, kind) and Drop(path, reason), not {row!r}")
         self.rows = [row for row in rows if isinstance(row, Row)]
         drops = {path: row for row in rows if isinstance(row, Drop) for path in expand(row.path)}
         self.dropped = {path: row.reason for path, row in drops.items()}

@@ -16,7 +16,9 @@ from converter.causes import cause
 from converter.errors import ConversionError, printable
 from converter.kinds import Kind, channels_last
 from converter.mapping import join
+from converter.naming import listed
 from converter.planning import Plan, build_tf
+from converter.reading import table_of
 from converter.registry import Probe
 from converter.report import Comparison, Numerical
 from converter.torch_process import TorchProcess
@@ -94,7 +96,7 @@ class Proof:
     notes: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        table = self.plan.pair.mapping(self.plan.config)
+        table = table_of(self.plan.pair, self.plan.config)
         self.rows = {torch_path: _Row(keras_path, kind) for torch_path, keras_path, kind in table.modules()}
         self.probes = list(self.request.probes)
         self.table = table
@@ -170,9 +172,7 @@ class Proof:
         try:
             self.model.load_weights(str(self.path))
         except Exception as error:
-            raise ConversionError(
-                f"Keras does not load the file: {printable(str(error).partition(chr(10))[0], 160)}"
-            ) from None
+            raise ConversionError(f"Keras does not load the file: {where_and_what(error)}") from error
         self.config, self.variables = config, by_path(self.model)
         self.assign(self.seeds)
 
@@ -363,12 +363,13 @@ class Proof:
         results = self._ran(watch)
         own = self._own(watch)
         compared: list[tuple[int, int, Comparison, np.ndarray, np.ndarray, Any]] = []
-        otherwise: dict[int, Comparison] = {}  # inputs of another shape, which may be right
+        otherwise: dict[int, str] = {}  # inputs of another size, which may be right
         for index, entry in enumerate(self.entries):
             for place, (ours, truth, allowed) in enumerate(self._reaching(entry, watch, index > own)):
                 if ours.shape != truth.shape:
-                    note = f"TensorFlow's shape is {ours.shape}, torch's {truth.shape}"
-                    otherwise.setdefault(index, Comparison(entry.path, note=note))
+                    if ours.size != truth.size:
+                        shapes = f"{ours.shape}, torch's {truth.shape}"
+                        otherwise.setdefault(index, f"; before it, the input of {printable(entry.path)} is {shapes}")
                     continue
                 one = _compare_allowed(entry.path, ours, truth, allowed)
                 compared.append((index, place, one, ours, truth, allowed))
@@ -379,22 +380,20 @@ class Proof:
         if idle:
             count = len({row[0] for row in wrong})
             self.notes.append(f"the inputs of {count} layers differ at places on which no output depends")
+        first = min((row[0] for row in compared if not row[2]), default=len(self.entries))
+        agreeing = max((row[0] for row in compared if row[2] and row[0] < first), default=-1)
+        shapes = next((otherwise[index] for index in sorted(otherwise) if agreeing < index < first), "")
         for index, _, one, ours, truth, _ in compared:
             if idle and not one:
                 continue
             pool(self.between, one)
             if not one:
-                self._note_found(0, index, self._between_text(index, one, ours, truth, watch))
+                text = self._between_text(index, one, ours, truth, watch)
+                self._note_found(0, index, text + (shapes if index == first else ""))
         for name, one, ours, truth in last:
             if not one:
                 text = self._between_text(len(self.entries), one, ours, truth, watch, name, run.between)
-                self._note_found(0, len(self.entries), text)
-        first = min((row[0] for row in compared if not row[2]), default=len(self.entries))
-        if (wrong and not idle) or not all(one for _, one, _, _ in last):
-            agreeing = max((row[0] for row in compared if row[2] and row[0] < first), default=-1)
-            for index in (place for place in sorted(otherwise) if agreeing < place < first):
-                one = otherwise[index]
-                self._note_found(0, index, self._between_text(index, one, np.zeros(1), np.zeros(1), watch))
+                self._note_found(0, len(self.entries), text + shapes)
         paths = self._uncovered()
         if paths:
             usual = [row[3] for row in compared] + [row[1] for row in rows]
@@ -574,7 +573,7 @@ def _paired(name: str, ours: Any, kind: Kind, single: Any, truth: Any, moved: li
         return
     if isinstance(ours, Mapping) and isinstance(truth, Mapping):
         if {key for key, _ in mine} != {key for key, _ in theirs[1]}:
-            shown = [", ".join(printable(key) for key, _ in side[:6]) for side in (mine, theirs[1])]
+            shown = [listed([printable(key) for key, _ in side], 6) for side in (mine, theirs[1])]
             yield Comparison(name, note=f"TensorFlow returns {shown[0]}, torch {shown[1]}")
             return
         by_name = dict(mine)
@@ -689,8 +688,21 @@ def _call(layer: Any, kind: Kind, args: tuple, kwargs: dict[str, Any]) -> Any:
     if kind.call is not None:
         return kind.call(layer, *args, **kwargs)
     if kind.stage:
-        return layer(*args, **kwargs)  # a stage has torch's parameters, some left out
+        return layer(*args, **_known(layer, kwargs))
     return layer(*args, *kwargs.values())
+
+
+def _known(layer: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Torch's keywords without those that ask for nothing (None, False) and that the Keras stage does not have."""
+    if all(value is not None and value is not False for value in kwargs.values()):
+        return kwargs
+    parameters = inspect.signature(getattr(layer, "call", layer)).parameters.values()
+    if any(one.kind is one.VAR_KEYWORD for one in parameters):
+        return kwargs
+    names = {one.name for one in parameters}
+    return {
+        name: value for name, value in kwargs.items() if name in names or (value is not None and value is not False)
+    }
 
 
 def _nudged(values: np.ndarray) -> np.ndarray:

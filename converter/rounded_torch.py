@@ -164,8 +164,9 @@ class Rounded(Exact):
         return rolled.repeat(-(-count // _POOL))[:count].view(shape)
 
     def by(self, value: torch.Tensor, amplitude: Any) -> torch.Tensor:
-        """`value` moved by so much, up or down."""
-        return value + amplitude * self.signs(value.shape)
+        """`value` moved by so much, up or down; what is infinite stays."""
+        moved = value + amplitude * self.signs(value.shape)
+        return torch.where(moved.isfinite(), moved, value)
 
     def summed(self, value: torch.Tensor, size: torch.Tensor, terms: float) -> torch.Tensor:
         """`value`, a sum of so many terms whose magnitudes add up to `size`, moved by what its order may do."""
@@ -173,7 +174,7 @@ class Rounded(Exact):
 
     def relative(self, value: torch.Tensor, roundings: float = 1.0) -> torch.Tensor:
         """`value` moved by so many roundings of its own size."""
-        return torch.addcmul(value, value, self.signs(value.shape), value=roundings * self.unit)
+        return value * (1 + roundings * self.unit * self.signs(value.shape))
 
 
 def _is_float(value: Any) -> bool:

@@ -27,6 +27,8 @@ from einops import rearrange
 from converter import nested
 from converter.blame import where_and_what
 from converter.checkpoint import Checkpoint
+from converter.errors import printable
+from converter.naming import listed
 from converter.registry import Probe
 from converter.rounding import runs_for
 
@@ -223,7 +225,7 @@ class ReferenceFailed(Exception):
 
 
 def main(folder: str) -> None:
-    """Answer one request: the messages of `answers` in their order, then None.
+    """Answer one request: the messages of `answer` in their order, then None.
 
     Each is a file of its own, `000000.pickle` and so on, whole once it has that name; the caller removes what it has
     read. A Failure instead of any of them is what went wrong.
@@ -236,28 +238,10 @@ def main(folder: str) -> None:
     send = _Sender(Path(folder))
     try:
         files = {source.file for source in request.sources.values()}
-        _answer(request, send, room=_ROOM + _ROOM_PER_BYTE * sum(map(os.path.getsize, files)))
+        answer(request, send, room=_ROOM + _ROOM_PER_BYTE * sum(map(os.path.getsize, files)))
         send(None)
     except ReferenceFailed as error:
         send(Failure(str(error), traceback.format_exc()))
-
-
-def answers(request: Request) -> Iterator[Message]:
-    """The same, for a process that has torch already.
-
-    Raises:
-        ReferenceFailed: it cannot be done, for a reason a user can act on.
-    """
-    import torch
-
-    state = torch.random.get_rng_state(), torch.backends.mha.get_fastpath_enabled()
-    messages: list[Message] = []
-    try:
-        _answer(request, messages.append)
-    finally:
-        torch.random.set_rng_state(state[0])
-        torch.backends.mha.set_fastpath_enabled(state[1])
-    yield from messages
 
 
 class _Sender:
@@ -284,7 +268,14 @@ class _Sender:
         self._count += 1
 
 
-def _answer(request: Request, send: Send, room: int | None = None) -> None:
+def answer(request: Request, send: Send, room: int | None = None) -> None:
+    """Send every message, in a process that has torch; each is to be taken at once, for torch goes on with its arrays.
+
+    `room` is how many bytes the process may take beyond what it has.
+
+    Raises:
+        ReferenceFailed: it cannot be done, for a reason a user can act on.
+    """
     import torch
 
     torch.manual_seed(0)
@@ -400,11 +391,14 @@ def _fill(model: Any, state: dict[str, Any], request: Request, torch: Any) -> No
     try:
         result = model.load_state_dict({n: v for n, v in state.items() if n not in surplus}, strict=False)
     except RuntimeError as error:
-        raise ReferenceFailed(f"the torch reference has other shapes: {str(error).splitlines()[-1].strip()}") from None
+        lines = [line.strip() for line in str(error).splitlines()[1:]] or [str(error)]
+        raise ReferenceFailed(
+            f"the torch reference has other shapes: {listed(map(printable, lines), 3, '; ')}"
+        ) from None
     missing = [name for name in result.missing_keys if name not in request.ignored]
     if missing or result.unexpected_keys:
         names = missing + list(result.unexpected_keys)
-        shown = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+        shown = listed(map(printable, names), 5)
         raise ReferenceFailed(f"the torch reference and the mapping do not name the same tensors: {shown}")
 
 

@@ -10,10 +10,11 @@ from torch import nn
 
 import converter
 import tf_models
-from converter import Mapping, Option, Pair, Probe, Row, kinds
+from converter import Mapping, Option, Pair, Probe, Row, kinds, nested
 from converter.atomic import scratch
 from converter.checkpoint import Checkpoint
 from converter.mappings.sam_decoder import SAM_DECODER
+from converter.numerical import compare
 from converter.reading import read_as
 from tests.small_sam import OPTIONS, save, small_state
 from tests.support.pairs import registered
@@ -135,18 +136,18 @@ def test_a_tuple_option_is_recorded_and_verified(tmp_path):
 def test_no_probes_prove_nothing(tmp_path):
     build = functional(lambda: keras.layers.Dense(3, name="0"), shape=(4,))
     one = pair("unprobed", build, linear, LINEAR, lambda config, rng: [])
-    with pytest.raises(converter.ProofError, match="no probe inputs"):
+    with pytest.raises(converter.ConversionError, match="`probes` of unprobed is empty"):
         converted(one, linear(), tmp_path)
-    with registered(one), pytest.raises(converter.UsageError, match="level is one of full-size, full, lossless"):
+    with registered(one), pytest.raises(converter.UsageError, match="level is one of train, full-size, full, lossless"):
         converter.verify(one.name, tmp_path / "ckpt.pth", tmp_path / "o.weights.h5", level="none")
 
 
-def test_a_layer_that_torch_does_not_call_is_named(tmp_path):
+def test_a_layer_that_torch_does_not_call_is_proven_by_the_outputs(tmp_path):
     build = functional(lambda: keras.layers.Dense(3, name="l"), shape=(4,))
     one = pair("used", build, Used, Mapping([Row("l", kinds.DENSE)]), probe(5, 4, name="x"))
     report, _ = converted(one, Used(), tmp_path)
-    assert report.numerical.uncalled == ("l",)
-    assert "l: proven by the outputs, for torch makes no call of them" in str(report)
+    assert not report.numerical.layers
+    assert report.numerical.full
 
 
 def test_a_layer_that_fails_on_torch_s_input_is_named(tmp_path):
@@ -178,12 +179,14 @@ def test_a_layer_that_fails_on_torch_s_input_is_named(tmp_path):
 
 
 def test_infinities_of_other_signs_and_later_parts_are_compared():
-    from converter.proof import _compare, flat
+    def same(ours, torchs, truth):
+        ours, torchs, truth = (np.array(value, np.float64) for value in (ours, torchs, truth))
+        return compare("y", ours, torchs, truth, [np.zeros_like(truth)])
 
-    assert not _compare("y", [np.inf], [-np.inf], [-np.inf])
-    assert _compare("y", [-np.inf, np.nan], [-np.inf, np.nan], [-np.inf, np.nan])
-    assert not _compare("y", [1.0], [np.inf], [1.0]), "torch's own error is no measure when it overflows"
-    assert len(flat((1, [2, (3, 4)], {"a": 5}))) == 5
+    assert not same([np.inf], [-np.inf], [-np.inf])
+    assert same([-np.inf, np.nan], [-np.inf, np.nan], [-np.inf, np.nan])
+    assert not same([1.0], [np.inf], [1.0]), "torch's own result overflows"
+    assert [part for _, part in nested.flat((1, [2, (3, 4)], {"a": 5}, None))] == [1, 2, 3, 4, 5]
 
 
 def test_scratch_folders_do_not_race(tmp_path):

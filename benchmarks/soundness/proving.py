@@ -37,7 +37,7 @@ class InProcess:
         messages: list[bytes] = []
         try:
             # Pickled at once, as the child does, for torch goes on with the arrays that it sends.
-            torch_side._answer(self._request, lambda message: messages.append(pickle.dumps(message, 5)))
+            torch_side.answer(self._request, lambda message: messages.append(pickle.dumps(message, 5)))
         except torch_side.ReferenceFailed as error:
             raise ConversionError(str(error)) from None
         for message in messages:

@@ -47,7 +47,7 @@ class OneProcess:
                 # Pickled at once, for torch goes on with the arrays that are sent.
                 # Without the child's watch over the memory, which would end this process.
                 request = cloudpickle.loads(self._request)
-                torch_side._answer(request, lambda message: messages.append(pickle.dumps(message, 5)))
+                torch_side.answer(request, lambda message: messages.append(pickle.dumps(message, 5)))
         except torch_side.ReferenceFailed as error:
             failure = str(error)
         except Exception as error:

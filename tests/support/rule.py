@@ -1,5 +1,6 @@
 """The rule of `converter.rounding`, for tests: a result in low precision against a torch computation in float64."""
 
+import copy
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -31,6 +32,15 @@ def assert_allowed(
         assert mine[name].shape == true.shape, name
         found = rounding.judge(mine[name], true, [one[name] - true for one in moved], rounding.UNITS[dtype])
         assert found, f"{name}: error {found.error:.2e}, allowed {found.allowed:.2e}"
+
+
+def as_held(module: torch.nn.Module, dtype: str) -> torch.nn.Module:
+    """The module in float64, with the parameters that a layer of such a compute dtype multiplies by."""
+    held = copy.deepcopy(module).double()
+    with torch.no_grad():
+        for parameter in held.parameters():
+            parameter.copy_(parameter.to(getattr(torch, dtype)))
+    return held
 
 
 def _rounded(compute: Callable[[], Results], seed: int, dtype: str) -> dict[str, np.ndarray]:
