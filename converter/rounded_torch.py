@@ -32,6 +32,7 @@ _LOW = (torch.float32, torch.float16, torch.bfloat16)
 # a sum, for each root of the number of its terms, of its value and of what their magnitudes add up to (docs/proof.md).
 _NEAREST, _FUNCTION, _SUM = 0.6, 2.0, 0.2
 _POOL = 1 << 16
+_SOME = 64  # terms of a sum that are looked at for whether they are alike
 _NEAREST_PIXEL, _BICUBIC = 1, 2  # what torch calls them among the modes of grid_sample
 _SIGNS = torch.randint(0, 2, (2 * _POOL,), generator=torch.Generator().manual_seed(0)).to(torch.float64) * 2 - 1
 _aten = torch.ops.aten
@@ -204,6 +205,25 @@ def _magnitudes(func: Any, args: tuple, kwargs: dict) -> torch.Tensor:
         return func(*least[0], **least[1]).double()
 
 
+def _alike(mode: Rounded, x: torch.Tensor, axes: list[int], size: torch.Tensor) -> torch.Tensor:
+    """How many terms go with a term of a sum over `axes`, whose terms' magnitudes add up to `size`: from 1 to all.
+
+    Terms that differ by less than the last digit of their sum, as those of a plain background do, are rounded alike
+    when they are added one after another: so many are off by so many times what one is. Some of the terms tell how many
+    pairs there are. Zeros are not rounded.
+    """
+    rest = [axis for axis in range(x.dim()) if axis not in axes]
+    terms = x.permute(*rest, *axes).reshape(*(x.shape[axis] for axis in rest), -1)
+    n = terms.shape[-1]
+    some = terms[..., :: max(1, n // _SOME)].sort(-1)[0].contiguous()
+    m = some.shape[-1]
+    if m < 3 or not some.numel():
+        return torch.ones(some.shape[:-1], dtype=x.dtype)
+    far = 2 * mode.unit * size.reshape(some.shape[:-1]).unsqueeze(-1)
+    with_one = torch.searchsorted(some, some + far, right=True) - torch.searchsorted(some, some - far) - 1
+    return 1 + (n - 1) * (with_one * (some != 0)).sum(-1) / (m * (m - 1))
+
+
 def _arithmetic(mode: Rounded, func: Any, args: tuple, kwargs: dict) -> Any:
     """One rounding, but none of what is exact: pixels' indices are added up so, and cut to integers."""
     result = func(*args, **kwargs)
@@ -274,16 +294,33 @@ def _convolution_backward(mode: Rounded, func: Any, args: tuple, kwargs: dict) -
     sizes = func(*sizes, **kwargs)
     here = gradient.numel() // gradient.shape[1]
     terms = (weight.numel(), here, here)
-    return tuple(
+    moved = [
         None if result is None else mode.summed(result, size, n)
         for result, size, n in zip(results, sizes, terms, strict=True)
-    )
+    ]
+    if results[2] is not None:
+        moved[2] = _of_bias(mode, gradient, results[2])
+    return tuple(moved)
+
+
+def _of_bias(mode: Rounded, gradient: torch.Tensor, result: torch.Tensor) -> torch.Tensor:
+    """The gradient of a bias: the sum of what arrives, over all axes but the channels'."""
+    axes = [axis for axis in range(gradient.dim()) if axis != 1]
+    size = gradient.abs().sum(axes)
+    terms = gradient.numel() / max(len(size), 1) * _alike(mode, gradient, axes, size)
+    return mode.by(result, _SUM * mode.unit * (terms + 1).sqrt() * (size + result.abs()))
 
 
 def _sums(mode: Rounded, func: Any, args: tuple, kwargs: dict) -> Any:
     result = func(*args, **kwargs)
     name = func._schema.name.split("::")[1]
     given = sum(one.numel() for one in args if _is_float(one))
+    if name in ("sum", "mean") and args[0].dim():
+        axes = kwargs.get("dim", args[1] if len(args) > 1 else None) or range(args[0].dim())
+        axes = [axis % args[0].dim() for axis in ([axes] if isinstance(axes, int) else axes)]
+        size, n = _magnitudes(func, args, kwargs), given / max(result.numel(), 1)
+        runs = _alike(mode, args[0], axes, size * n if name == "mean" else size).reshape(result.shape)
+        return mode.by(result, _SUM * mode.unit * (n * runs + 1).sqrt() * (size + result.abs()))
     if name == "cumsum":
         terms: float = args[0].shape[args[1]] if args[0].dim() else 1
     elif name.startswith(("index", "scatter", "_index", "_unsafe", "embedding", "col2im")):
@@ -303,9 +340,11 @@ def _softmax(mode: Rounded, func: Any, args: tuple, kwargs: dict) -> Any:
 def _statistics(mode: Rounded, x: torch.Tensor, axes: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
     """Mean and (biased) variance over `axes`, kept as axes of length one, each as far off as it may be."""
     n = math.prod(x.shape[axis] for axis in axes)
-    mean = mode.summed(x.mean(axes, keepdim=True), x.abs().mean(axes, keepdim=True), n)
+    mean, size = x.mean(axes, keepdim=True), x.abs().mean(axes, keepdim=True)
+    terms = n * _alike(mode, x, axes, size * n).reshape(mean.shape)
+    mean = mode.by(mean, _SUM * mode.unit * (terms + 1).sqrt() * (size + mean.abs()))
     variance = (x - mean).square().mean(axes, keepdim=True)
-    return mean, mode.relative(variance, 2 * _SUM * math.sqrt(n) + _FUNCTION)
+    return mean, mode.by(variance, mode.unit * (2 * _SUM * terms.sqrt() + _FUNCTION) * variance)
 
 
 def _normalised(mode: Rounded, x: Any, mean: Any, variance: Any, epsilon: float, weight: Any, bias: Any) -> Any:

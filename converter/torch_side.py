@@ -699,18 +699,22 @@ class _Probing:
 @contextlib.contextmanager
 def _doubled_in_turn(model: Any) -> Iterator[None]:
     """In the block each module has its own tensors in float64 while it runs, where a copy of all does not fit."""
+    from torch.utils._python_dispatch import _disable_current_modes
+
     kept: dict[int, Any] = {}
 
     def double(module: Any, args: tuple) -> None:
-        for tensor in (*module.parameters(recurse=False), *module.buffers(recurse=False)):
-            if tensor.is_floating_point() and id(tensor) not in kept:
-                kept[id(tensor)] = tensor.data
-                tensor.data = tensor.data.double()
+        with _disable_current_modes():  # in which the tensors would be float64 already
+            for tensor in (*module.parameters(recurse=False), *module.buffers(recurse=False)):
+                if tensor.is_floating_point() and id(tensor) not in kept:
+                    kept[id(tensor)] = tensor.data
+                    tensor.data = tensor.data.double()
 
     def back(module: Any, args: tuple, result: Any) -> None:
-        for tensor in (*module.parameters(recurse=False), *module.buffers(recurse=False)):
-            if id(tensor) in kept:
-                tensor.data = kept.pop(id(tensor))
+        with _disable_current_modes():
+            for tensor in (*module.parameters(recurse=False), *module.buffers(recurse=False)):
+                if id(tensor) in kept:
+                    tensor.data = kept.pop(id(tensor))
 
     handles = []
     for module in model.modules():

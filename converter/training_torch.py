@@ -16,6 +16,7 @@ from converter.torch_side import ReferenceFailed, Request, Send, Trained, as_ten
 
 STEPS = 3
 _SHARE = 0.01  # of its own size that a weight moves in the first step
+_LEAST = 1e-6  # of the largest effect on the loss that a parameter's gradient has: below it there is none
 _MOST_RUNS = 4
 # What switches units off at random, by the names that libraries give it.
 _RATES = ("p", "dropout", "drop_prob", "dropout_p", "drop_rate", "attention_dropout", "hidden_dropout")
@@ -116,7 +117,7 @@ class _Training:
                 self.gradients = {name: _numbers(value) for name, value in gradients.items()}
                 floats = ((name, value) for name, value in model.named_buffers() if value.is_floating_point())
                 self.buffers = {name: _numbers(value) for name, value in floats}
-                self.rates = rates or {name: _rate(parameters[name], value) for name, value in gradients.items()}
+                self.rates = rates or _rates(parameters, gradients)
             with torch.no_grad():
                 for name, value in parameters.items():
                     value -= self.rates[name] * gradients[name]
@@ -132,9 +133,20 @@ class _Training:
         return hook
 
 
-def _rate(value: torch.Tensor, gradient: torch.Tensor) -> float:
-    size, slope = (float(one.detach().double().square().mean().sqrt()) for one in (value, gradient))
-    return float(np.float32(_SHARE * (size or 1.0) / slope)) if slope > 1e-20 else 0.0
+def _rates(parameters: dict[str, Any], gradients: dict[str, torch.Tensor]) -> dict[str, float]:
+    """A rate for each parameter; none for one whose gradient is zero but for roundings, as a bias's before a
+    normalisation is: at its own size it would be thrown about."""
+    sizes = {name: _size(value) or 1.0 for name, value in parameters.items()}
+    slopes = {name: _size(value) for name, value in gradients.items()}
+    effects = {name: sizes[name] * slopes[name] * parameters[name].numel() ** 0.5 for name in sizes}
+    least = _LEAST * max(effects.values(), default=0.0)
+    return {
+        name: float(np.float32(_SHARE * sizes[name] / slopes[name])) if effects[name] > least else 0.0 for name in sizes
+    }
+
+
+def _size(value: torch.Tensor) -> float:
+    return float(value.detach().double().square().mean().sqrt()) if value.numel() else 0.0
 
 
 def _without_dropout(model: Any) -> None:
