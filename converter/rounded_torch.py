@@ -205,8 +205,8 @@ def _magnitudes(func: Any, args: tuple, kwargs: dict) -> torch.Tensor:
         return func(*least[0], **least[1]).double()
 
 
-def _alike(mode: Rounded, x: torch.Tensor, axes: list[int], size: torch.Tensor) -> torch.Tensor:
-    """How many terms go with a term of a sum over `axes`, whose terms' magnitudes add up to `size`: from 1 to all.
+def _alike(mode: Rounded, x: torch.Tensor, axes: list[int], value: torch.Tensor) -> torch.Tensor:
+    """How many terms go with a term of a sum over `axes` that comes to `value`: from 1 to all.
 
     Terms that differ by less than the last digit of their sum, as those of a plain background do, are rounded alike
     when they are added one after another: so many are off by so many times what one is. Some of the terms tell how many
@@ -219,7 +219,8 @@ def _alike(mode: Rounded, x: torch.Tensor, axes: list[int], size: torch.Tensor) 
     m = some.shape[-1]
     if m < 3 or not some.numel():
         return torch.ones(some.shape[:-1], dtype=x.dtype)
-    far = 2 * mode.unit * size.reshape(some.shape[:-1]).unsqueeze(-1)
+    parts = value.reshape(some.shape[:-1]).abs() + (n * some.square().mean(-1)).sqrt()  # the size of partial sums
+    far = 2 * mode.unit * parts.unsqueeze(-1)
     with_one = torch.searchsorted(some, some + far, right=True) - torch.searchsorted(some, some - far) - 1
     return 1 + (n - 1) * (with_one * (some != 0)).sum(-1) / (m * (m - 1))
 
@@ -307,7 +308,7 @@ def _of_bias(mode: Rounded, gradient: torch.Tensor, result: torch.Tensor) -> tor
     """The gradient of a bias: the sum of what arrives, over all axes but the channels'."""
     axes = [axis for axis in range(gradient.dim()) if axis != 1]
     size = gradient.abs().sum(axes)
-    terms = gradient.numel() / max(len(size), 1) * _alike(mode, gradient, axes, size)
+    terms = gradient.numel() / max(len(size), 1) * _alike(mode, gradient, axes, result)
     return mode.by(result, _SUM * mode.unit * (terms + 1).sqrt() * (size + result.abs()))
 
 
@@ -319,8 +320,8 @@ def _sums(mode: Rounded, func: Any, args: tuple, kwargs: dict) -> Any:
         axes = kwargs.get("dim", args[1] if len(args) > 1 else None) or range(args[0].dim())
         axes = [axis % args[0].dim() for axis in ([axes] if isinstance(axes, int) else axes)]
         size, n = _magnitudes(func, args, kwargs), given / max(result.numel(), 1)
-        runs = _alike(mode, args[0], axes, size * n if name == "mean" else size).reshape(result.shape)
-        return mode.by(result, _SUM * mode.unit * (n * runs + 1).sqrt() * (size + result.abs()))
+        alike = _alike(mode, args[0], axes, result * n if name == "mean" else result).reshape(result.shape)
+        return mode.by(result, _SUM * mode.unit * (n * alike + 1).sqrt() * (size + result.abs()))
     if name == "cumsum":
         terms: float = args[0].shape[args[1]] if args[0].dim() else 1
     elif name.startswith(("index", "scatter", "_index", "_unsafe", "embedding", "col2im")):
@@ -341,7 +342,7 @@ def _statistics(mode: Rounded, x: torch.Tensor, axes: list[int]) -> tuple[torch.
     """Mean and (biased) variance over `axes`, kept as axes of length one, each as far off as it may be."""
     n = math.prod(x.shape[axis] for axis in axes)
     mean, size = x.mean(axes, keepdim=True), x.abs().mean(axes, keepdim=True)
-    terms = n * _alike(mode, x, axes, size * n).reshape(mean.shape)
+    terms = n * _alike(mode, x, axes, mean * n).reshape(mean.shape)
     mean = mode.by(mean, _SUM * mode.unit * (terms + 1).sqrt() * (size + mean.abs()))
     variance = (x - mean).square().mean(axes, keepdim=True)
     return mean, mode.by(variance, mode.unit * (2 * _SUM * terms.sqrt() + _FUNCTION) * variance)

@@ -84,14 +84,6 @@ def assert_equal(ours: dict, theirs: dict) -> None:
         np.testing.assert_allclose(ours[name], expected, rtol=0, atol=1e-11 * np.abs(expected).max(), err_msg=name)
 
 
-def assert_as_near(ours: dict, theirs: dict, truth: dict) -> None:
-    """In float32, both against the truth in float64: at most 4 times torch's error, or 8 roundings of the largest."""
-    for name, exact in truth.items():
-        rounding = np.finfo(np.float32).eps * np.abs(exact).max()
-        allowed = max(4 * np.abs(theirs[name] - exact).max(), 8 * rounding)
-        assert np.abs(ours[name] - exact).max() <= allowed, name
-
-
 def again(layer: Any) -> Any:
     """The layer made anew of its own configuration, with its weights."""
     made = keras.saving.deserialize_keras_object(keras.saving.serialize_keras_object(layer))

@@ -12,6 +12,7 @@ import torch
 
 import tf_models
 from tests.sam_weights import at_path, carry, variable_and_value
+from tests.support.rule import as_held, assert_allowed
 from tf_models.sam.attention import ImageToTokenAttention, TokenToImageAttention
 from tf_models.sam.common import GELU, MLP, LayerNorm
 from tf_models.sam.mask_decoder import MaskDecoder, build_mask_decoder
@@ -53,19 +54,15 @@ def channels_last(x: torch.Tensor) -> np.ndarray:
     return (x.movedim(1, -1) if x.ndim == 4 else x).contiguous().numpy()
 
 
-def assert_as_exact_as_torch(
-    got, float32: torch.Tensor, truth: torch.Tensor, what: str = "output", known_error: float = 0
-) -> None:
-    """The error is at most 4 times torch's own in float32, or 8 roundings at the scale of the output.
+def outputs(compute) -> list[np.ndarray]:
+    """What a torch computation gives, one or several, channels last."""
+    with torch.inference_mode():
+        results = compute()
+    return [channels_last(one) for one in (results if isinstance(results, tuple) else (results,))]
 
-    `known_error` is torch's own on other inputs: a handful of numbers says little about it.
-    """
-    got, own, truth = np.asarray(got, np.float64), channels_last(float32.double()), channels_last(truth)
-    assert got.shape == truth.shape, what
-    rounding = np.finfo(np.float32).eps * np.abs(truth).max(initial=0)
-    allowed = max(4 * np.abs(own - truth).max(initial=0), 4 * known_error, 8 * rounding)
-    error = np.abs(got - truth).max(initial=0)
-    assert error <= allowed, f"{what}: error {error:.2e}, allowed {allowed:.2e}, 8 roundings {8 * rounding:.2e}"
+
+def doubled(*tensors: torch.Tensor) -> list[torch.Tensor]:
+    return [tensor.double() for tensor in tensors]
 
 
 class Case:
@@ -78,20 +75,16 @@ class Case:
         self.model = build_mask_decoder(**config)
         carry(self.torch, self.model)
         self.c = self.model.transformer_dim
-        own, truth = self.torch_outputs(inputs(self.c, 40, 3, 4, 2))
-        self.known_errors = [float((a - b).abs().max()) for a, b in zip(own, truth, strict=True)]
-
-    def torch_outputs(self, args: list[torch.Tensor], multimask_output: bool = True) -> tuple[tuple, tuple]:
-        """(masks, iou) of the reference in float32, and in float64: the truth."""
-        with torch.inference_mode():
-            own = self.torch(*args, multimask_output)
-            return own, self.double(*(arg.double() for arg in args), multimask_output)
 
     def check(self, call, args: list[torch.Tensor], multimask_output: bool = True) -> None:
-        own, truth = self.torch_outputs(args, multimask_output)
         got = call(*map(channels_last, args), multimask_output=multimask_output)
-        for row in zip(got, own, truth, ("masks", "iou"), self.known_errors, strict=True):
-            assert_as_exact_as_torch(*row)
+        self.judge(got, args, multimask_output)
+
+    def judge(self, got, args: list[torch.Tensor], multimask_output: bool = True, **options: str) -> None:
+        """(masks, iou) are as near to the truth as the proof's rule demands."""
+        ours = dict(zip(("masks", "iou"), got, strict=True))
+        truth = lambda: outputs(lambda: self.double(*doubled(*args), multimask_output))  # noqa: E731
+        assert_allowed(ours, lambda: dict(zip(("masks", "iou"), truth(), strict=True)), **options)
 
 
 @pytest.fixture(scope="module")
@@ -167,7 +160,7 @@ def test_every_layer_given_what_torchs_module_received(case):
 
     def record(name):
         def hook(module, args, output):
-            received[name] = args, output
+            received[name] = args
 
         return hook
 
@@ -180,13 +173,13 @@ def test_every_layer_given_what_torchs_module_received(case):
     containers = {"output_upscaling"}  # a list on the Keras side: its members are proven
     assert {"output_upscaling.2", "output_upscaling.4", "transformer.layers.1.mlp.act"} < received.keys()
     for name in received.keys() - containers:
-        layer_args, own = received[name]
-        with torch.inference_mode():
-            truth = at_path(case.double, name)(*(arg.double() for arg in layer_args))
-        got = at_path(case.model, name)(*map(channels_last, layer_args))
-        as_tuple = lambda x: x if isinstance(x, tuple) else (x,)  # noqa: E731
-        for one, other, best in zip(as_tuple(got), as_tuple(own), as_tuple(truth), strict=True):
-            assert_as_exact_as_torch(one, other, best, name)
+        module, layer, layer_args = at_path(case.double, name), at_path(case.model, name), received[name]
+        got = layer(*map(channels_last, layer_args))
+        truth = lambda: outputs(lambda: module(*doubled(*layer_args)))  # noqa: B023, E731
+        try:
+            assert_allowed(got if isinstance(got, tuple) else (got,), truth)
+        except AssertionError as error:
+            raise AssertionError(name) from error
 
 
 @pytest.mark.parametrize("tokens", [1, 8, 9, 40])
@@ -200,10 +193,9 @@ def test_both_ways_of_an_attention(layer_class, tokens):
         variable.assign(value)
     few, many = torch.randn(2, tokens, 32), torch.randn(2, 50, 32)
     args = (few, many, torch.randn(2, 50, 32)) if layer_class is TokenToImageAttention else (many, few, few + 1)
-    with torch.inference_mode():
-        own, truth = module(*args), module.double()(*(arg.double() for arg in args))
     assert bool(layer._is_few(few)) == (tokens <= 8)
-    assert_as_exact_as_torch(layer(*map(channels_last, args)), own, truth)
+    module.double()
+    assert_allowed([layer(*map(channels_last, args))], lambda: outputs(lambda: module(*doubled(*args))))
 
 
 def test_an_image_per_prompt_and_one_dense_embedding_for_all(small):
@@ -248,7 +240,8 @@ def test_gradients_of_every_variable_are_torchs(prompts):
 
 
 def test_gradients_under_jit(tiny):
-    args = [tf.constant(channels_last(arg)) for arg in inputs(32, 2, 5, 4, 2)]
+    given = inputs(32, 2, 5, 4, 2)
+    args = [tf.constant(channels_last(arg)) for arg in given]
 
     def gradients():
         with tf.GradientTape() as tape:
@@ -256,20 +249,27 @@ def test_gradients_under_jit(tiny):
             loss = tf.reduce_sum(masks**2) + tf.reduce_sum(iou**2)
         return tape.gradient(loss, [variable.value for variable in tiny.model.trainable_variables])
 
-    for eager, jitted in zip(gradients(), tf.function(gradients, jit_compile=True)(), strict=True):
-        scale = np.abs(eager).max()
-        np.testing.assert_allclose(jitted, eager, rtol=0, atol=1e-4 * scale + 1e-4)
+    names = {id(variable): variable.path for variable in tiny.model.trainable_variables}
+
+    def compute():
+        masks, iou = tiny.double(*doubled(*given))
+        named = dict(tiny.double.named_parameters())
+        found = torch.autograd.grad(masks.square().sum() + iou.square().sum(), list(named.values()))
+        pairs = [variable_and_value(tiny.model, name, value) for name, value in zip(named, found, strict=True)]
+        return {names[id(variable)]: value for variable, value in pairs}
+
+    for function in (gradients, tf.function(gradients, jit_compile=True)):
+        assert_allowed(dict(zip(names.values(), function(), strict=True)), compute)
 
 
 def test_mixed_float16(sam):
     half = build_mask_decoder(dtype="mixed_float16")
     carry(sam.torch, half)
     assert {variable.dtype for variable in half.variables} == {"float32"}
-    args = [channels_last(arg) for arg in inputs(256, 2, 9, 7, 2)]
-    for got, want in zip(half(*args), sam.model(*args), strict=True):
-        assert got.dtype == tf.float16
-        assert np.isfinite(got).all()
-        np.testing.assert_allclose(np.float32(got), want, rtol=0, atol=0.02 * np.abs(want).max())
+    args = [arg.half().float() for arg in inputs(256, 2, 9, 7, 2)]
+    got, held = half(*map(channels_last, args)), as_held(sam.torch, "float16")
+    assert all(one.dtype == tf.float16 for one in got)
+    assert_allowed(got, lambda: outputs(lambda: held(*doubled(*args))), "float16")
 
 
 def test_float64(small):
@@ -393,21 +393,22 @@ def test_patch_transpose_is_torchs_transposed_convolution(kernel_size):
     layer.build((None, None, None, 6))
     layer.kernel.assign(module.weight.detach().numpy().transpose(2, 3, 1, 0))
     layer.bias.assign(module.bias.detach().numpy())
-    with torch.inference_mode():
-        own, truth = module(x), module.double()(x.double())
-    assert_as_exact_as_torch(layer(channels_last(x)), own, truth)
+    module.double()
+    assert_allowed([layer(channels_last(x))], lambda: outputs(lambda: module(x.double())))
 
 
 def test_layer_norm_keeps_its_digits_at_a_large_mean():
     x = torch.randn(7, 64) + 300
     norm = LayerNorm(epsilon=1e-5)
-    own, truth = (torch.nn.functional.layer_norm(y, (64,)) for y in (x, x.double()))
-    assert_as_exact_as_torch(norm(x.numpy()), own, truth)
+    truth = torch.nn.functional.layer_norm(x.double(), (64,)).numpy()
+    # Centred before it is squared: what is off is the mean, by a few roundings of 300, which the variance does not see.
+    np.testing.assert_allclose(norm(x.numpy()), truth, rtol=0, atol=8 * 300 * 2.0**-24)
+    assert_allowed([norm(x.numpy())], lambda: [torch.nn.functional.layer_norm(x.double(), (64,))])
 
 
 def test_gelu_is_the_exact_one():
     x = torch.linspace(-6, 6, 1001)
-    assert_as_exact_as_torch(GELU()(x.numpy()), torch.nn.functional.gelu(x), torch.nn.functional.gelu(x.double()))
+    assert_allowed([GELU()(x.numpy())], lambda: [torch.nn.functional.gelu(x.double())])
 
 
 def test_the_tensorflow_side_does_not_import_torch():
