@@ -229,7 +229,10 @@ def _arithmetic(mode: Rounded, func: Any, args: tuple, kwargs: dict) -> Any:
     """One rounding, but none of what is exact: pixels' indices are added up so, and cut to integers."""
     result = func(*args, **kwargs)
     moved = mode.relative(result, _NEAREST)
-    return moved if result.numel() > _POOL else torch.where(_short(result, mode.unit), result, moved)
+    numbers = [torch.tensor(one, dtype=torch.float64) for one in args if isinstance(one, float)]
+    if result.numel() > _POOL or not all(_short(one, mode.unit) for one in numbers):
+        return moved
+    return torch.where(_short(result, mode.unit), result, moved)
 
 
 def _function(mode: Rounded, func: Any, args: tuple, kwargs: dict) -> Any:
