@@ -51,11 +51,11 @@ class Origin:
         dtype: what most tensors are.
         dtypes: canonical name -> dtype of the others.
         kept: canonical name -> a tensor that the model does not need.
-        ties: canonical names under which the checkpoint also had a tensor that the model has once.
         lost: canonical names of such tensors that are too large to be kept, or cannot be read.
         out_of_scope: how many tensors of the checkpoint are not of this network.
         narrowed: how many tensors lost precision on the way into the file.
         unrecorded: which of `names`, `dtypes` and `kept` were too long to be recorded.
+        ties: canonical names under which the checkpoint also had a tensor that the model has once.
     """
 
     key: str = ""
@@ -64,11 +64,11 @@ class Origin:
     dtype: str = "float32"
     dtypes: dict[str, str] = field(default_factory=dict)
     kept: dict[str, Kept] = field(default_factory=dict)
-    ties: list[str] = field(default_factory=list)
     lost: list[str] = field(default_factory=list)
     out_of_scope: int = 0
     narrowed: int = 0
     unrecorded: list[str] = field(default_factory=list)
+    ties: list[str] = field(default_factory=list)
 
     @classmethod
     def of(cls, reading: Reading, checkpoint: Checkpoint) -> "Origin":

@@ -44,7 +44,7 @@ def test_convert_says_what_it_did_in_aligned_lines(folder):
         "left",
         "lossless",
         "layers",
-        "uncalled",
+        "between",
         "output",
         "output",
         "written",

@@ -371,7 +371,7 @@ def test_what_is_asked_for_wrongly_is_a_usage_error(state, tmp_path):
         converter.plan("sam_decoder", checkpoint, {"heads": 3})
     with pytest.raises(converter.UsageError, match=r"num_heads takes a whole number, not three"):
         converter.plan("sam_decoder", checkpoint, {"num_heads": "three"})
-    with pytest.raises(converter.UsageError, match="verify is one of full-size, full, lossless, none"):
+    with pytest.raises(converter.UsageError, match="verify is one of train, full-size, full, lossless, none"):
         converter.convert("sam_decoder", checkpoint, verify="some")
 
 
