@@ -97,6 +97,8 @@ def prove(
     import torch
 
     import converter
+    import tf_models
+    import torch_refs
     from converter import proof, registry
 
     began = time.monotonic()
@@ -117,7 +119,8 @@ def prove(
             text = f"{type(error).__name__}: {error}"
         finally:
             proof.SEED = usual
-            registry._registered.pop(pair.name, None)
+            for known in (registry._registered, tf_models._BUILDERS, torch_refs._BUILDERS):
+                known.pop(pair.name, None)
     worst, where = _worst(report)
     return not text, text, worst, where, time.monotonic() - began
 
