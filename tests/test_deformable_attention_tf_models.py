@@ -204,13 +204,15 @@ def test_it_is_rebuilt_from_its_configuration(axes, tmp_path):
 
 @pytest.mark.parametrize("axes", IMAGES_FIRST)
 def test_export(axes, tmp_path):
-    model, x = carried(axes, upstream(axes)), channels_last(inputs(axes))
+    module, image = reference(axes, upstream(axes)), inputs(axes)
+    model, x = carried(axes, module), channels_last(image)
     shape = (None,) * (axes + 1)
     model.export(
         str(tmp_path / "saved"), input_signature=[keras.InputSpec(shape=(*shape, 12), dtype="float32")], verbose=False
     )
     saved = tf.saved_model.load(str(tmp_path / "saved"))
-    np.testing.assert_allclose(saved.serve(x), model(x), rtol=0, atol=1e-5)
+    compute = truth_of(module, image)
+    assert_allowed([saved.serve(x)], lambda: compute()[:1])
 
 
 @pytest.mark.parametrize("axes", AXES)
