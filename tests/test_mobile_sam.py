@@ -520,3 +520,26 @@ def test_the_seeded_checkpoint_has_the_published_layout(tmp_path):
     assert plan.pair.name == "mobile_sam"
     assert plan.config == plan.pair.fallback
     assert not plan.out_of_scope
+
+
+def test_an_older_checkpoint_s_indices_must_be_those_that_are_computed(tmp_path):
+    name = "image_encoder.layers.1.blocks.0.attn.attention_bias_idxs"
+    reference = seeded_encoder()
+    right = reference.layers[1].blocks[0].attn.attention_bias_idxs.clone()
+    report = converter.convert(
+        "mobile_sam",
+        save(small_state() | {name: right}, tmp_path),
+        tmp_path / "a.weights.h5",
+        "lossless",
+        options=OPTIONS,
+    )
+    assert report.lossless.equal == (name,)
+    wrong = right.flip(0)
+    with pytest.raises(converter.ProofError, match="attention_bias_idxs is left out, but does not equal the table"):
+        converter.convert(
+            "mobile_sam",
+            save(small_state() | {name: wrong}, tmp_path),
+            tmp_path / "b.weights.h5",
+            "lossless",
+            options=OPTIONS,
+        )

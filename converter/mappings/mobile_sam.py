@@ -81,7 +81,11 @@ def tiny_vit_rows(config: dict[str, Any]) -> list[Row | Drop]:
             Row(f"{block}.local_conv.c", DEPTHWISE_CONV_2D),
             Row(f"{block}.local_conv.bn", BATCH_NORM),
             Row(block, STAGE),
-            Drop(f"{block}.attn.attention_bias_idxs", "computed from the size of the window"),
+            Drop(
+                f"{block}.attn.attention_bias_idxs",
+                "computed from the size of the window",
+                equals=bias_indices(config["window_sizes"][stage - 1]),
+            ),
         ]
     return [
         *rows,
@@ -96,6 +100,12 @@ def tiny_vit_rows(config: dict[str, Any]) -> list[Row | Drop]:
         Row("neck", SEQUENTIAL_2D),
         Drop("{norm_head,head}.{weight,bias}", "the classifier that TinyViT was trained with; no mask depends on it"),
     ]
+
+
+def bias_indices(window: int) -> np.ndarray:
+    """(w², w²): which of a head's biases is for two tokens of a window; w times their rows apart, and their columns."""
+    apart = np.abs(np.arange(window)[:, None] - np.arange(window))  # (w, w)
+    return (apart[:, None, :, None] * window + apart[None, :, None, :]).reshape(window**2, window**2)
 
 
 def mobile_sam_config(shapes: Named[str, tuple[int, ...]], options: dict[str, Any]) -> dict[str, Any]:
