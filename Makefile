@@ -4,7 +4,7 @@ BIN := .venv/bin
 export TF_CPP_MIN_LOG_LEVEL ?= 3
 export CUDA_VISIBLE_DEVICES ?= -1
 
-.PHONY: help demo quick test test-all lint format bench-ops bench-pairs fuzz clean
+.PHONY: help demo quick test test-all lint format bench-ops bench-pairs soundness fuzz clean
 
 help:
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -54,6 +54,10 @@ bench-ops: .venv/.installed-test  ## the sampling ops against torch: a table and
 
 bench-pairs: .venv/.installed-test  ## layers and models against their torch references: a table
 	$(BIN)/python -m benchmarks.pairs
+
+soundness: .venv/.installed-test  ## how often the proof errs: planted faults, and 2,000 proofs of right networks
+	$(BIN)/python -m benchmarks.soundness power
+	$(BIN)/python -m benchmarks.soundness alarms --proofs 2000
 
 fuzz: .venv/.installed-test  ## 100,000 mutants of every file format; prints what it saw
 	$(BIN)/python -m tests.hardening.fuzzing --mutants 100000
