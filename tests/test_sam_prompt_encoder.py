@@ -9,6 +9,7 @@ import torch
 from segment_anything.modeling import PromptEncoder as UpstreamPromptEncoder
 
 from tests.sam_parts import assert_as_exact, keras_twin, last, seeded
+from tests.support.rule import assert_same
 from torch_refs.sam.prompt_encoder import build_prompt_encoder
 
 CONFIG = {"image_size": 112, "patch_size": 16, "embed_dim": 24, "mask_in_chans": 16}  # a grid of 7 x 7
@@ -45,6 +46,12 @@ def double(value):
     return value.double() if value.is_floating_point() else value
 
 
+def in_float64(module, given):
+    """A computation of the module's results in float64."""
+    exact, doubled = deepcopy(module).double(), {name: double(value) for name, value in given.items()}
+    return lambda: exact(**doubled)
+
+
 def for_keras(inputs):
     return {
         name: tuple(map(last, value)) if isinstance(value, tuple) else last(value) for name, value in inputs.items()
@@ -62,7 +69,7 @@ def reference():
 def upstream(reference):
     encoder = UpstreamPromptEncoder(24, (7, 7), (112, 112), 16).eval()
     encoder.load_state_dict(reference.state_dict(), strict=True)
-    return encoder
+    return encoder.double()
 
 
 @pytest.fixture(scope="module")
@@ -80,26 +87,21 @@ def test_the_state_dict_is_upstreams(reference, upstream):
 @pytest.mark.parametrize(("count", "points"), [(5, 3), (1, 1)])
 def test_every_sort_of_prompt(reference, upstream, model, sorts, count, points):
     given = chosen(sorts, prompts(count, points))
-    with torch.inference_mode():
-        want = upstream(given.get("points"), given.get("boxes"), given.get("masks"))
-        single = reference(**given)
-    for ours, theirs in zip(single, want, strict=True):
-        assert ours.shape == theirs.shape
-        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-6)
+    doubled = {name: double(value) for name, value in given.items()}
+    assert_same(in_float64(reference, given), lambda: upstream(*map(doubled.get, ("points", "boxes", "masks"))))
     tokens = points * ("points" in sorts) + ("points" in sorts and "boxes" not in sorts) + 2 * ("boxes" in sorts)
     results = model(**for_keras(given))
     assert results[0].shape == (count if sorts else 1, tokens, 24)
-    exact, doubled = deepcopy(reference).double(), {name: double(value) for name, value in given.items()}
-    assert_as_exact(results, lambda: exact(**doubled))
+    assert_as_exact(results, in_float64(reference, given))
 
 
 def test_the_dense_positions(reference, upstream, model):
     exact = deepcopy(reference).double()
-    torch.testing.assert_close(reference.get_dense_pe(), upstream.get_dense_pe(), rtol=0, atol=1e-6)
+    assert_same(lambda: [exact.get_dense_pe()], lambda: [upstream.get_dense_pe()])
     assert_as_exact([model.get_dense_pe()], lambda: [exact.get_dense_pe()])
 
 
-def test_one_graph_for_any_number_of_prompts(model):
+def test_one_graph_for_any_number_of_prompts(model, reference):
     @tf.function(
         input_signature=[
             tf.TensorSpec((None, None, 2)),
@@ -112,20 +114,18 @@ def test_one_graph_for_any_number_of_prompts(model):
         return model((coords, labels), boxes, masks)
 
     for count, points in ((5, 3), (1, 0), (2, 7)):
-        given = for_keras(prompts(count, points))
-        (coords, labels), boxes, masks = given.values()
-        for result, expected in zip(encode(coords, labels.astype("i4"), boxes, masks), model(**given), strict=True):
-            np.testing.assert_allclose(result, expected, rtol=0, atol=1e-5)
+        given = prompts(count, points)
+        (coords, labels), boxes, masks = for_keras(given).values()
+        assert_as_exact(encode(coords, labels.astype("i4"), boxes, masks), in_float64(reference, given))
 
 
-def test_compiled(model):
+def test_compiled(model, reference):
     compiled = tf.function(lambda **prompts: model(**prompts), jit_compile=True)
     given = {
         name: tuple(map(tf.constant, value)) if isinstance(value, tuple) else tf.constant(value)
         for name, value in for_keras(prompts()).items()
     }
-    for result, expected in zip(compiled(**given), model(**given), strict=True):
-        np.testing.assert_allclose(result, expected, rtol=0, atol=1e-5)
+    assert_as_exact(compiled(**given), in_float64(reference, prompts()))
 
 
 @pytest.mark.parametrize(("policy", "rounding"), [("mixed_float16", 2**-11), ("mixed_bfloat16", 2**-8)])

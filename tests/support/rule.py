@@ -34,6 +34,23 @@ def assert_allowed(
         assert found, f"{name}: error {found.error:.2e}, allowed {found.allowed:.2e}"
 
 
+def assert_same(ours: Callable[[], Results], theirs: Callable[[], Results]) -> None:
+    """Two torch computations on float64 tensors give the same, whatever precision the code of either casts to.
+
+    To 1e-12 of the largest number, which is 9000 roundings: what a formula makes wrong is larger.
+    """
+    with torch.no_grad():
+        with exactly(Exact()):
+            got = _named(ours())
+        with exactly(Exact()):
+            want = _named(theirs())
+    assert got.keys() == want.keys()
+    for name, expected in want.items():
+        assert got[name].shape == expected.shape, name
+        scale = np.abs(expected).max(initial=0)
+        np.testing.assert_allclose(got[name], expected, rtol=0, atol=1e-12 * scale, err_msg=name)
+
+
 def as_held(module: torch.nn.Module, dtype: str) -> torch.nn.Module:
     """The module in float64, with the parameters that a layer of such a compute dtype multiplies by."""
     held = copy.deepcopy(module).double()
