@@ -1,6 +1,7 @@
 """Conversion from end to end: every container and spelling, the plan's errors, the file, the loaded model."""
 
 import json
+from copy import deepcopy
 
 import h5py
 import numpy as np
@@ -11,6 +12,7 @@ import torch
 import converter
 import tf_models
 import torch_refs
+from tests.sam_parts import assert_as_exact, last
 from tests.small_sam import OPTIONS, SMALL, prefixed, save, small_state
 from torch_refs.sam.seeded_checkpoint import write_seeded_checkpoint
 
@@ -22,7 +24,7 @@ def state():
 
 @pytest.fixture(scope="module")
 def expected(state):
-    """The small decoder's outputs from torch, and the inputs, channels last."""
+    """The small decoder's inputs, channels last, and a computation of its outputs by torch in float64."""
     rng = np.random.default_rng(7)
     embeddings, pe, sparse, dense = (
         rng.standard_normal(shape, dtype=np.float32)
@@ -30,18 +32,15 @@ def expected(state):
     )
     model = torch_refs.create("sam_decoder", **SMALL).eval()
     model.load_state_dict(state)
-    with torch.no_grad():
-        masks, iou = model(*map(torch.from_numpy, (embeddings, pe, sparse, dense)), multimask_output=True)
+    model.double()
+    given = [torch.from_numpy(value).double() for value in (embeddings, pe, sparse, dense)]
     inputs = [np.moveaxis(embeddings, 1, -1), np.moveaxis(pe, 1, -1), sparse, np.moveaxis(dense, 1, -1)]
-    return inputs, np.moveaxis(masks.numpy(), 1, -1), iou.numpy()
+    return inputs, lambda: model(*given, multimask_output=True)
 
 
-def assert_computes(path, expected, tolerance=1e-5):
-    inputs, masks, iou = expected
-    model = tf_models.load(path)
-    got_masks, got_iou = model(*inputs, multimask_output=True)
-    np.testing.assert_allclose(got_masks, masks, rtol=0, atol=tolerance * np.abs(masks).max())
-    np.testing.assert_allclose(got_iou, iou, rtol=0, atol=tolerance * np.abs(iou).max())
+def assert_computes(model, expected):
+    inputs, compute = expected
+    assert_as_exact(model(*inputs, multimask_output=True), compute)
 
 
 OTHERS = {"image_encoder.pos_embed": torch.zeros(2, 3), "prompt_encoder.no_mask_embed.weight": torch.zeros(1, 4)}
@@ -102,7 +101,7 @@ def test_the_loaded_model_computes_what_torch_does(container, state, expected, t
     assert report.lossless
     assert report.numerical
     assert report.out_of_scope == {"image_encoder": 1, "prompt_encoder": 1}
-    assert_computes(output, expected)
+    assert_computes(tf_models.load(output), expected)
 
 
 def test_keras_itself_loads_the_file(state, expected, tmp_path):
@@ -110,8 +109,7 @@ def test_keras_itself_loads_the_file(state, expected, tmp_path):
     converter.convert("sam_decoder", save(state, tmp_path), output, verify="lossless", options=OPTIONS)
     model = tf_models.create("sam_decoder", **SMALL)
     model.load_weights(str(output))
-    inputs, masks, _ = expected
-    np.testing.assert_allclose(model(*inputs)[0], masks, rtol=0, atol=1e-5 * np.abs(masks).max())
+    assert_computes(model, expected)
 
 
 @pytest.fixture(scope="module")
@@ -156,18 +154,10 @@ def test_hugging_face(form, hugging_face, tmp_path):
     embeddings, pe, sparse, dense = (
         torch.randn(shape) for shape in [(1, 32, 4, 4), (1, 32, 4, 4), (1, 3, 2, 32), (1, 32, 4, 4)]
     )
-    with torch.no_grad():
-        masks, iou = hugging_face.mask_decoder(embeddings, pe, sparse, dense, multimask_output=True)[:2]
-    model = tf_models.load(output)
-    got_masks, got_iou = model(
-        embeddings.permute(0, 2, 3, 1).numpy(),
-        pe.permute(0, 2, 3, 1).numpy(),
-        sparse[0].numpy(),
-        np.repeat(dense.permute(0, 2, 3, 1).numpy(), 3, axis=0),
-    )
-    scale = masks.abs().max().item()
-    np.testing.assert_allclose(np.moveaxis(got_masks.numpy(), -1, 1), masks[0].numpy(), rtol=0, atol=1e-5 * scale)
-    np.testing.assert_allclose(got_iou, iou[0].numpy(), rtol=0, atol=1e-5)
+    got = tf_models.load(output)(last(embeddings), last(pe), sparse[0].numpy(), np.repeat(last(dense), 3, axis=0))
+    exact = deepcopy(hugging_face.mask_decoder).double()
+    given = [value.double() for value in (embeddings, pe, sparse, dense)]
+    assert_as_exact(got, lambda: [value[0] for value in exact(*given, multimask_output=True)[:2]])
 
 
 def test_the_official_size_converts_with_full_proof(tmp_path):

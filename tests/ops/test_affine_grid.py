@@ -52,9 +52,9 @@ def test_drawn(batch, spatial, align_corners, seed):
 
 @pytest.mark.parametrize("align_corners", [False, True])
 def test_an_axis_of_one_sample_lies_at_zero(align_corners):
-    grid = affine_grid([[[1.0, 0, 0], [0, 1, 0]]], (1, 1, 3, 2), align_corners)
+    grid = affine_grid(tf.constant([[[1.0, 0, 0], [0, 1, 0]]], tf.float64), (1, 1, 3, 2), align_corners)
     expected = [-1, 0, 1] if align_corners else [-2 / 3, 0, 2 / 3]
-    np.testing.assert_allclose(grid[0, 0, :, 0], expected, rtol=1e-6)
+    np.testing.assert_allclose(grid[0, 0, :, 0], expected, rtol=0, atol=1e-12)
     np.testing.assert_array_equal(grid[..., 1], 0)
 
 
@@ -86,17 +86,18 @@ def test_empty(size):
 
 
 def test_second_order():
-    theta = tf.ones((1, 2, 3))
+    theta = tf.ones((1, 2, 3), tf.float64)
     with tf.GradientTape() as outer:
         outer.watch(theta)
         with tf.GradientTape() as inner:
             inner.watch(theta)
             loss = tf.reduce_sum(affine_grid(theta, (1, 3, 4, 1)) ** 2)
         first = inner.gradient(loss, theta)
-    points = affine_grid(tf.constant([[[1.0, 0, 0], [0, 1, 0]]]), (1, 3, 4, 1))[0]
-    expected = 2 * tf.reduce_sum(tf.concat([points, tf.ones((3, 4, 1))], -1) ** 2, (0, 1))  # of each coefficient
+    points = affine_grid(tf.constant([[[1.0, 0, 0], [0, 1, 0]]], tf.float64), (1, 3, 4, 1))[0]
+    points = tf.concat([points, tf.ones((3, 4, 1), tf.float64)], -1)
+    expected = 2 * tf.reduce_sum(points**2, (0, 1))  # of each coefficient
     second = tf.linalg.diag_part(tf.reshape(outer.jacobian(first, theta), (6, 6)))
-    np.testing.assert_allclose(second, tf.tile(expected, [2]), rtol=1e-5)
+    np.testing.assert_allclose(second, tf.tile(expected, [2]), rtol=1e-12)
 
 
 @pytest.mark.parametrize(
