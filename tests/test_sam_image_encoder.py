@@ -14,6 +14,7 @@ from timm.layers.pos_embed import resample_abs_pos_embed_nhwc
 import tf_models
 import torch_refs
 from converter.mappings.sam_image_encoder import PUBLISHED_IMAGE_ENCODER
+from converter.rounded_torch import Exact, exactly
 from tests.sam_parts import (
     IMAGE_ENCODER,
     assert_as_exact,
@@ -22,6 +23,7 @@ from tests.sam_parts import (
     seeded,
     upstream_image_encoder,
 )
+from tests.support.rule import as_held, assert_same
 from tf_models.sam import relative_attention
 from torch_refs.sam.image_encoder import Block, ImageEncoderViT, RelativeAttention
 from torch_refs.sam.seeded_checkpoint import official_shapes
@@ -75,10 +77,11 @@ def test_the_reference_equals_upstream_at_the_published_widths(dim, heads):
     state = seeded(upstream)
     for encoder in (ours, upstream):
         encoder.load_state_dict(state, strict=True)
+        encoder.double()
+    x = image(1, 3, 240, 240).double()
+    assert_same(lambda: [ours(x)], lambda: [upstream(x)])
     with torch.inference_mode():
-        got, want = ours(image(1, 3, 240, 240)), upstream(image(1, 3, 240, 240))
-    torch.testing.assert_close(got, want, rtol=0, atol=1e-5)
-    assert want.std() > 0.5
+        assert upstream(x).std() > 0.5
 
 
 @pytest.mark.slow
@@ -88,11 +91,11 @@ def test_the_reference_equals_upstream_in_full():
     state = seeded(upstream)
     for encoder in (ours, upstream):
         encoder.load_state_dict(state, strict=True)
-    with torch.inference_mode():
-        got, want = ours(image(1, 3, 1024, 1024)), upstream(image(1, 3, 1024, 1024))
-    torch.testing.assert_close(got, want, rtol=0, atol=1e-4)
+        encoder.double()
+    x = image(1, 3, 1024, 1024).double()
+    assert_same(lambda: [ours(x)], lambda: [upstream(x)])
     model = keras_twin("sam_image_encoder", PUBLISHED_IMAGE_ENCODER, state)
-    np.testing.assert_allclose(tf.function(model)(last(image(1, 3, 1024, 1024))), last(want), rtol=0, atol=1e-4)
+    assert_as_exact([tf.function(model)(last(x.float()))], lambda: [upstream(x)])
 
 
 @pytest.mark.parametrize("size", [(7, 5), (4, 9), (10, 10), (13, 3)])
@@ -105,21 +108,23 @@ def test_a_block_of_another_size_equals_upstreams(size, window):
     state = seeded(ours)
     for block in (ours, upstream.eval()):
         block.load_state_dict(state, strict=True)
-    x = torch.randn(2, *size, 48, generator=torch.Generator().manual_seed(size[0]))
-    with torch.inference_mode():
-        torch.testing.assert_close(ours(x), upstream(x), rtol=0, atol=3e-6)
+        block.double()
+    x = torch.randn(2, *size, 48, generator=torch.Generator().manual_seed(size[0])).double()
+    assert_same(lambda: [ours(x)], lambda: [upstream(x)])
 
 
 @pytest.mark.parametrize("size", [(96, 56), (40, 120)])
-def test_absolute_positions_are_resized_bicubically(reference, size):
+def test_absolute_positions_are_resized_bicubically(reference, exact, size):
     """Upstream with its positions resized by another library equals the reference as it is."""
-    upstream = upstream_image_encoder()
+    upstream = upstream_image_encoder().double()
     upstream.load_state_dict(reference.state_dict())
     grid = [side // IMAGE_ENCODER["patch_size"] for side in size]
-    resized = resample_abs_pos_embed_nhwc(upstream.pos_embed.data, grid, antialias=False)
+    # In float64: it resizes in float32 and casts back, whatever it is given.
+    with exactly(Exact()):
+        resized = resample_abs_pos_embed_nhwc(upstream.pos_embed.data, grid, antialias=False)
     upstream.pos_embed = torch.nn.Parameter(resized)
-    with torch.inference_mode():
-        torch.testing.assert_close(reference(image(1, 3, *size)), upstream(image(1, 3, *size)), rtol=0, atol=1e-5)
+    x = image(1, 3, *size).double()
+    assert_same(lambda: [exact(x)], lambda: [upstream(x)])
 
 
 @pytest.mark.parametrize("shape", [(1, 3, SIZE, SIZE), (2, 3, 48, 64), (1, 3, 8, 120), (3, 3, 32, 32)])
@@ -139,24 +144,29 @@ def test_attention_in_pieces_equals_attention_at_once(model, exact, monkeypatch)
         assert_as_exact([function(tf.constant(last(given)))], lambda: [exact(given.double())])
 
 
-def test_a_graph_for_images_of_unknown_number_and_size(model):
+def test_a_graph_for_images_of_unknown_number_and_size(model, exact):
     function = tf.function(model, input_signature=[tf.TensorSpec((None, None, None, None))])
     for count in (1, 3):
-        x = last(image(count, 3, SIZE, SIZE))
-        np.testing.assert_allclose(function(x), model(x), rtol=0, atol=1e-5)
+        x = image(count, 3, SIZE, SIZE)
+        assert_as_exact([function(last(x))], lambda: [exact(x.double())])  # noqa: B023
     with pytest.raises(tf.errors.InvalidArgumentError):
         function(last(image(1, 3, 48, 64)))
 
 
 @pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16", "float64"])
-def test_other_precisions(model, reference, policy):
-    state, x = reference.state_dict(), last(image(1, 3, 48, 64))
+def test_other_precisions(reference, exact, policy):
+    state, x = reference.state_dict(), image(1, 3, 48, 64)
     other = keras_twin("sam_image_encoder", {"image_size": SIZE, **IMAGE_ENCODER}, state, dtype=policy)
-    result, expected = other(x), model(x)
-    assert result.dtype == keras.DTypePolicy(policy).compute_dtype
-    # Half types round 2^-11 and 2^-8 of a value at each of some twenty layers.
-    tolerance = {"mixed_float16": 0.02, "mixed_bfloat16": 0.15, "float64": 1e-5}[policy]
-    np.testing.assert_allclose(tf.cast(result, "float32"), expected, rtol=0, atol=tolerance)
+    result = other(last(x))
+    dtype = keras.DTypePolicy(policy).compute_dtype
+    assert result.dtype == dtype
+    result = tf.cast(result, "float64")
+    if dtype == "float64":  # no worse than float32, in which Keras computes some of it
+        assert_as_exact([result], lambda: [exact(x.double())])
+    else:
+        half = x.to(getattr(torch, dtype)).double()
+        held = as_held(reference, dtype)
+        assert_as_exact([result], lambda: [held(half)], dtype)
 
 
 def test_it_is_rebuilt_from_its_configuration(model):
@@ -167,14 +177,14 @@ def test_it_is_rebuilt_from_its_configuration(model):
     np.testing.assert_array_equal(again(x), model(x))
 
 
-def test_it_is_exported(model, tmp_path):
+def test_it_is_exported(model, exact, tmp_path):
     function = tf.function(model, input_signature=[tf.TensorSpec((None, SIZE, SIZE, 3))])
     module = tf.Module()
     module.model, module.call = model, function
     tf.saved_model.save(module, tmp_path / "saved")
     loaded = tf.saved_model.load(tmp_path / "saved")
-    x = tf.constant(last(image(2, 3, SIZE, SIZE)))
-    np.testing.assert_allclose(loaded.call(x), model(x), rtol=0, atol=1e-5)
+    x = image(2, 3, SIZE, SIZE)
+    assert_as_exact([loaded.call(tf.constant(last(x)))], lambda: [exact(x.double())])
 
 
 def test_errors(model):

@@ -18,6 +18,7 @@ from converter.reading import find_reading
 from tests.sam_parts import CONFIG, IMAGE_ENCODER, OPTIONS, assert_as_exact, keras_twin, last, sam_state, upstream_sam
 from tests.small_sam import prefixed, save
 from tests.support.pairs import registered
+from tests.support.rule import assert_same
 from tf_models.sam.relative_attention import RelativeAttention
 from torch_refs.sam.sam import build_sam_vit_b
 from torch_refs.sam.seeded_checkpoint import official_shapes, seeded_tensor
@@ -76,7 +77,8 @@ def test_the_reference_equals_upstream(reference, state, multimask_output):
     upstream.load_state_dict(state, strict=True)
     upstream.pixel_mean.zero_()
     upstream.pixel_std.fill_(1)
-    given = inputs()
+    upstream.double()
+    given = {name: value.double() if value.is_floating_point() else value for name, value in inputs().items()}
     record = {
         "image": given["image"][0],
         "original_size": (SIZE, SIZE),
@@ -85,12 +87,15 @@ def test_the_reference_equals_upstream(reference, state, multimask_output):
         "boxes": given["boxes"],
         "mask_inputs": given["mask_input"],
     }
-    with torch.inference_mode():
+
+    def theirs():
         [want] = upstream([record], multimask_output)
-        masks, iou = reference(**given, multimask_output=multimask_output)
-    torch.testing.assert_close(masks, want["low_res_logits"], rtol=0, atol=1e-5)
-    torch.testing.assert_close(iou, want["iou_predictions"], rtol=0, atol=1e-6)
-    assert masks.std() > 0.1
+        return want["low_res_logits"], want["iou_predictions"]
+
+    ours = in_float64(reference, given, multimask_output=multimask_output)
+    assert_same(ours, theirs)
+    with torch.inference_mode():
+        assert ours()[0].std() > 0.1
 
 
 def test_tensorflow_against_the_reference(model, reference):
@@ -101,19 +106,15 @@ def test_tensorflow_against_the_reference(model, reference):
         assert_as_exact(results, in_float64(reference, given, multimask_output=multimask_output))
 
 
-def test_an_encoded_image_is_decoded_with_many_prompts(model):
+def test_an_encoded_image_is_decoded_with_many_prompts(model, reference):
     given = for_keras(without("mask_input"))
-    whole = model(**given)
     embedding = model.image_encoder(given.pop("image"))
-    for result, expected in zip(model.decode(embedding, **given), whole, strict=True):
-        np.testing.assert_allclose(result, expected, rtol=0, atol=1e-5)
+    assert_as_exact(model.decode(embedding, **given), in_float64(reference, without("mask_input")))
 
 
-def test_compiled(model):
-    given = for_keras(inputs())
+def test_compiled(model, reference):
     compiled = tf.function(lambda **given: model(**given), jit_compile=True)
-    for result, expected in zip(compiled(**given), model(**given), strict=True):
-        np.testing.assert_allclose(result, expected, rtol=0, atol=2e-5)
+    assert_as_exact(compiled(**for_keras(inputs())), in_float64(reference, inputs()))
 
 
 @pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16"])
@@ -135,7 +136,7 @@ def test_it_is_rebuilt_from_its_configuration(model):
         np.testing.assert_array_equal(result, expected)
 
 
-def test_it_is_exported_for_any_number_of_prompts(model, tmp_path):
+def test_it_is_exported_for_any_number_of_prompts(model, reference, tmp_path):
     signature = [
         tf.TensorSpec((1, SIZE, SIZE, 3)),
         tf.TensorSpec((None, None, 2)),
@@ -146,11 +147,12 @@ def test_it_is_exported_for_any_number_of_prompts(model, tmp_path):
     tf.saved_model.save(module, tmp_path / "saved")
     loaded = tf.saved_model.load(tmp_path / "saved")
     for count in (1, 5, 9):
-        coords = tf.random.stateless_uniform((count, 2, 2), (0, count)) * SIZE
-        labels = tf.ones((count, 2), tf.int32)
-        image = for_keras(inputs())["image"]
-        for result, expected in zip(loaded.call(image, coords, labels), model(image, coords, labels), strict=True):
-            np.testing.assert_allclose(result, expected, rtol=0, atol=1e-5)
+        given = {
+            "image": inputs()["image"],
+            "point_coords": SIZE * torch.rand(count, 2, 2, generator=torch.Generator().manual_seed(count)),
+            "point_labels": torch.ones(count, 2, dtype=torch.int32),
+        }
+        assert_as_exact(loaded.call(*for_keras(given).values()), in_float64(reference, given))
 
 
 def test_converted_and_loaded(state, reference, tmp_path):
