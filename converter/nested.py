@@ -6,14 +6,28 @@ from typing import Any
 import numpy as np
 
 
-def each(function: Callable[[Any], Any], value: Any) -> Any:
-    """`value` with `function` applied to whatever is not a tuple, list or dict."""
+def each(function: Callable[[Any], Any], value: Any, plain: bool = False) -> Any:
+    """`value` with `function` applied to whatever is not a tuple, list or dict.
+
+    Named tuples and other sorts of dicts are made anew, or with `plain` become tuples and dicts.
+    """
     if isinstance(value, Mapping):
-        return {name: each(function, part) for name, part in value.items()}
+        parts = {name: each(function, part, plain) for name, part in value.items()}
+        return parts if plain or type(value) is dict else _like(value, parts)
     if isinstance(value, (tuple, list)):
-        parts = [each(function, part) for part in value]
-        return tuple(parts) if isinstance(value, tuple) else parts
+        several = [each(function, part, plain) for part in value]
+        if hasattr(value, "_fields") and not plain:
+            return type(value)(*several)
+        return tuple(several) if isinstance(value, tuple) else several
     return function(value)
+
+
+def _like(value: Mapping, parts: dict[Any, Any]) -> Any:
+    """A dict of the same sort, as libraries have for results."""
+    try:
+        return type(value)(**parts)
+    except TypeError:
+        return parts
 
 
 def flat(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:

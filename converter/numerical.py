@@ -22,11 +22,12 @@ from converter.reading import table_of
 from converter.registry import Probe
 from converter.report import Comparison, Numerical
 from converter.torch_process import TorchProcess
-from converter.torch_side import Call, Entry, Note, Request, Run, Seeded, Trained
+from converter.torch_side import MOST_CALLS, Call, Entry, Note, Request, Run, Seeded, Trained
 from converter.variables import by_path, layer_at
 from converter.watching import Seen, Watch, watched
 
 _MOST_MISPLACED = 6  # layers whose input differs that are looked at one by one
+_LARGEST = float(np.finfo(np.float32).max)
 _SURE = 1.5  # times what is allowed: less accuses nothing in particular
 
 
@@ -49,7 +50,12 @@ def numerical(
     with tf.device("CPU:0"):  # the rule is about float32; a GPU may compute with less
         proof = Proof(path, plan, request, progress)
         for message in torch_process.answers():
-            proof.take(message)
+            try:
+                proof.take(message)
+            except (ConversionError, MemoryError):
+                raise
+            except Exception as error:  # whatever results of a user's networks cannot be compared
+                raise ConversionError(f"the proof of {plan.pair.name} broke off at {where_and_what(error)}") from error
         return proof.result()
 
 
@@ -92,6 +98,7 @@ class Proof:
     failed_layers: dict[str, tuple[int, Comparison]] = field(default_factory=dict)
     found: list[_Found] = field(default_factory=list)
     covered: set[str] = field(default_factory=set)
+    alone: set[str] = field(default_factory=set)  # variables on which a layer that is run alone depends
     varied: bool = False
     notes: list[str] = field(default_factory=list)
 
@@ -220,14 +227,19 @@ class Proof:
         for name, *values in pairs:
             self._note_layer(call, replace(compare(name, *values), name=call.path, suspects=row.kind.suspects))
         prefix = f"{row.keras}." if row.keras else ""
+        known = self.covered if row.kind.stage else self.alone | self.covered
         here = [
             path
             for path in self.variables
-            if path.startswith(prefix) and (not row.kind.stage or path not in self.owners) and path not in self.covered
+            if path.startswith(prefix) and (not row.kind.stage or path not in self.owners) and path not in known
         ]
         if here:
             allowed = [rounding.allowance(values[2], values[3]) for _, *values in pairs]
-            self._cover(here, compute, [values[0] for _, *values in pairs], allowed)
+            found = self._moving(here, compute, [values[0] for _, *values in pairs], allowed)
+            if row.kind.stage or self.probe.stages_only:
+                self.covered |= found
+            else:
+                self.alone |= found
 
     def _note_layer(self, call: Call, one: Comparison) -> None:
         pool(self.layers, one)
@@ -242,10 +254,11 @@ class Proof:
         seeded = " (with other values in tensors that are constant)" if self.seeds else ""
         self.found.append(_Found(rank + (3 if self.seeds else 0), self.at, place, text + seeded))
 
-    def _cover(
+    def _moving(
         self, paths: list[str], compute: Callable[[], list[np.ndarray]], usual: list[np.ndarray], allowed: list[Any]
-    ) -> None:
-        """Note which of these variables the results depend on: with other values they are further away than allowed."""
+    ) -> set[str]:
+        """Those of these variables that the results depend on: with other values they are further off than allowed."""
+        found = set()
         for path in paths:
             variable = self.variables[path]
             kept = np.array(variable)
@@ -260,7 +273,8 @@ class Proof:
                 result.shape == before.shape and bool((np.abs(result - before) > most).any())
                 for result, before, most in zip(results, usual, allowed, strict=True)
             ):
-                self.covered.add(path)
+                found.add(path)
+        return found
 
     # The whole, and what lies between the layers
 
@@ -339,7 +353,8 @@ class Proof:
         for name, *values in rows:
             one = compare(name, *values)
             pool(self.layers if self.probe.part else self.outputs, one)
-            self.varied = self.varied or np.ptp(values[2]) > 0 or values[2].size == 1
+            known = values[2][np.isfinite(values[2])]
+            self.varied = self.varied or known.size == 1 or bool(known.size and np.ptp(known) > 0)
             if not one:
                 self._note_found(2, 0, f"output {one}")
         return [row[0] for row in rows]
@@ -349,7 +364,9 @@ class Proof:
         paths = self._uncovered()
         if paths:
             usual, allowed = [row[0] for row in self._last], [row[1] for row in self._last]
-            self._cover(paths, lambda: [row[1] for row in self._rows_of(self._root(), run, [])], usual, allowed)
+            self.covered |= self._moving(
+                paths, lambda: [row[1] for row in self._rows_of(self._root(), run, [])], usual, allowed
+            )
 
     def _uncovered(self) -> list[str]:
         """Variables of the probe's part that no comparison depends on so far."""
@@ -360,7 +377,11 @@ class Proof:
         """Run the whole with torch's result in the place of each layer's, and compare what reaches the layers."""
         forced = self._forced()
         watch = Watch(forced=forced)
-        results = self._ran(watch)
+        with _eagerly():
+            results = self._ran(watch)
+        for path in self.alone - self.covered:
+            if path in self.owners and self._called_alike(self.owners[path], watch):
+                self.covered.add(path)  # what shows it alone is called in the whole as torch calls it
         own = self._own(watch)
         compared: list[tuple[int, int, Comparison, np.ndarray, np.ndarray, Any]] = []
         otherwise: dict[int, str] = {}  # inputs of another size, which may be right
@@ -401,7 +422,8 @@ class Proof:
 
             def compute() -> list[np.ndarray]:
                 again = Watch(forced=forced)
-                results = self._root(again)
+                with _eagerly():
+                    results = self._root(again)
                 reached = [
                     ours
                     for entry in self.entries
@@ -410,7 +432,7 @@ class Proof:
                 ]
                 return reached + [row[1] for row in self._rows_of(results, run, run.near)]
 
-            self._cover(paths, compute, usual, allowed)
+            self.covered |= self._moving(paths, compute, usual, allowed)
 
     def _forced(self) -> dict[str, list[Any]]:
         """Torch's result of each call of each layer, as the Keras layer gives it."""
@@ -431,28 +453,37 @@ class Proof:
         for several calls at once. What comes after it carries the roundings of layers."""
         for index, entry in enumerate(self.entries):
             calls = sum(other.path == entry.path for other in self.entries)
-            if not self.rows[entry.path].kind.stage and watch.changed.get(entry.path, 0) != calls:
+            if not self.rows[entry.path].kind.stage and watch.changed.get(entry.path, 0) < calls:
                 return index
         return len(self.entries)
+
+    def _called_alike(self, path: str, watch: Watch) -> bool:
+        """Whether Keras called the layer as often as torch did, of calls that are recorded."""
+        known = sum(other.path == path for other in self.entries)
+        seen = len(watch.seen.get(path, []))
+        return seen == known or (known == MOST_CALLS and seen > known)
 
     def _reaching(self, entry: Entry, watch: Watch, far: bool) -> Iterator[tuple[np.ndarray, np.ndarray, Any]]:
         """(ours, truth, allowed) of each argument of a layer's call that can be compared."""
         calls = watch.seen.get(entry.path, [])
-        if len(calls) != sum(other.path == entry.path for other in self.entries) or not entry.near:
+        if not self._called_alike(entry.path, watch) or not entry.near:
             return  # Keras's layer is called otherwise, or not at all
         kind = self.rows[entry.path].kind
         seen: Seen = calls[entry.index]
         truth = _given(kind, entry.args, entry.kwargs)
-        moved = _given(kind, *_sum((entry.args, entry.kwargs), entry.far if far else entry.near))
-        if truth is None or moved is None:
+        runs = [_given(kind, *_sum((entry.args, entry.kwargs), run)) for run in (entry.far if far else entry.near)]
+        if truth is None or any(run is None for run in runs):
             return
         ours = nested.arrays((seen.args, seen.kwargs))
-        for place, (value, true, other) in enumerate(zip(ours, truth, moved, strict=False)):
+        for place, (value, true) in enumerate(zip(ours, truth, strict=False)):
+            whole = true.dtype.kind in "iub"
             value, true = _numbers(value), _numbers(true)
             with np.errstate(invalid="ignore"):
-                allowed = rounding.allowance(true, [np.nan_to_num(_numbers(other) - true, posinf=0.0, neginf=0.0)])
+                others = [_numbers(run[place]) - true for run in runs if run is not None]
+            allowed: Any = 0.0 if whole else rounding.allowance(true, others)
             if place == 0 and value.shape != true.shape and entry.padded is not None:
                 true = _numbers(kind.arrange(entry.padded))  # Keras pads before the layer
+                allowed = np.max(allowed, axis=tuple(range(true.ndim - 1)))
             yield value, true, allowed
 
     def _idle(self, wrong: list[Any]) -> bool:
@@ -460,23 +491,27 @@ class Proof:
         if not all(map(bool, self.outputs.values())):
             return False
         rng = np.random.default_rng(0)
-        added = {}
-        for index, place, _, ours, truth, allowed in wrong:
-            entry = self.entries[index]
-            off = np.abs(ours - truth) > np.broadcast_to(allowed, truth.shape)
-            size = np.sqrt(np.mean(np.square(truth))) + np.abs(ours - truth).max(initial=0)
-            added[entry.path, entry.index, place] = np.where(off, rng.uniform(0.5, 1.5, truth.shape) * size, 0.0)
-        try:
-            results = self._root(Watch(added=added))
-        except Exception:
-            return False
-        values = nested.arrays(results)
-        # A mask gives a weight of exactly zero; what is merely weak moves an output by more than a few roundings.
-        return len(values) == len(self._last) and all(
-            value.shape == usual.shape
-            and bool((np.abs(_numbers(value) - usual) <= 4 * rounding.UNITS["float32"] * np.abs(usual).max()).all())
-            for value, (usual, _) in zip(values, self._last, strict=True)
-        )
+        for signs, factor in ((1.0, 1.0), (-1.0, 1.0), (0.0, 0.1), (0.0, 10.0)):
+            added = {}
+            for index, place, _, ours, truth, allowed in wrong:
+                entry = self.entries[index]
+                off = np.abs(ours - truth) > np.broadcast_to(allowed, truth.shape)
+                size = factor * (np.sqrt(np.mean(np.square(truth))) + np.abs(ours - truth).max(initial=0))
+                sign = signs or rng.choice([-1.0, 1.0], truth.shape)
+                moved = sign * rng.uniform(0.5, 1.5, truth.shape) * size
+                added[entry.path, entry.index, place] = np.where(off, moved, 0.0)
+            try:
+                values = nested.arrays(self._root(Watch(added=added)))
+            except Exception:
+                return False
+            # A mask gives a weight of exactly zero; what is merely weak moves an output by more than a few roundings.
+            if len(values) != len(self._last) or not all(
+                value.shape == usual.shape
+                and bool((np.abs(_numbers(value) - usual) <= 4 * rounding.UNITS["float32"] * np.abs(usual)).all())
+                for value, (usual, _) in zip(values, self._last, strict=True)
+            ):
+                return False
+        return True
 
     def _between_text(
         self,
@@ -532,7 +567,23 @@ def _channels_last(value: Any) -> Any:
 
 
 def _numbers(value: Any) -> np.ndarray:
-    return np.asarray(value, np.float64)
+    """In float64; a complex number is two real ones, along a last axis, and what float32 has no number for infinite."""
+    array = np.asarray(value)
+    if array.dtype.kind == "c":
+        array = np.stack([array.real, array.imag], -1)
+    array = array.astype(np.float64)
+    return np.where(np.abs(array) >= _LARGEST, np.copysign(np.inf, array), array) if array.size else array
+
+
+@contextmanager
+def _eagerly() -> Iterator[None]:
+    """Run what is compiled step by step, so that layers within can be watched."""
+    before = tf.config.functions_run_eagerly()
+    tf.config.run_functions_eagerly(True)
+    try:
+        yield
+    finally:
+        tf.config.run_functions_eagerly(before)
 
 
 def _sum(some: Any, other: Any) -> Any:
@@ -582,11 +633,16 @@ def _paired(name: str, ours: Any, kind: Kind, single: Any, truth: Any, moved: li
         mine = [(key, by_name[key]) for key, _ in theirs[1]]
     for index, (key, value) in enumerate(mine):
         place = key if isinstance(truth, Mapping) or len(mine) > 1 else ""
+        label = f"{name}.{place}" if name and place else name or place
+        true = np.asarray(theirs[1][index][1])
+        if true.dtype.kind in "iub" and not np.array_equal(np.asarray(value), true):
+            yield Comparison(label or name, note="whole numbers that should be equal are not")
+            return
         yield (
-            (f"{name}.{place}" if name and place else name or place),
+            label,
             _numbers(value),
             _numbers(theirs[0][index][1]),
-            _numbers(theirs[1][index][1]),
+            _numbers(true),
             [_numbers(each[index][1]) for each in theirs[2:]],
         )
 
@@ -602,6 +658,11 @@ def call_model(model: Any, inputs: dict[str, Any], options: dict[str, Any]) -> A
     """
     values = list(inputs.values())
     if any(base.__name__ == "Functional" for base in type(model).__mro__):
+        names = [one.name for one in model.inputs]
+        if isinstance(model._inputs_struct, dict) and set(model._inputs_struct) == set(inputs):
+            return model(inputs, **options)
+        if len(values) > 1 and set(names) == set(inputs):
+            values = [inputs[name] for name in names]
         return model(values if len(values) > 1 else values[0], **options)
     if set(inputs) <= set(inspect.signature(model.call).parameters):
         return model(**inputs, **options)

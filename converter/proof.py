@@ -4,18 +4,22 @@ import math
 import re
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
 from einops import rearrange
 
+from converter import nested
 from converter.blame import blaming
 from converter.checkpoint import Checkpoint
 from converter.errors import ConversionError, printable
 from converter.naming import listed
 from converter.planning import Plan, Step
 from converter.reading import table_of
+from converter.registry import Probe
 from converter.report import Lossless, size
 from converter.rounding import UNITS
 from converter.tensors import FLOATS, Scratch
@@ -171,6 +175,8 @@ def request_for(plan: Plan, checkpoint: Checkpoint, dtype: str, level: str = "fu
     called = {path: kind for path, _, kind in table.modules() if kind.callable_alone}
     with blaming(pair.name, "probes"):
         probes = list(pair.probes(plan.config, np.random.default_rng(SEED)))
+        if not all(isinstance(probe, Probe) for probe in probes):
+            raise TypeError("it gives something other than a list of Probe(inputs)")
     if level == "full-size" and pair.full_size_probes is not None:
         with blaming(pair.name, "full_size_probes"):
             probes += pair.full_size_probes(plan.config, np.random.default_rng(SEED))
@@ -183,10 +189,16 @@ def request_for(plan: Plan, checkpoint: Checkpoint, dtype: str, level: str = "fu
         ignored=set(table.ignored()),
         modules={path: kind.probe_scales for path, kind in called.items()},
         stages=frozenset(path for path, kind in called.items() if kind.stage),
-        probes=probes,
+        probes=[replace(probe, inputs=nested.each(_single, probe.inputs)) for probe in probes],
         copied=available_memory() > plan.values * _BYTES_COPIED + _BYTES_SPARE,
         train=level == "train",
+        shared={**table.ties(), **{name: kept for name, kept in table.equals.items() if isinstance(kept, str)}},
     )
+
+
+def _single(value: Any) -> Any:
+    """Probe inputs in the precision of the models, for numpy draws in float64."""
+    return value.astype(np.float32) if isinstance(value, np.ndarray) and value.dtype == np.float64 else value
 
 
 def cost(plan: Plan, request: Request) -> str:

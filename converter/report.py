@@ -121,8 +121,8 @@ class Numerical:
 
     @property
     def full(self) -> bool:
-        """Passed, and nothing is left unproven."""
-        return bool(self) and not self.unproven
+        """Passed, outputs of the whole among it, and nothing is left unproven."""
+        return bool(self) and bool(self.outputs) and not self.unproven
 
     @property
     def first_difference(self) -> Comparison | None:

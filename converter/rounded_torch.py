@@ -34,7 +34,11 @@ _NEAREST, _FUNCTION, _SUM = 0.6, 2.0, 0.2
 _POOL = 1 << 16
 _SOME = 64  # terms of a sum that are looked at for whether they are alike
 _NEAREST_PIXEL, _BICUBIC = 1, 2  # what torch calls them among the modes of grid_sample
-_SIGNS = torch.randint(0, 2, (2 * _POOL,), generator=torch.Generator().manual_seed(0)).to(torch.float64) * 2 - 1
+_GENERATOR = torch.Generator().manual_seed(0)
+# Signs, with sizes about 1 that differ so that no two cancel.
+_SIGNS = (torch.randint(0, 2, (2 * _POOL,), generator=_GENERATOR).double() * 2 - 1) * (
+    0.6 + 0.77 * torch.rand(2 * _POOL, generator=_GENERATOR, dtype=torch.float64)
+)
 _aten = torch.ops.aten
 
 
@@ -78,6 +82,10 @@ _SUMS = _words(
     slow_conv_transpose2d
     """
 )
+_RANDOM = _words(
+    "bernoulli native_dropout normal normal_functional uniform rand randn rand_like randn_like randint randint_like "
+    "randperm multinomial poisson exponential cauchy geometric log_normal random rrelu_with_noise alpha_dropout"
+)
 # Functions with a term of the size of 1, or of their argument, that cancels.
 _NEAR_ONE = _words("elu celu selu softplus log_sigmoid_forward")
 _TIMES_ARGUMENT = _words("gelu silu mish hardswish")
@@ -85,8 +93,16 @@ _RESIZES = ("upsample_", "_upsample_")
 _STATISTICS = _words("var std var_mean std_mean")
 
 
+class RandomNumbers(Exception):
+    """The computation draws random numbers: two runs of it differ, and show nothing of roundings."""
+
+
 class Exact(TorchDispatchMode):
-    """Every operation in float64. `names` notes what was computed, oldest first."""
+    """Every operation in float64. `names` notes what was computed, oldest first.
+
+    Raises:
+        RandomNumbers: an operation draws some.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -94,6 +110,8 @@ class Exact(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         name = func._schema.name.split("::")[1]
+        if name.rstrip("_") in _RANDOM:
+            raise RandomNumbers(f"it draws random numbers ({name}), so that no two runs of it are the same")
         if name.endswith("_") and not name.endswith("__"):
             return self._in_place(func, args, kwargs or {})
         self.names.append(name)

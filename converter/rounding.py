@@ -16,11 +16,11 @@ UNITS = {"float64": 2.0**-53, "float32": 2.0**-24, "float16": 2.0**-11, "bfloat1
 # How many times what random roundings moved a result a real one may be off. Those that are put in are one standard
 # deviation of real ones in the worst order of every sum, and several of them in the orders that are met.
 SAFETY = 4.0
-# A channel is judged by what moved in it, where it has so many values that luck plays no part.
-_OWN = 32
 # Runs with roundings go on until a result has so many values in all: the largest of six normal numbers is below 0.15
 # standard deviations, which still allows more than float32 is off by, three times in 10^6.
 _ENOUGH = 6
+_BIN = 16.0  # values within such a factor of one another are of one size
+_LEAST = float(np.finfo(np.float32).tiny)  # below it float32 may flush a number to zero
 
 
 def runs_for(values: int) -> int:
@@ -29,7 +29,10 @@ def runs_for(values: int) -> int:
 
 
 def allowance(truth: np.ndarray, moved: Sequence[np.ndarray], unit: float = UNITS["float32"]) -> np.ndarray:
-    """How far each value of a result may be from `truth`, broadcastable against it.
+    """How far each value of a result may be from `truth`; of its shape.
+
+    A value may be as far off as roundings moved any value of its channel and of about its size, so that one which moved
+    little by luck is not held to that, and a large value or a channel that is all noise does not excuse the others.
 
     Args:
         truth: the result in float64, channels last (..., C).
@@ -41,13 +44,21 @@ def allowance(truth: np.ndarray, moved: Sequence[np.ndarray], unit: float = UNIT
         np.maximum(far, np.abs(one), out=far)
     size = np.abs(truth)
     size, far = np.where(np.isfinite(size), size, 0.0), np.where(np.isfinite(far), far, 0.0)
+    if not far.size:
+        return far
     channels = truth.shape[-1] if truth.ndim > 1 else 1
-    if truth.size < _OWN * channels:
+    if truth.size * max(len(moved), 1) < _ENOUGH * channels:
         channels = 1
-    usual = np.sqrt(np.mean(np.square(far))) if far.size else 0.0  # a channel without any is not exact by that
-    peaks = [part.reshape(-1, channels).max(0, initial=0.0) for part in (far, size)]
-    allowed = SAFETY * (np.maximum(peaks[0], usual) + unit * peaks[1])
-    return allowed if channels > 1 else allowed.reshape(())
+    bins = np.floor(np.log(np.maximum(size, _LEAST)) / np.log(_BIN)).astype(np.int64)
+    bins -= bins.min()
+    pools = (bins.reshape(-1, channels) * channels + np.arange(channels)).reshape(truth.shape)
+    peaks = np.zeros(int(pools.max()) + 1)
+    np.maximum.at(peaks, pools, far)
+    some = far > 0
+    usual = float(np.median(far[some])) if some.any() else 0.0
+    both = some & (size > 0)
+    relative = max(unit, float(np.median(far[both] / size[both])) if both.any() else 0.0)
+    return SAFETY * (np.maximum(np.maximum(peaks[pools], usual), relative * size) + _LEAST)
 
 
 @dataclass(frozen=True)

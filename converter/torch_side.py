@@ -36,7 +36,9 @@ from converter.rounding import runs_for
 AHEAD = 256 << 20
 # Bytes that a proof may take beyond the weights: so many, and so many for each byte of the files.
 _ROOM, _ROOM_PER_BYTE = 256 << 20, 200
-_MOST_CALLS = 8  # of one layer that are recorded: a decoder may call its head on every level
+MOST_CALLS = 64  # of one layer that are recorded: a decoder may call its head on every level
+_GATE = 0.05  # a constant below it hides what lies behind it
+_MOST_MOVED = 6  # runs of which it is kept what moved at the layers
 _MOST_NAMES = 12  # of operations between two layers
 
 
@@ -64,6 +66,7 @@ class Request:
         probes: what to run.
         copied: a copy of the reference in float64 fits into memory; else each operation converts what it uses.
         train: also take steps of training.
+        shared: canonical name -> the one whose values it has, of tensors that are one on the other side.
     """
 
     model: str
@@ -77,6 +80,7 @@ class Request:
     stages: frozenset[str] = frozenset()
     copied: bool = True
     train: bool = False
+    shared: dict[str, str] = field(default_factory=dict)
 
     def recorded(self, probe: Probe) -> dict[str, tuple[float, ...]]:
         """The layers of the probe's part to record, with their factors."""
@@ -132,8 +136,8 @@ class Entry:
     Attributes:
         index: which call of this layer.
         args, kwargs: in float64.
-        near: what roundings move (args, kwargs) by where every layer before gives its true result; empty where it was
-            not entered then.
+        near: what roundings move (args, kwargs) by, run by run, where every layer before gives its true result; empty
+            where it was not entered then.
         far: the same where the layers before round too.
         result: what the layer gave, in float32; None for a stage.
         between: the operations since the layer before was left, by torch's names.
@@ -146,8 +150,8 @@ class Entry:
     result: Any
     between: tuple[str, ...]
     padded: Any = None
-    near: tuple = ()
-    far: tuple = ()
+    near: list[Any] = field(default_factory=list)
+    far: list[Any] = field(default_factory=list)
 
 
 @dataclass
@@ -197,7 +201,7 @@ class Trained:
 
     Attributes:
         probe: index of the probe.
-        upstream: a gradient for each output.
+        upstream: path of an output in the results -> a gradient for it.
         rates: canonical name -> learning rate.
         gradients: canonical name -> (torch's float32, truth, moved).
         buffers: the same for the statistics after one step in training mode.
@@ -207,7 +211,7 @@ class Trained:
     """
 
     probe: int
-    upstream: list[np.ndarray]
+    upstream: dict[str, np.ndarray]
     rates: dict[str, float]
     gradients: dict[str, tuple[np.ndarray, np.ndarray, list[np.ndarray]]]
     buffers: dict[str, tuple[np.ndarray, np.ndarray, list[np.ndarray]]]
@@ -293,6 +297,8 @@ def answer(request: Request, send: Send, room: int | None = None) -> None:
         if seeds:
             send(Seeded(seeds))
             state.update({name: torch.from_numpy(value) for name, value in seeds.items()})
+            shared = {name: kept for name, kept in request.shared.items() if name in state and kept in seeds}
+            state.update({name: state[kept] for name, kept in shared.items()})
             built.clear()
             again = {path for path in request.modules if any(name.startswith(f"{path}.") for name in seeds)}
             layers = {path: factors for path, factors in request.modules.items() if path in again}
@@ -412,7 +418,9 @@ def _seeds(state: dict[str, Any], request: Request) -> dict[str, np.ndarray]:
         if (tensor.numel() > 1 or first == 0) and bool((tensor == first).all()) and bool(first.isfinite()):
             rng = np.random.default_rng([len(seeds), tensor.numel()])
             drawn = rng.uniform(0.6, 1.4, tuple(tensor.shape))
-            size = rng.choice([-0.2, 0.2], drawn.shape) if first == 0 else float(first)
+            size: Any = float(first)
+            if abs(size) < _GATE:  # as good as closed
+                size = 0.2 if name.endswith("var") else rng.choice([-0.2, 0.2], drawn.shape)
             seeds[name] = (size * drawn).astype(np.float32)
     return seeds
 
@@ -478,6 +486,7 @@ class _Probing:
         self.leaves = {path for path in self.entered if path not in request.stages}
         self.inputs = as_tensors(probe.inputs)
         self.seed = 0
+        self.calls: dict[str, int] = {}  # of each layer in a run of the whole
         self.given: dict[str, Any] = {}  # what entered a layer the first time
         self.exactly = False  # whether this is a run in float64
 
@@ -499,17 +508,22 @@ class _Probing:
         self.send(Run(_numpy(outputs), _numpy(truth), _numpy(moved), _numpy(near), after))
 
     def _moved_into(self, name: str, entries: list[Entry]) -> Callable[[str], Callable[..., None]]:
-        """A hook that notes, the first time, how far what enters a layer is from what its entry says."""
-        waiting: dict[str, list[Entry]] = {path: [] for path in self.entered}
+        """A hook that notes how far what enters a layer is from what its entry says, run by run."""
+        known: dict[str, list[Entry]] = {path: [] for path in self.entered}
         for entry in entries:
-            waiting[entry.path].append(entry)
+            known[entry.path].append(entry)
+        counts: dict[str, int] = {}
 
         def enter(path: str) -> Callable[..., None]:
             def hook(layer: Any, args: tuple, kwargs: dict) -> None:
-                if waiting[path]:
-                    entry = waiting[path].pop(0)
+                if not known[path]:
+                    return
+                run, index = divmod(counts.get(path, 0), self.calls.get(path, len(known[path])))
+                counts[path] = counts.get(path, 0) + 1
+                if run < _MOST_MOVED and index < len(known[path]):
+                    entry = known[path][index]
                     given = _batch_first(layer, args, kwargs)
-                    setattr(entry, name, _numpy(_difference(given, (entry.args, entry.kwargs))))
+                    getattr(entry, name).append(_numpy(_difference(given, (entry.args, entry.kwargs))))
 
             return hook
 
@@ -571,7 +585,7 @@ class _Probing:
     def _call(self, path: str, layer: Any, args: tuple, kwargs: dict, result: Any, factor: float) -> Call:
         """What `layer` made of its inputs times `factor`, and what it should have; `result` is that of factor 1."""
         if factor != 1:
-            args, kwargs = _scaled((args, kwargs), factor)
+            args, kwargs = _scaled((args, kwargs), _near_epsilon(layer, args, factor))
             result = layer(*_copied(args), **_copied(kwargs))
         exact = self.exact.get_submodule(path)
         args64, kwargs64 = _map((args, kwargs), _double)
@@ -599,10 +613,11 @@ class _Probing:
         with self._in_float64(Exact()):
             return compute()
 
-    def _moved(self, compute: Callable[[], Any], truth: Any) -> list[Any]:
-        """By how much roundings move the result, in as many runs as its smallest part needs."""
+    def _moved(self, compute: Callable[[], Any], truth: Any, smallest: int | None = None) -> list[Any]:
+        """By how much roundings move the result, in as many runs as its smallest part (or one of this size) needs."""
         sizes = [tensor.numel() for tensor in _flat(truth) if tensor.is_floating_point() and tensor.numel()]
-        return [_difference(self._rounded(compute), truth) for _ in range(runs_for(min(sizes, default=1)))]
+        runs = runs_for(min([*sizes, *([] if smallest is None else [smallest])], default=1))
+        return [_difference(self._rounded(compute), truth) for _ in range(runs)]
 
     def _rounded(self, compute: Callable[[], Any]) -> Any:
         from converter.rounded_torch import Rounded
@@ -621,7 +636,8 @@ class _Probing:
 
         def enter(path: str) -> Callable[..., None]:
             def hook(layer: Any, args: tuple, kwargs: dict) -> None:
-                if len(open_entries[path]) < _MOST_CALLS:
+                self.calls[path] = self.calls.get(path, 0) + 1
+                if len(open_entries[path]) < MOST_CALLS:
                     given, named = _copied(_batch_first(layer, args, kwargs))
                     padded = _numpy(_padded(layer, args, self.torch))
                     between = tuple(mode.names[-_MOST_NAMES:])
@@ -654,7 +670,9 @@ class _Probing:
         results: dict[str, list[Any]] = {path: [] for path in self.leaves}
         for entry in entries:
             if entry.path in self.leaves:
-                results[entry.path].append(entry.result)
+                # As they are handed to the other side: rounded once.
+                rounded = _map(entry.result, lambda t: t.float().double() if t.is_floating_point() else t)
+                results[entry.path].append(rounded)
         counts: dict[str, int] = {}
 
         def forced(path: str, module: Any) -> Callable[..., Any]:
@@ -665,8 +683,7 @@ class _Probing:
                 counts[path] = index + 1
                 if index >= len(results[path]):
                     return usual(*args, **kwargs)
-                # As they are handed to the other side: rounded once.
-                return _map(results[path][index], lambda t: t.float().double() if t.is_floating_point() else t.clone())
+                return _copied(results[path][index])
 
             return forward
 
@@ -681,7 +698,8 @@ class _Probing:
                     counts.clear()
                     return self._called(self.exact)
 
-                near = self._moved(compute, truth)
+                smallest = min((t.numel() for e in entries for t in _flat((e.args, e.kwargs)) if t.numel()), default=1)
+                near = self._moved(compute, truth, smallest)
         finally:
             for path, module in modules.items():
                 if before[path] is None:
@@ -749,7 +767,7 @@ def _padded(layer: Any, args: tuple, torch: Any) -> Any:
 
 def _batch_first(layer: Any, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
     """Keras's attention has the batch first; torch's may have it second."""
-    if getattr(layer, "batch_first", True) or (args + tuple(kwargs.values()))[0].ndim < 3:
+    if not _batch_second(layer) or (args + tuple(kwargs.values()))[0].ndim < 3:
         return args, kwargs
     return tuple(a.transpose(0, 1) for a in args[:3]) + tuple(args[3:]), {
         name: value.transpose(0, 1) if name in ("query", "key", "value") else value for name, value in kwargs.items()
@@ -757,9 +775,24 @@ def _batch_first(layer: Any, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
 
 
 def _batch_first_result(layer: Any, result: Any) -> Any:
-    if getattr(layer, "batch_first", True) or result[0].ndim < 3:
+    if not _batch_second(layer) or result[0].ndim < 3:
         return result
     return (result[0].transpose(0, 1), *result[1:])
+
+
+def _batch_second(layer: Any) -> bool:
+    import torch
+
+    return isinstance(layer, torch.nn.MultiheadAttention) and not layer.batch_first
+
+
+def _near_epsilon(layer: Any, args: tuple, factor: float) -> float:
+    """The factor, or a smaller one that brings the variance of the input down to where an epsilon shows."""
+    epsilon = getattr(layer, "eps", None)
+    if not isinstance(epsilon, float) or not epsilon > 0 or not args or not args[0].is_floating_point():
+        return factor
+    spread = float(args[0].double().std()) if args[0].numel() > 1 else 0.0
+    return min(factor, 3 * max(epsilon, 1e-7) ** 0.5 / spread) if spread > 0 and np.isfinite(spread) else factor
 
 
 def _scaled(value: Any, factor: float) -> Any:
@@ -779,7 +812,21 @@ def _copied(value: Any) -> Any:
 
 
 def _numpy(value: Any) -> Any:
-    return _map(value, lambda t: t.detach().contiguous().numpy())
+    """Plain arrays in plain tuples, lists and dicts; a complex number is two real ones, along a last axis."""
+
+    def array(tensor: Any) -> Any:
+        tensor = tensor.detach()
+        if tensor.is_complex():
+            tensor = _real(tensor)
+        return (tensor.float() if str(tensor.dtype) == "torch.bfloat16" else tensor).contiguous().numpy()
+
+    return nested.each(lambda part: array(part) if hasattr(part, "is_floating_point") else part, value, plain=True)
+
+
+def _real(tensor: Any) -> Any:
+    import torch
+
+    return torch.view_as_real(tensor.resolve_conj())
 
 
 def _flat(value: Any) -> list[Any]:
@@ -792,6 +839,8 @@ def _difference(some: Any, other: Any) -> Any:
 
     def minus(tensor: Any) -> Any:
         against = next(theirs)
+        if tensor.is_complex():
+            tensor, against = _real(tensor), _real(against)
         if not tensor.is_floating_point() or tensor.shape != against.shape:
             return tensor.new_zeros(against.shape).float()
         return (tensor - against).nan_to_num(0.0, 0.0, 0.0).float()

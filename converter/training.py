@@ -1,5 +1,6 @@
 """The TensorFlow half of `--verify train`: gradients, moving statistics and a few steps, against torch's."""
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -66,13 +67,24 @@ def _gradients(proof: "Proof", message: Trained) -> dict[str, Any]:
     probe, pair = proof.request.probes[message.probe], proof.plan.pair
     first = pair.channels_first
     inputs = {name: nested.each(_last, value) if name in first else value for name, value in probe.inputs.items()}
-    names = (*pair.outputs, *(f"output {i}" for i in range(len(pair.outputs), len(message.upstream))))
-    upstream = [_last(up) if name in first else up for name, up in zip(names, message.upstream, strict=False)]
+    # An output in a tuple, or alone, has the name that the pair gives to its place.
+    known = dict(enumerate(pair.outputs))
+    names = [
+        path if path and not path.isdecimal() else known.get(place, "") for place, path in enumerate(message.upstream)
+    ]
+    upstream = {
+        path: _last(up) if name in first else up
+        for name, (path, up) in zip(names, message.upstream.items(), strict=True)
+    }
     trained = {path: variable for path, variable in proof.variables.items() if variable.trainable}
     with tf.GradientTape() as tape:
         results = call_model(proof.model, inputs, {**probe.options, "training": True})
-        outputs = [part for _, part in nested.flat(results) if part.dtype.is_floating]
-        loss = tf.add_n([tf.reduce_sum(one * up) for one, up in zip(outputs, upstream, strict=True)])
+        outputs = {path: part for path, part in nested.flat(results) if part.dtype.is_floating}
+        if isinstance(results, Mapping) and set(outputs) == set(upstream):
+            pairs = [(outputs[path], up) for path, up in upstream.items()]
+        else:
+            pairs = list(zip(outputs.values(), upstream.values(), strict=True))
+        loss = tf.add_n([tf.reduce_sum(one * up) for one, up in pairs])
     found = tape.gradient(
         loss,
         {path: variable.value for path, variable in trained.items()},
@@ -128,7 +140,7 @@ def _without_dropout(model: Any) -> list[tuple[Any, str, float]]:
     for layer in model._flatten_layers():
         for name in _RATES:
             rate = vars(layer).get(name)
-            if isinstance(rate, float):
+            if isinstance(rate, float) and 0 < rate < 1:
                 undone.append((layer, name, rate))
                 setattr(layer, name, 0.0)
     return undone

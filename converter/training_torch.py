@@ -19,7 +19,21 @@ _SHARE = 0.01  # of its own size that a weight moves in the first step
 _LEAST = 1e-6  # of the largest effect on the loss that a parameter's gradient has: below it there is none
 _MOST_RUNS = 4
 # What switches units off at random, by the names that libraries give it.
-_RATES = ("p", "dropout", "drop_prob", "dropout_p", "drop_rate", "attention_dropout", "hidden_dropout")
+_RATES = (
+    *(
+        "p",
+        "dropout",
+        "drop_prob",
+        "dropout_p",
+        "dropout_prob",
+        "drop_rate",
+        "drop",
+        "attn_drop",
+        "proj_drop",
+        "drop_path",
+    ),
+    *("attention_dropout", "hidden_dropout", "attn_dropout", "resid_dropout", "stochastic_depth_prob"),
+)
 
 Values = dict[str, np.ndarray]
 
@@ -33,6 +47,8 @@ def trained(request: Request, model_for: Callable[[Probe], Any], send: Send) -> 
     Raises:
         ReferenceFailed: the reference cannot be trained so.
     """
+    if all(probe.part or probe.stages_only for probe in request.probes):
+        raise ReferenceFailed(f"`probes` of {request.model} have none of the whole, so nothing can be trained")
     for index, probe in enumerate(request.probes):
         if probe.part or probe.stages_only:
             continue
@@ -53,7 +69,9 @@ def _trained(index: int, probe: Probe, model: Any) -> Trained:
     with torch.no_grad():
         outputs = _outputs(model, inputs, probe)
     generator = np.random.default_rng(0)
-    upstream = [generator.standard_normal(tuple(one.shape)).astype(np.float32) for one in outputs]
+    if not outputs:
+        raise ReferenceFailed("no output of the torch reference is a float, so there is no gradient to train by")
+    upstream = [generator.standard_normal(tuple(one.shape)).astype(np.float32) for _, one in outputs]
     exact = copy.deepcopy(model).double()
     with exactly(Exact()):
         truth = _Training(exact, inputs, probe, upstream, None)
@@ -72,15 +90,21 @@ def _trained(index: int, probe: Probe, model: Any) -> Trained:
             key: (own[key], value, [getattr(one, name)[key] - value for one in moved]) for key, value in true.items()
         }
 
-    return Trained(index, upstream, rates, each("gradients"), each("buffers"), each("weights"), STEPS, truth.batches)
+    given = dict(zip((name for name, _ in outputs), upstream, strict=True))
+    return Trained(index, given, rates, each("gradients"), each("buffers"), each("weights"), STEPS, truth.batches)
 
 
-def _outputs(model: Any, inputs: dict[str, Any], probe: Probe) -> list[torch.Tensor]:
+def _outputs(model: Any, inputs: dict[str, Any], probe: Probe) -> list[tuple[str, torch.Tensor]]:
+    """(path, output) of every output that has gradients."""
     from converter import nested
 
     given = nested.each(lambda part: part.clone() if isinstance(part, torch.Tensor) else part, inputs)
     results = model(**given, **probe.options)
-    return [part for _, part in nested.flat(results) if isinstance(part, torch.Tensor) and part.is_floating_point()]
+    return [
+        (path, part)
+        for path, part in nested.flat(results)
+        if isinstance(part, torch.Tensor) and part.is_floating_point()
+    ]
 
 
 class _Training:
@@ -102,9 +126,9 @@ class _Training:
             for path, module in model.named_modules()
             if isinstance(module, torch.nn.modules.batchnorm._BatchNorm)
         ]
-        parameters = dict(model.named_parameters())
+        parameters = {name: value for name, value in model.named_parameters() if value.requires_grad}
         for step in range(STEPS):
-            outputs = _outputs(model, inputs, probe)
+            outputs = [one for _, one in _outputs(model, inputs, probe)]
             loss = sum(
                 (one * torch.from_numpy(up).to(one.dtype)).sum() for one, up in zip(outputs, upstream, strict=True)
             )
@@ -151,7 +175,7 @@ def _size(value: torch.Tensor) -> float:
 
 def _without_dropout(model: Any) -> None:
     for module, name in itertools.product(model.modules(), _RATES):
-        if isinstance(vars(module).get(name), float):
+        if isinstance(vars(module).get(name), float) and 0 < vars(module)[name] < 1:
             setattr(module, name, 0.0)
 
 

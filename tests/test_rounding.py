@@ -20,8 +20,8 @@ def numbers(*shape: int, seed: int = 0) -> torch.Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).double()
 
 
-def judged(ours, compute) -> rounding.Judgement:
-    """One result against one torch computation."""
+def measured(compute) -> tuple[np.ndarray, list[np.ndarray]]:
+    """The truth of one torch computation, and what roundings move it by."""
     with exactly(Exact()):
         truth = np.asarray(compute().detach())
     moved = []
@@ -29,7 +29,12 @@ def judged(ours, compute) -> rounding.Judgement:
         with exactly(Rounded(seed)) as mode:
             moved.append(np.asarray(compute().detach()) - truth)
         assert not mode.unknown
-    return rounding.judge(np.asarray(ours, np.float64), truth, moved)
+    return truth, moved
+
+
+def judged(ours, compute) -> rounding.Judgement:
+    """One result against one torch computation."""
+    return rounding.judge(np.asarray(ours, np.float64), *measured(compute))
 
 
 # --- Sums, in any order ----------------------------------------------------------------------------------------------
@@ -84,7 +89,7 @@ def test_a_sum_in_any_order_is_allowed(order, terms, length):
     ("terms", "length"), [("normal", 30), ("normal", 1000), ("positive", 30), ("positive", 1000), ("positive", 20000)]
 )
 def test_a_usual_sum_uses_a_fair_part_of_what_is_allowed(terms, length):
-    assert np.median(ratios("one by one", terms, length)) > 0.02
+    assert np.median(ratios("one by one", terms, length)) > 0.01
 
 
 @pytest.mark.parametrize("terms", ["normal", "positive", "positive, then negative"])
@@ -146,11 +151,11 @@ def test_kernels_of_both_frameworks_are_allowed(name):
     for result in results:
         found = judged(result, truth)
         assert found
-        assert found.ratio > 0.005, "what is allowed says nothing"
+        assert found.ratio > 0.002, "what is allowed says nothing"
         exact = np.asarray(truth())
         wrong = np.array(result, np.float64)
         place = np.unravel_index(np.abs(exact).argmax(), exact.shape)
-        wrong[place] += 10 * judged(result, truth).allowed
+        wrong[place] += 10 * rounding.allowance(*measured(truth))[place]
         assert not judged(wrong, truth)
 
 
