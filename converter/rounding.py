@@ -58,7 +58,10 @@ def allowance(truth: np.ndarray, moved: Sequence[np.ndarray], unit: float = UNIT
     usual = float(np.median(far[some])) if some.any() else 0.0
     both = some & (size > 0)
     relative = max(unit, float(np.median(far[both] / size[both])) if both.any() else 0.0)
-    return SAFETY * (np.maximum(np.maximum(peaks[pools], usual), relative * size) + _LEAST)
+    # One of few of its size may have moved little by luck: it is allowed the usual part of its size.
+    few = np.bincount(pools.ravel())[pools] * len(moved) < _ENOUGH
+    least = np.where(few, relative, unit) * size
+    return SAFETY * (np.maximum(np.maximum(peaks[pools], usual), least) + _LEAST)
 
 
 @dataclass(frozen=True)

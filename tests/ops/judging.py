@@ -47,6 +47,11 @@ def torch_with_gradient(
     return [output, gradient]
 
 
+def of_every_dtype(values: np.ndarray) -> np.ndarray:
+    """The nearest numbers that are the same in every dtype: few digits for bfloat16, no wide range for float16."""
+    return values.astype(np.float16).astype(tf.bfloat16.as_numpy_dtype).astype(np.float64)
+
+
 def assert_exact(actual: Sequence[np.ndarray], expected: Sequence[np.ndarray]) -> None:
     """Both in float64: equal to 1e-12 of the largest number.
 

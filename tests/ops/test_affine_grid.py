@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.ops.judging import DTYPES, assert_exact, assert_near, torch_with_gradient, with_gradient
+from tests.ops.judging import DTYPES, assert_exact, assert_near, of_every_dtype, torch_with_gradient, with_gradient
 from tf_models.ops import affine_grid
 
 SPATIAL = {2: (5, 7), 3: (4, 5, 7)}
@@ -23,8 +23,8 @@ def reference(theta, size, align_corners, upstream, dtype):
 def check(batch, spatial, align_corners, dtype, seed=0):
     random = np.random.default_rng(seed)
     rank = len(spatial)
-    theta = random.standard_normal((batch, rank, rank + 1)).astype(np.float16).astype(np.float64)
-    upstream = random.standard_normal((batch, *spatial, rank)).astype(np.float16).astype(np.float64)
+    theta = of_every_dtype(random.standard_normal((batch, rank, rank + 1)))
+    upstream = of_every_dtype(random.standard_normal((batch, *spatial, rank)))
     size = (batch, *spatial, 6)
     truth = lambda: reference(theta, size, align_corners, upstream, "float64")  # noqa: E731
     ours = with_gradient(

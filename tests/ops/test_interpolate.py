@@ -16,6 +16,7 @@ from tests.ops.judging import (
     assert_near,
     channels_first,
     channels_last,
+    of_every_dtype,
     torch_with_gradient,
     with_gradient,
 )
@@ -80,8 +81,8 @@ def output_shape(x, arguments):
 
 
 def check(shape, arguments, dtypes=("float64", "float32"), seed=0):
-    x = numbers(shape, seed).astype(np.float16).astype(np.float64)  # The same numbers in every dtype.
-    upstream = numbers(output_shape(x, arguments), seed + 1).astype(np.float16).astype(np.float64)
+    x = of_every_dtype(numbers(shape, seed))
+    upstream = of_every_dtype(numbers(output_shape(x, arguments), seed + 1))
     truth = lambda: reference(x, upstream, "float64", **arguments)  # noqa: E731
     for dtype in dtypes:
         ours = with_gradient(lambda x: interpolate(x, **arguments), tf.constant(x, DTYPES[dtype][0]), upstream)

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torchvision.models.detection.roi_heads import paste_masks_in_image
 
-from tests.ops.judging import DTYPES, assert_exact, assert_near, torch_with_gradient, with_gradient
+from tests.ops.judging import DTYPES, assert_exact, assert_near, of_every_dtype, torch_with_gradient, with_gradient
 from tf_models.ops import paste_masks
 
 IMAGE = (23, 31)
@@ -34,8 +34,8 @@ def reference(masks, boxes, image_shape, upstream, dtype):
 
 def check(boxes, mask_shape, image_shape, dtype, seed=0):
     random = np.random.default_rng(seed)
-    masks = random.random((len(boxes), *mask_shape)).astype(np.float16).astype(np.float64)
-    upstream = random.standard_normal((len(boxes), *image_shape)).astype(np.float16).astype(np.float64)
+    masks = of_every_dtype(random.random((len(boxes), *mask_shape)))
+    upstream = of_every_dtype(random.standard_normal((len(boxes), *image_shape)))
     tf_dtype = DTYPES[dtype][0]
     boxes_dtype = "float32" if dtype in ("float16", "bfloat16") else dtype  # Where a pixel is must not be rounded away.
     boxes = boxes.astype(boxes_dtype)

@@ -15,6 +15,7 @@ from tests.ops.judging import (
     assert_near,
     channels_first,
     channels_last,
+    of_every_dtype,
     torch_with_gradient,
     with_gradient,
 )
@@ -50,7 +51,7 @@ def untraced(monkeypatch):
 
 def numbers(shape, seed=0):
     """Numbers which every dtype holds."""
-    return np.random.default_rng(seed).standard_normal(shape).astype(np.float16).astype(np.float64)
+    return of_every_dtype(np.random.default_rng(seed).standard_normal(shape))
 
 
 def reference(x, rois, upstream, dtype, **options):
