@@ -17,15 +17,17 @@ UNITS = {"float64": 2.0**-53, "float32": 2.0**-24, "float16": 2.0**-11, "bfloat1
 # deviation of real ones in the worst order of every sum, and several of them in the orders that are met.
 SAFETY = 4.0
 # Runs with roundings go on until a result has so many values in all: the largest of six normal numbers is below 0.15
-# standard deviations, which still allows more than float32 is off by, three times in 10^6.
-_ENOUGH = 6
+# standard deviations, which still allows more than float32 is off by, three times in 10^6. A small result is tried
+# several times in any case, for its values may all hang on one number.
+_ENOUGH, _SMALL, _AGAIN = 6, 100, 3
 _BIN = 16.0  # values within such a factor of one another are of one size
 _LEAST = float(np.finfo(np.float32).tiny)  # below it float32 may flush a number to zero
 
 
-def runs_for(values: int) -> int:
-    """How many runs with roundings a result of so many values takes."""
-    return max(1, -(-_ENOUGH // max(values, 1)))
+def runs_for(values: int, cheap: bool = False) -> int:
+    """How many runs with roundings a result of so many values takes; more where a run costs next to nothing."""
+    again = _AGAIN if not cheap else 4 * _AGAIN
+    return max(again if values < _SMALL else 1, -(-_ENOUGH // max(values, 1)))
 
 
 def allowance(truth: np.ndarray, moved: Sequence[np.ndarray], unit: float = UNITS["float32"]) -> np.ndarray:
@@ -55,13 +57,28 @@ def allowance(truth: np.ndarray, moved: Sequence[np.ndarray], unit: float = UNIT
     peaks = np.zeros(int(pools.max()) + 1)
     np.maximum.at(peaks, pools, far)
     some = far > 0
-    usual = float(np.median(far[some])) if some.any() else 0.0
+    usual = _usual(far, bins)[bins]
     both = some & (size > 0)
     relative = max(unit, float(np.median(far[both] / size[both])) if both.any() else 0.0)
     # One of few of its size may have moved little by luck: it is allowed the usual part of its size.
     few = np.bincount(pools.ravel())[pools] * len(moved) < _ENOUGH
     least = np.where(few, relative, unit) * size
     return SAFETY * (np.maximum(np.maximum(peaks[pools], usual), least) + _LEAST)
+
+
+def _usual(far: np.ndarray, bins: np.ndarray) -> np.ndarray:
+    """By how much values of each size moved, those that moved; where none did, as those of the next size that did."""
+    medians = np.full(int(bins.max()) + 1, np.nan)
+    for one in range(len(medians)):
+        here = far[bins == one]
+        here = here[here > 0]
+        if here.size:
+            medians[one] = np.median(here)
+    known = np.flatnonzero(~np.isnan(medians))
+    if not known.size:
+        return np.zeros(len(medians))
+    larger = np.minimum(np.searchsorted(known, np.arange(len(medians))), len(known) - 1)
+    return medians[known[larger]]
 
 
 @dataclass(frozen=True)

@@ -38,7 +38,7 @@ AHEAD = 256 << 20
 _ROOM, _ROOM_PER_BYTE = 256 << 20, 200
 MOST_CALLS = 64  # of one layer that are recorded: a decoder may call its head on every level
 _GATE = 0.05  # a constant below it hides what lies behind it
-_MOST_MOVED = 6  # runs of which it is kept what moved at the layers
+_MOST_MOVED = 12  # runs of which it is kept what moved at the layers
 _MOST_NAMES = 12  # of operations between two layers
 
 
@@ -616,7 +616,7 @@ class _Probing:
     def _moved(self, compute: Callable[[], Any], truth: Any, smallest: int | None = None) -> list[Any]:
         """By how much roundings move the result, in as many runs as its smallest part (or one of this size) needs."""
         sizes = [tensor.numel() for tensor in _flat(truth) if tensor.is_floating_point() and tensor.numel()]
-        runs = runs_for(min([*sizes, *([] if smallest is None else [smallest])], default=1))
+        runs = runs_for(min([*sizes, *([] if smallest is None else [smallest])], default=1), smallest is not None)
         return [_difference(self._rounded(compute), truth) for _ in range(runs)]
 
     def _rounded(self, compute: Callable[[], Any]) -> Any:

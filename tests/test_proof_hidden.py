@@ -1,0 +1,254 @@
+"""What may hide a fault from the numerical proof, or a right model from being accepted: found by trying to break it."""
+
+from collections import namedtuple
+from dataclasses import replace
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from converter import Drop, Mapping, Probe, Row, kinds
+from tests.test_proof_reach import Model, converted, dense, net, normal, ops, pair, refused
+
+AB = [Row("{a,b}", kinds.DENSE)]
+MASK = np.isin(np.arange(12), [2, 5])
+
+
+def two(tf_call, torch_call, probes=None, units=12, outputs=12, **more):
+    """Two linear layers, and what each side makes of them."""
+    return pair(
+        lambda: Model(tf_call, a=dense(units, 4), b=dense(outputs, units)),
+        lambda: net(torch_call, a=nn.Linear(4, units), b=nn.Linear(units, outputs)),
+        AB,
+        probes or normal(7, 4),
+        **more,
+    )
+
+
+def state(one):
+    return one.build_torch().state_dict()
+
+
+@pytest.mark.parametrize(
+    "drawn",
+    [lambda x: F.dropout(x, 0.5), lambda x: x + 0.1 * torch.randn_like(x), lambda x: F.rrelu(x, training=True)],
+)
+def test_a_reference_that_draws_random_numbers_shows_nothing(tmp_path, drawn):
+    one = two(lambda self, x: self.b(self.a(x)), lambda self, x: self.b(drawn(self.a(x).relu())))
+    refused(one, state(one), tmp_path, "draws random numbers")
+
+
+@pytest.mark.parametrize(
+    ("tf_call", "torch_call", "probes"),
+    [
+        (
+            lambda self, x: ops.where(MASK, -1e9, ops.relu(self.b(ops.relu(self.a(x))))),
+            lambda self, x: self.b(self.a(x).relu()).masked_fill(torch.from_numpy(MASK), -1e9),
+            normal(7, 4),
+        ),
+        (
+            lambda self, x: ops.concatenate([1e8 * self.b(self.a(x)), ops.gelu(self.a(x), True)], -1),
+            lambda self, x: torch.cat([1e8 * self.b(self.a(x)), F.gelu(self.a(x))], -1),
+            normal(64, 4),
+        ),
+    ],
+)
+def test_large_values_do_not_excuse_small_ones(tmp_path, tf_call, torch_call, probes):
+    one = two(tf_call, torch_call, probes)
+    refused(one, state(one), tmp_path, "the output output does not")
+
+
+def test_a_layer_that_the_whole_does_not_call_is_not_proven_by_itself(tmp_path):
+    one = two(
+        lambda self, x: (self.a(x), ops.zeros_like(self.a(x))),
+        lambda self, x: (self.a(x), torch.relu(self.b(self.a(x)) - 100)),
+    )
+    report = converted(one, state(one), tmp_path)
+    assert set(report.numerical.unproven) == {"b.kernel", "b.bias"}
+
+
+def test_what_is_compiled_is_looked_into(tmp_path):
+    def build():
+        model = Model(None, a=dense(12, 4), b=dense(4, 12))
+        compiled = tf.function(lambda x: x + 1e-3 * model.b(ops.gelu(model.a(x), True)))
+        model._function = lambda self, x: compiled(x)
+        return model
+
+    torchs = lambda: net(  # noqa: E731
+        lambda self, x: x + 1e-3 * self.b(F.gelu(self.a(x))), a=nn.Linear(4, 12), b=nn.Linear(12, 4)
+    )
+    one = pair(build, torchs, AB, normal(7, 4))
+    refused(one, state(one), tmp_path, "torch applies exact GELU, TensorFlow GELU approximated by tanh")
+
+
+def test_a_saturated_output_hides_no_input_that_differs(tmp_path):
+    def large(made):
+        with torch.no_grad():
+            made.a.weight.mul_(6)
+            made.b.weight.abs_().mul_(2)
+            made.b.bias.sub_(1)
+        return made.state_dict()
+
+    one = two(
+        lambda self, x: ops.clip(self.b(ops.relu(self.a(x))), -1, 1),
+        lambda self, x: F.hardtanh(self.b(F.relu6(self.a(x)))),
+    )
+    refused(one, large(one.build_torch()), tmp_path, "the input of b does not")
+
+
+def test_a_gate_that_is_nearly_closed_is_opened(tmp_path):
+    class Scaled(nn.Module):
+        def __init__(self):
+            super().__init__()
+            torch.manual_seed(0)
+            self.a, self.b = nn.Linear(4, 12), nn.Linear(12, 4)
+            self.gamma = nn.Parameter(torch.full((4,), 1e-6))
+
+        def forward(self, x):
+            return x + self.gamma * F.gelu(self.b(self.a(x)))
+
+    class Keras(keras.Model):
+        def __init__(self):
+            super().__init__()
+            (self.a, one), (self.b, two) = dense(12, 4), dense(4, 12)
+            self.a.build(one)
+            self.b.build(two)
+            self.gamma = self.add_weight(shape=(4,), name="gamma")
+            self.built = True
+
+        def call(self, x):
+            return x + self.gamma * ops.relu(self.b(self.a(x)))
+
+    one = pair(Keras, Scaled, [*AB, Row("gamma", kinds.PARAMETER)], normal(7, 4))
+    refused(one, state(one), tmp_path, "the output output does not")
+
+
+def test_whole_numbers_are_equal(tmp_path):
+    one = two(
+        lambda self, x: (self.b(self.a(x)), ops.argmax(self.a(x), -1) + 10_000_001),
+        lambda self, x: (self.b(self.a(x)), self.a(x).argmax(-1) + 10_000_000),
+    )
+    refused(one, state(one), tmp_path, "whole numbers that should be equal are not")
+
+
+@pytest.mark.parametrize("scale", [1.0, 1000.0])
+def test_an_epsilon_shows_whatever_the_size_of_the_inputs(tmp_path, scale):
+    one = pair(
+        lambda: Model(lambda self, x: self.n(x), n=(keras.layers.LayerNormalization(epsilon=1e-6), (None, 6))),
+        lambda: net(lambda self, x: self.n(x), n=nn.LayerNorm(6)),
+        [Row("n", kinds.LAYER_NORM)],
+        lambda config, rng: [Probe({"x": scale * rng.standard_normal((7, 6), dtype=np.float32)})],
+    )
+    refused(one, state(one), tmp_path, "n: error.*suspect its epsilon")
+
+
+# --- Right, and accepted ----------------------------------------------------------------------------------------------
+
+
+def test_tensors_that_are_one_keep_one_value_when_others_are_tried(tmp_path):
+    def torchs():
+        made = net(
+            lambda self, x: self.n2(self.a(self.n1(x))), n1=nn.LayerNorm(4), a=nn.Linear(4, 4), n2=nn.LayerNorm(4)
+        )
+        made.n2.weight, made.n2.bias = made.n1.weight, made.n1.bias
+        return made
+
+    def build():
+        norm = keras.layers.LayerNormalization(epsilon=1e-5), (None, 4)
+        return Model(lambda self, x: self.n1(self.a(self.n1(x))), n1=norm, a=dense(4, 4))
+
+    rows = [Row("n1", kinds.LAYER_NORM), Row("a", kinds.DENSE)]
+    drops = [Drop("n2.weight", "n1's", equals="n1.weight"), Drop("n2.bias", "n1's", equals="n1.bias")]
+    assert converted(pair(build, torchs, [*rows, *drops], normal(7, 4)), torchs().state_dict(), tmp_path).numerical
+
+
+@pytest.mark.parametrize("units", [1, 2])
+@pytest.mark.parametrize("times", range(0, 14, 3))
+def test_inputs_of_few_values_are_not_refused_by_luck(tmp_path, units, times):
+    def between(a, x):
+        x = a(x)
+        for _ in range(times):
+            x = x * 1.01
+        return (x + 100.3 + 0.37) - 100.1
+
+    one = two(
+        lambda self, x: self.b(between(self.a, x)), lambda self, x: self.b(between(self.a, x)), normal(1, 4), units
+    )
+    assert converted(one, state(one), tmp_path).numerical
+
+
+def test_inputs_go_by_name_into_a_functional_model(tmp_path):
+    def build():
+        left, right = keras.Input((4,), name="left"), keras.Input((4,), name="right")
+        a, b = keras.layers.Dense(6, name="a"), keras.layers.Dense(6, name="b")
+        return keras.Model({"left": left, "right": right}, ops.tanh(a(left)) - b(right))
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            torch.manual_seed(0)
+            self.a, self.b = nn.Linear(4, 6), nn.Linear(4, 6)
+
+        def forward(self, right, left):
+            return self.a(left).tanh() - self.b(right)
+
+    def probes(config, rng):
+        return [Probe({"right": rng.standard_normal((3, 4)), "left": rng.standard_normal((3, 4))})]  # in float64
+
+    one = pair(build, Net, AB, probes)
+    assert converted(one, state(one), tmp_path).numerical.full
+
+
+Named = namedtuple("Named", "x y")
+
+
+def test_results_in_named_tuples(tmp_path):
+    class Leaf(nn.Linear):
+        def forward(self, x):
+            return Named(x, super().forward(x))
+
+    one = pair(
+        lambda: Model(lambda self, x: self.b(ops.tanh(self.a(x))), a=dense(6, 4), b=dense(5, 6)),
+        lambda: net(lambda self, x: self.b(self.a(x).y.tanh()), a=Leaf(4, 6), b=nn.Linear(6, 5)),
+        [Row("a", replace(kinds.DENSE, returns=(1,))), Row("b", kinds.DENSE)],
+        normal(3, 4),
+    )
+    assert converted(one, state(one), tmp_path).numerical.full
+
+
+def test_training_leaves_frozen_parameters_and_pairs_outputs_by_name(tmp_path):
+    def torchs():
+        made = net(
+            lambda self, x: {"second": self.b(x), "first": self.a(x).tanh()}, a=nn.Linear(4, 5), b=nn.Linear(4, 6)
+        )
+        made.a.requires_grad_(False)
+        return made
+
+    class Keras(keras.Model):
+        def __init__(self):
+            super().__init__()
+            (self.a, one), (self.b, two) = dense(5, 4), dense(6, 4)
+            self.a.build(one)
+            self.b.build(two)
+            self.a.trainable = False
+            self.built = True
+
+        def call(self, x):
+            return {"first": ops.tanh(self.a(x)), "second": self.b(x)}
+
+    one = pair(Keras, torchs, AB, normal(7, 4))
+    report = converted(one, state(one), tmp_path, verify="train")
+    assert report.numerical.full
+    assert {compared.name.split()[-1] for compared in report.numerical.trained if "gradient" in compared.name} == {
+        "b.kernel",
+        "b.bias",
+    }
+
+
+def test_mapping_refuses_what_is_no_row():
+    with pytest.raises(ValueError, match="a table has rows Row"):
+        Mapping([("a", kinds.DENSE)])
