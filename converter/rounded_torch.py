@@ -200,6 +200,10 @@ def _is_float(value: Any) -> bool:
     return isinstance(value, torch.Tensor) and value.is_floating_point()
 
 
+def _is_whole(value: Any) -> bool:
+    return not isinstance(value, (float, int)) and not _is_float(value)
+
+
 def _floats(value: Any) -> bool:
     found = False
 
@@ -244,9 +248,16 @@ def _alike(mode: Rounded, x: torch.Tensor, axes: list[int], value: torch.Tensor)
 
 
 def _arithmetic(mode: Rounded, func: Any, args: tuple, kwargs: dict) -> Any:
-    """One rounding, but none of what is exact: pixels' indices are added up so, and cut to integers."""
+    """One rounding, but none of what is exact: pixels' indices are added up so, and cut to integers.
+
+    An addition is a sum, whose terms may be added to others in another order: it rounds by their magnitudes.
+    """
     result = func(*args, **kwargs)
-    moved = mode.relative(result, _NEAREST)
+    if func._schema.name.split("::")[1] in ("add", "sub", "rsub"):
+        size = sum(one.abs() if _is_float(one) else abs(one) for one in args[:2] if not _is_whole(one))
+        moved = mode.by(result, _SUM * mode.unit * 3**0.5 * (size + result.abs()))
+    else:
+        moved = mode.relative(result, _NEAREST)
     numbers = [torch.tensor(one, dtype=torch.float64) for one in args if isinstance(one, float)]
     if result.numel() > _POOL or not all(_short(one, mode.unit) for one in numbers):
         return moved

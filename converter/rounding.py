@@ -54,8 +54,10 @@ def allowance(truth: np.ndarray, moved: Sequence[np.ndarray], unit: float = UNIT
     bins = np.floor(np.log(np.maximum(size, _LEAST)) / np.log(_BIN)).astype(np.int64)
     bins -= bins.min()
     pools = (bins.reshape(-1, channels) * channels + np.arange(channels)).reshape(truth.shape)
-    peaks = np.zeros(int(pools.max()) + 1)
+    peaks = np.zeros((int(bins.max()) + 2) * channels)
     np.maximum.at(peaks, pools, far)
+    # A small value may be the rest of larger ones: it is also allowed what those of the next size are.
+    peaks = np.maximum(peaks[:-channels], peaks[channels:])
     some = far > 0
     usual = _usual(far, bins)[bins]
     both = some & (size > 0)
@@ -78,7 +80,8 @@ def _usual(far: np.ndarray, bins: np.ndarray) -> np.ndarray:
     if not known.size:
         return np.zeros(len(medians))
     larger = np.minimum(np.searchsorted(known, np.arange(len(medians))), len(known) - 1)
-    return medians[known[larger]]
+    filled = medians[known[larger]]
+    return np.maximum(filled, np.append(filled[1:], 0.0))
 
 
 @dataclass(frozen=True)
