@@ -191,7 +191,8 @@ def test_a_convolutions_magnitudes_bound_the_sum_of_its_terms_magnitudes(name):
     with exactly(Exact()):
         truth, size = module(x), magnitudes(x.abs())
     with exactly(Rounded(0)):
-        moved = (module(x) - truth).abs() / UNIT / 0.6  # the least size of a sign
+        rounded = module(x)
+    moved = (rounded - truth).abs() / UNIT / 0.6  # the least size of a sign
     assert (moved >= 0.2 * (size + truth.abs()) * (1 - 1e-6)).all()
     if make is nn.Conv2d:  # of a transposed one some taps fall between the pixels, but are counted
         assert moved.max() <= 4 * 0.2 * 37**0.5 * (size + truth.abs()).max(), "far more than for 36 terms"
