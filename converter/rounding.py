@@ -20,7 +20,7 @@ SAFETY = 4.0
 # standard deviations, which still allows more than float32 is off by, three times in 10^6. A small result is tried
 # several times in any case, for its values may all hang on one number.
 _ENOUGH, _SMALL, _AGAIN = 6, 100, 3
-_BIN = 16.0  # values within such a factor of one another are of one size
+_OWN = 32  # values of a channel from which on it is judged by what moved in it alone
 _LEAST = float(np.finfo(np.float32).tiny)  # below it float32 may flush a number to zero
 
 
@@ -32,9 +32,6 @@ def runs_for(values: int, cheap: bool = False) -> int:
 
 def allowance(truth: np.ndarray, moved: Sequence[np.ndarray], unit: float = UNITS["float32"]) -> np.ndarray:
     """How far each value of a result may be from `truth`; of its shape.
-
-    A value may be as far off as roundings moved any value of its channel and of about its size, so that one which moved
-    little by luck is not held to that, and a large value or a channel that is all noise does not excuse the others.
 
     Args:
         truth: the result in float64, channels last (..., C).
@@ -49,39 +46,13 @@ def allowance(truth: np.ndarray, moved: Sequence[np.ndarray], unit: float = UNIT
     if not far.size:
         return far
     channels = truth.shape[-1] if truth.ndim > 1 else 1
-    if truth.size * max(len(moved), 1) < _ENOUGH * channels:
+    if truth.size < _OWN * channels:
         channels = 1
-    bins = np.floor(np.log(np.maximum(size, _LEAST)) / np.log(_BIN)).astype(np.int64)
-    bins -= bins.min()
-    pools = (bins.reshape(-1, channels) * channels + np.arange(channels)).reshape(truth.shape)
-    peaks = np.zeros((int(bins.max()) + 2) * channels)
-    np.maximum.at(peaks, pools, far)
-    # A small value may be the rest of larger ones: it is also allowed what those of the next size are.
-    peaks = np.maximum(peaks[:-channels], peaks[channels:])
-    some = far > 0
-    usual = _usual(far, bins)[bins]
-    both = some & (size > 0)
-    relative = max(unit, float(np.median(far[both] / size[both])) if both.any() else 0.0)
-    # One of few of its size may have moved little by luck: it is allowed the usual part of its size.
-    few = np.bincount(pools.ravel())[pools] * len(moved) < _ENOUGH
-    least = np.where(few, relative, unit) * size
-    return SAFETY * (np.maximum(np.maximum(peaks[pools], usual), least) + _LEAST)
-
-
-def _usual(far: np.ndarray, bins: np.ndarray) -> np.ndarray:
-    """By how much values of each size moved, those that moved; where none did, as those of the next size that did."""
-    medians = np.full(int(bins.max()) + 1, np.nan)
-    for one in range(len(medians)):
-        here = far[bins == one]
-        here = here[here > 0]
-        if here.size:
-            medians[one] = np.median(here)
-    known = np.flatnonzero(~np.isnan(medians))
-    if not known.size:
-        return np.zeros(len(medians))
-    larger = np.minimum(np.searchsorted(known, np.arange(len(medians))), len(known) - 1)
-    filled = medians[known[larger]]
-    return np.maximum(filled, np.append(filled[1:], 0.0))
+    largest = float(far.max())  # a channel in which nothing moved is not exact by that
+    usual = largest * np.sqrt(np.mean(np.square(far / largest))) if largest else 0.0
+    peaks = [part.reshape(-1, channels).max(0) for part in (far, size)]
+    allowed = SAFETY * (np.maximum(peaks[0], usual) + unit * peaks[1] + _LEAST)
+    return np.broadcast_to(allowed if channels > 1 else allowed.reshape(()), truth.shape)
 
 
 @dataclass(frozen=True)
