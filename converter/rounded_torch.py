@@ -23,7 +23,6 @@ import torch
 from torch._decomp import decomposition_table
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_map
 
 from converter.rounding import UNITS
 
@@ -168,10 +167,8 @@ class Rounded(Exact):
         if result is not NotImplemented:
             return result
         self.unknown.add(name)
-        moved = tree_map(lambda value: self.relative(value, 8) if _is_float(value) else value, (args, kwargs))
-        return tree_map(
-            lambda value: self.relative(value, 8) if _is_float(value) else value, func(*moved[0], **moved[1])
-        )
+        moved = _each(lambda value: self.relative(value, 8) if _is_float(value) else value, (args, kwargs))
+        return _each(lambda value: self.relative(value, 8) if _is_float(value) else value, func(*moved[0], **moved[1]))
 
     def signs(self, shape: torch.Size) -> torch.Tensor:
         """A random sign for each value."""
@@ -204,25 +201,28 @@ def _is_whole(value: Any) -> bool:
     return not isinstance(value, (float, int)) and not _is_float(value)
 
 
+def _each(function: Callable[[Any], Any], value: Any) -> Any:
+    """`value` with the function applied to all in its tuples, lists and dicts, which are plain ones in an operation."""
+    if type(value) in (tuple, list):
+        return type(value)([_each(function, one) for one in value])
+    if type(value) is dict:
+        return {name: _each(function, one) for name, one in value.items()}
+    return function(value)
+
+
 def _floats(value: Any) -> bool:
-    found = False
-
-    def look(one: Any) -> Any:
-        nonlocal found
-        found = found or _is_float(one)
-        return one
-
-    tree_map(look, value)
-    return found
+    if isinstance(value, (tuple, list)):
+        return any(map(_floats, value))
+    return any(map(_floats, value.values())) if isinstance(value, dict) else _is_float(value)
 
 
 def _doubled(value: Any) -> Any:
-    return tree_map(lambda one: one.double() if isinstance(one, torch.Tensor) and one.dtype in _LOW else one, value)
+    return _each(lambda one: one.double() if isinstance(one, torch.Tensor) and one.dtype in _LOW else one, value)
 
 
 def _magnitudes(func: Any, args: tuple, kwargs: dict) -> torch.Tensor:
     """The operation on the magnitudes of its arguments, for which float32 does."""
-    least = tree_map(lambda one: one.abs().float() if _is_float(one) else one, (args, kwargs))
+    least = _each(lambda one: one.abs().float() if _is_float(one) else one, (args, kwargs))
     with torch.no_grad():
         return func(*least[0], **least[1]).double()
 
@@ -266,7 +266,7 @@ def _arithmetic(mode: Rounded, func: Any, args: tuple, kwargs: dict) -> Any:
 
 def _function(mode: Rounded, func: Any, args: tuple, kwargs: dict) -> Any:
     args = tuple(mode.relative(one) if _is_float(one) else one for one in args)
-    return tree_map(lambda one: mode.relative(one, _FUNCTION) if _is_float(one) else one, func(*args, **kwargs))
+    return _each(lambda one: mode.relative(one, _FUNCTION) if _is_float(one) else one, func(*args, **kwargs))
 
 
 def _times_argument(mode: Rounded, func: Any, args: tuple, kwargs: dict) -> Any:
@@ -323,7 +323,7 @@ def _lengths_of_convolution(args: tuple, result: torch.Tensor) -> torch.Tensor:
 
 def _convolution_backward(mode: Rounded, func: Any, args: tuple, kwargs: dict) -> Any:
     gradient, _, weight = args[:3]
-    results, sizes = func(*args, **kwargs), tree_map(lambda one: one.abs() if _is_float(one) else one, args)
+    results, sizes = func(*args, **kwargs), _each(lambda one: one.abs() if _is_float(one) else one, args)
     sizes = func(*sizes, **kwargs)
     here = gradient.numel() // gradient.shape[1]
     terms = (weight.numel(), here, here)
@@ -434,13 +434,21 @@ def _variance(mode: Rounded, func: Any, args: tuple, kwargs: dict) -> Any:
     result = func(moved, *args[1:], **kwargs)
     first = result[0] if isinstance(result, tuple) else result
     n = x.numel() / max(first.numel(), 1)
-    return tree_map(lambda one: mode.relative(one, 2 * _SUM * math.sqrt(n) + _FUNCTION), result)
+    return _each(lambda one: mode.relative(one, 2 * _SUM * math.sqrt(n) + _FUNCTION), result)
 
 
 def _vector_norm(mode: Rounded, func: Any, args: tuple, kwargs: dict) -> Any:
     result = func(*args, **kwargs)
     terms = args[0].numel() / max(result.numel(), 1)
     return mode.relative(result, 2 * _SUM * math.sqrt(terms) + _FUNCTION)
+
+
+def _distances(mode: Rounded, func: Any, args: tuple, kwargs: dict) -> Any:
+    """Distances of rows, by way of |x|^2 + |y|^2 - 2xy, which cancel."""
+    result = func(*args, **kwargs)
+    x, y = (each.square().sum(-1) for each in args)
+    square = mode.summed(result.square(), 2 * (x[..., :, None] + y[..., None, :]), args[0].shape[-1] + 2)
+    return mode.relative(square.clamp_min(0).sqrt())
 
 
 def _resize(mode: Rounded, func: Any, args: tuple, kwargs: dict) -> Any:
@@ -601,13 +609,14 @@ _RULES: dict[str, Callable[..., Any]] = {
     "roi_align": _roi_align,
     "_roi_align_backward": _roi_align_backward,
     "linspace": _linspace,
+    "_euclidean_dist": _distances,
 }
 # Functions of each value alone.
 _FUNCTIONS = _words(
     """
     glu exp exp2 expm1 log log2 log10 log1p sin cos tan asin acos atan atan2 sinh cosh tanh sigmoid erf erfc erfinv
     rsqrt pow hardsigmoid logit hypot special_i0 lgamma digamma logaddexp logsumexp polar xlogy tanh_backward
-    sigmoid_backward prod cumprod _cdist_forward _euclidean_dist
+    sigmoid_backward prod cumprod _cdist_forward
     """
 )
 

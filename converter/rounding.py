@@ -6,7 +6,7 @@ step (`converter.rounded_torch`), each as large as float32's may be for any orde
 result by (`moved`) says how far float32 may be from the truth. `docs/proof.md` has the derivation and both error rates.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,6 +21,9 @@ SAFETY = 4.0
 # several times in any case, for its values may all hang on one number.
 _ENOUGH, _SMALL, _AGAIN = 6, 100, 3
 _OWN = 32  # values of a channel from which on it is judged by what moved in it alone
+# Values in a channel are judged apart from ones that are larger by so many powers of two, with none in between.
+_GAP = 10
+_POWERS = 256  # that are told apart, up and down
 _LEAST = float(np.finfo(np.float32).tiny)  # below it float32 may flush a number to zero
 
 
@@ -38,21 +41,55 @@ def allowance(truth: np.ndarray, moved: Sequence[np.ndarray], unit: float = UNIT
         moved: what roundings moved it by, in one run or several; each of its shape.
         unit: unit roundoff of the precision that is judged.
     """
-    far = np.zeros(truth.shape)
+    far: np.ndarray = np.zeros(truth.shape)
     for one in moved:
         np.maximum(far, np.abs(one), out=far)
-    size = np.abs(truth)
-    size, far = np.where(np.isfinite(size), size, 0.0), np.where(np.isfinite(far), far, 0.0)
     if not far.size:
         return far
     channels = truth.shape[-1] if truth.ndim > 1 else 1
     if truth.size < _OWN * channels:
         channels = 1
-    largest = float(far.max())  # a channel in which nothing moved is not exact by that
-    usual = largest * np.sqrt(np.mean(np.square(far / largest))) if largest else 0.0
-    peaks = [part.reshape(-1, channels).max(0) for part in (far, size)]
-    allowed = SAFETY * (np.maximum(peaks[0], usual) + unit * peaks[1] + _LEAST)
-    return np.broadcast_to(allowed if channels > 1 else allowed.reshape(()), truth.shape)
+    size, far = (np.where(np.isfinite(each), each, 0.0).reshape(-1, channels) for each in (np.abs(truth), far))
+    # A channel in which nothing moved is not exact by that.
+    most = np.maximum(far.max(0), np.sqrt(np.mean(np.square(far))))
+    allowed = np.broadcast_to(SAFETY * (most + unit * size.max(0) + _LEAST), size.shape)
+    apart = list(_apart(size))
+    if apart:
+        allowed = allowed.copy()
+        order = np.argsort(size, None)
+        squares, sizes = np.cumsum(np.square(far.ravel()[order])), size.ravel()[order]
+    for channel, tops in apart:
+        for top in tops:
+            below, count = size[:, channel] <= top, np.searchsorted(sizes, top, "right")
+            far_there = max(far[below, channel].max(), np.sqrt(squares[count - 1] / count))
+            allowed[below, channel] = SAFETY * (far_there + unit * top + _LEAST)
+    return allowed.reshape(truth.shape)
+
+
+def _apart(size: np.ndarray) -> Iterator[tuple[int, list[float]]]:
+    """(channel, magnitudes) where (values, channels) has values far larger than all others, as masks of -1e9 are.
+
+    What is up to one of the magnitudes, from the largest to the smallest, is judged without what is above it. There are
+    values enough just below each, and none within a factor 2^_GAP above it.
+    """
+    if size.shape[0] < 2 * _OWN:
+        return
+    powers = np.clip(np.frexp(size)[1], -_POWERS, _POWERS) + _POWERS  # of zero: in the middle
+    powers[size == 0] = 0
+    span = 2 * _POWERS + 1
+    counts = np.bincount((powers + span * np.arange(size.shape[1])).ravel(), minlength=span * size.shape[1])
+    counts = counts.reshape(size.shape[1], span)
+    counts[:, 0] = 0  # zeros go with the smallest values
+    places = np.where(counts > 0, np.arange(span), -span)
+    before = np.maximum.accumulate(places, 1)
+    gaps = (places[:, 1:] - before[:, :-1] > _GAP) & (before[:, :-1] >= 0) & (places[:, 1:] >= 0)
+    for channel in np.flatnonzero(gaps.any(1)):
+        tops = []
+        for power in before[channel, np.flatnonzero(gaps[channel])][::-1]:
+            if counts[channel, max(power - _GAP, 0) : power + 1].sum() >= _OWN:
+                tops.append(float(size[powers[:, channel] <= power, channel].max()))
+        if tops:
+            yield int(channel), tops
 
 
 @dataclass(frozen=True)

@@ -120,6 +120,16 @@ KERNELS = {
         lambda x: tf.nn.conv2d(x, tf.constant(KERNEL.permute(2, 3, 1, 0).float().numpy()), 1, "SAME"),
     ),
     "product": (WIDE, lambda x: x @ x.mT, lambda x: x @ tf.transpose(x)),
+    "distances": (
+        WIDE + 3,
+        lambda x: torch.cdist(x, x[:3].flip(0) + 0.01),
+        lambda x: tf.sqrt(tf.reduce_sum((x[:, None] - x[None, 2::-1] - 0.01) ** 2, -1)),
+    ),
+    "distances by products": (
+        numbers(30, 40) + 3,
+        lambda x: torch.cdist(x, x.flip(0) + 0.01),
+        lambda x: tf.norm(x[:, None] - x[None, ::-1] - 0.01, axis=-1),
+    ),
     "long product": (numbers(4, 9000), lambda x: x @ x.mT, lambda x: x @ tf.transpose(x)),
     "layer norm": (WIDE + 20, lambda x: F.layer_norm(x, (40,)), keras.layers.LayerNormalization(epsilon=1e-5)),
     "group norm": (MIXED, lambda x: F.group_norm(x, 3), keras.layers.GroupNormalization(3, epsilon=1e-5)),
@@ -241,3 +251,28 @@ def test_indices_that_are_added_up_are_exact(value):
     with exactly(Rounded(0)):
         assert (x * 2 + 1 - 0.5 == 2 * value + 0.5).all()
         assert (x * 0.3 != 0.3 * value).all() or not value
+
+
+# --- Values that differ much in size ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shape", [(400, 3), (5, 100, 1), (600,)])
+def test_a_large_value_does_not_excuse_small_ones_beside_it(shape):
+    """Scores with -1e9 where a mask is: what is wrong at the others shows."""
+    scores = numbers(*shape)
+    masked = torch.rand(shape, generator=torch.Generator().manual_seed(1)) < 0.1
+
+    def compute(factor: float = 1.0) -> torch.Tensor:
+        return (factor * scores / 3).masked_fill(masked, -1e9)
+
+    assert judged(compute().float(), compute)
+    assert not judged(compute(1 + 1e-5), compute)
+
+
+def test_sums_that_cancel_are_judged_by_their_terms():
+    """Small values that are the rest of larger ones, in a channel with large ones, and no value in between."""
+    for seed in range(50):
+        x = numbers(200, 40, seed=seed)
+        x[:100] *= 1e5
+        flat = x.float()
+        assert judged(flat - flat.mean(-1, keepdim=True), lambda: x - x.mean(-1, keepdim=True))  # noqa: B023
