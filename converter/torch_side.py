@@ -35,7 +35,7 @@ from converter.rounding import runs_for
 # Bytes of results that may wait for the caller to read them.
 AHEAD = 256 << 20
 # Bytes that a proof may take beyond the weights: so many, and so many for each byte of the files.
-_ROOM, _ROOM_PER_BYTE = 256 << 20, 200
+_ROOM, _ROOM_PER_BYTE = 768 << 20, 200
 MOST_CALLS = 64  # of one layer that are recorded: a decoder may call its head on every level
 _GATE = 0.05  # a constant below it hides what lies behind it
 _MOST_MOVED = 12  # runs of which it is kept what moved at the layers

@@ -37,7 +37,7 @@ def test_layers_that_want_more_than_their_file_explains(tmp_path, model):
     done = subprocess.run(command, cwd=tmp_path, env=environment(), capture_output=True, text=True, check=False)
     assert time.monotonic() - began < 60  # 10 s of it, on a machine with nothing else to do
     assert done.returncode == 1
-    assert done.stderr.startswith("error: the torch reference failed: its layers want more than 25")
+    assert done.stderr.startswith("error: the torch reference failed: its layers want more than 7")
     assert done.stderr.count("\n") == 1
-    assert int(done.stdout) < 1 << 20  # KB, of the largest process
+    assert int(done.stdout) < 3 << 19  # KB, of the largest process
     assert os.listdir(tmp_path) == ["c.pth"]
