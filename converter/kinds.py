@@ -17,6 +17,7 @@ import numpy as np
 from einops import EinopsError, rearrange
 
 from converter import nested
+from converter.errors import ConversionError
 
 
 @dataclass(frozen=True)
@@ -156,9 +157,19 @@ class Kind:
         return nested.each(one, value)
 
     def results(self, value: Any) -> Any:
-        """Torch's results, as the Keras layer has them, and of them those that it has."""
-        if self.returns is not None and isinstance(value, (tuple, list)):
-            kept = tuple(value[place] for place in self.returns)
+        """Torch's results, as the Keras layer has them, and of them those that it has.
+
+        Raises:
+            ConversionError: torch does not return what `returns` names.
+        """
+        if self.returns is not None:
+            several = value if isinstance(value, (tuple, list)) else (value,)
+            if max(self.returns) >= len(several):
+                raise ConversionError(
+                    f"`returns` of the kind {self} names result {max(self.returns)}, but torch's module returns "
+                    f"{len(several)}"
+                )
+            kept = tuple(several[place] for place in self.returns)
             value = kept[0] if len(kept) == 1 else kept
         return self.arrange(value)
 

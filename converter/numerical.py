@@ -24,7 +24,7 @@ from converter.report import Comparison, Numerical
 from converter.torch_process import TorchProcess
 from converter.torch_side import MOST_CALLS, Call, Entry, Note, Request, Run, Seeded, Trained
 from converter.variables import by_path, layer_at
-from converter.watching import Seen, Watch, watched
+from converter.watching import Forced, Seen, Watch, distinct, watched
 
 _MOST_MISPLACED = 6  # layers whose input differs that are looked at one by one
 _LARGEST = float(np.finfo(np.float32).max)
@@ -87,6 +87,7 @@ class Proof:
     variables: dict[str, Any] = field(default_factory=dict)
     config: dict[str, Any] | None = None
     seeds: dict[str, np.ndarray] = field(default_factory=dict)
+    layers_at: dict[str, Any] = field(default_factory=dict)  # of the model, by path
     at: int = 0  # of the probes
     place: int = 0  # of calls in a probe
     outputs: dict[str, Comparison] = field(default_factory=dict)
@@ -174,7 +175,7 @@ class Proof:
         config = {**self.plan.config, **probe.config}
         if config == self.config:
             return
-        self.model = None  # before the next one takes memory
+        self.model, self.layers_at = None, {}  # before the next one takes memory
         self.model = build_tf(self.plan.pair, config)
         try:
             self.model.load_weights(str(self.path))
@@ -182,6 +183,12 @@ class Proof:
             raise ConversionError(f"Keras does not load the file: {where_and_what(error)}") from error
         self.config, self.variables = config, by_path(self.model)
         self.assign(self.seeds)
+
+    def _layer(self, row: _Row) -> Any:
+        """The row's layer in the model, or None."""
+        if row.keras not in self.layers_at:
+            self.layers_at[row.keras] = layer_at(self.model, row.keras)
+        return self.layers_at[row.keras]
 
     def note_trained(self, one: Comparison, suspects: str) -> None:
         """Note a comparison of `--verify train`."""
@@ -212,7 +219,7 @@ class Proof:
 
     def _compare_call(self, call: Call) -> None:
         row = self.rows[call.path]
-        layer = layer_at(self.model, row.keras)
+        layer = self._layer(row)
         ours = _layer_results(call, layer, row.kind)
         self.place += 1
         if isinstance(ours, Comparison):
@@ -294,14 +301,13 @@ class Proof:
         """The model's (or the probe's part's) results on the probe."""
         probe = self.probe
         layers = [
-            (entry, layer_at(self.model, self.rows[entry].keras))
-            for entry in dict.fromkeys(entry.path for entry in self.entries)
+            (entry, self._layer(self.rows[entry])) for entry in dict.fromkeys(entry.path for entry in self.entries)
         ]
         with watched(layers, watch or Watch()):
             if probe.part:
                 row = self.rows[probe.part]
                 inputs = row.kind.arrange(probe.inputs)
-                return layer_at(self.model, row.keras)(**inputs, **probe.options)
+                return self._layer(row)(**inputs, **probe.options)
             first = self.plan.pair.channels_first
             inputs = {
                 name: nested.each(_channels_last, value) if name in first else value
@@ -386,7 +392,7 @@ class Proof:
         compared: list[tuple[int, int, Comparison, np.ndarray, np.ndarray, Any]] = []
         otherwise: dict[int, str] = {}  # inputs of another size, which may be right
         for index, entry in enumerate(self.entries):
-            for place, (ours, truth, allowed) in enumerate(self._reaching(entry, watch, index > own)):
+            for place, ours, truth, allowed in self._reaching(entry, watch, index > own):
                 if ours.shape != truth.shape:
                     if ours.size != truth.size:
                         shapes = f"{ours.shape}, torch's {truth.shape}"
@@ -427,25 +433,29 @@ class Proof:
                 reached = [
                     ours
                     for entry in self.entries
-                    for ours, truth, _ in self._reaching(entry, again, False)
+                    for _, ours, truth, _ in self._reaching(entry, again, False)
                     if ours.shape == truth.shape
                 ]
                 return reached + [row[1] for row in self._rows_of(results, run, run.near)]
 
             self.covered |= self._moving(paths, compute, usual, allowed)
 
-    def _forced(self) -> dict[str, list[Any]]:
+    def _forced(self) -> dict[str, list[Forced | None]]:
         """Torch's result of each call of each layer, as the Keras layer gives it."""
-        forced: dict[str, list[Any]] = {}
+        forced: dict[str, list[Forced | None]] = {}
         for entry in self.entries:
             row = self.rows[entry.path]
             if row.kind.stage:
                 continue
             result = None if entry.result is None else row.kind.results(entry.result)
-            layer = layer_at(self.model, row.keras)
+            layer = self._layer(row)
             if result is not None and row.kind.activated and _activation(layer) is not None:
                 result = _activated(_activation(layer), result)
-            forced.setdefault(entry.path, []).append(result)
+            given = _given(row.kind, entry.args, entry.kwargs)
+            sizes = None if given is None else [{given[place].size} for place in distinct(given)]
+            if sizes and entry.padded is not None:
+                sizes[0].add(entry.padded.size)  # Keras may pad before the layer
+            forced.setdefault(entry.path, []).append(None if result is None else Forced(result, sizes))
         return forced
 
     def _own(self, watch: Watch) -> int:
@@ -463,8 +473,8 @@ class Proof:
         seen = len(watch.seen.get(path, []))
         return seen == known or (known == MOST_CALLS and seen > known)
 
-    def _reaching(self, entry: Entry, watch: Watch, far: bool) -> Iterator[tuple[np.ndarray, np.ndarray, Any]]:
-        """(ours, truth, allowed) of each argument of a layer's call that can be compared."""
+    def _reaching(self, entry: Entry, watch: Watch, far: bool) -> Iterator[tuple[int, np.ndarray, np.ndarray, Any]]:
+        """(place, ours, truth, allowed) of each argument of a layer's call that can be compared."""
         calls = watch.seen.get(entry.path, [])
         if not self._called_alike(entry.path, watch) or not entry.near:
             return  # Keras's layer is called otherwise, or not at all
@@ -475,16 +485,16 @@ class Proof:
         if truth is None or any(run is None for run in runs):
             return
         ours = nested.arrays((seen.args, seen.kwargs))
-        for place, (value, true) in enumerate(zip(ours, truth, strict=False)):
-            whole = true.dtype.kind in "iub"
-            value, true = _numbers(value), _numbers(true)
+        for place, of in zip(distinct(ours), distinct(truth), strict=False):
+            whole = truth[of].dtype.kind in "iub"
+            value, true = _numbers(ours[place]), _numbers(truth[of])
             with np.errstate(invalid="ignore"):
-                others = [_numbers(run[place]) - true for run in runs if run is not None]
+                others = [_numbers(run[of]) - true for run in runs if run is not None]
             allowed: Any = 0.0 if whole else rounding.allowance(true, others)
             if place == 0 and value.shape != true.shape and entry.padded is not None:
                 true = _numbers(kind.arrange(entry.padded))  # Keras pads before the layer
                 allowed = np.max(allowed, axis=tuple(range(true.ndim - 1)))
-            yield value, true, allowed
+            yield place, value, true, allowed
 
     def _idle(self, wrong: list[Any]) -> bool:
         """Whether no output depends on the places at which inputs of layers differ, as those behind a mask."""
@@ -630,6 +640,11 @@ def _paired(name: str, ours: Any, kind: Kind, single: Any, truth: Any, moved: li
     if len(mine) != len(theirs[0]):
         yield Comparison(name, note=f"TensorFlow returns {_count(mine)}, torch {_count(theirs[0])}")
         return
+    places = [[key for key, _ in side] for side in (mine, theirs[0])]
+    if places[0] != places[1] and _as_long(ours, kind.results(single)):
+        shown = [listed(side, 6) for side in places]
+        yield Comparison(name, note=f"TensorFlow returns something at place {shown[0]}, torch at {shown[1]}")
+        return
     if isinstance(ours, Mapping) and isinstance(truth, Mapping):
         if {key for key, _ in mine} != {key for key, _ in theirs[1]}:
             shown = [listed([printable(key) for key, _ in side], 6) for side in (mine, theirs[1])]
@@ -651,6 +666,10 @@ def _paired(name: str, ours: Any, kind: Kind, single: Any, truth: Any, moved: li
             _numbers(true),
             [_numbers(each[index][1]) for each in theirs[2:]],
         )
+
+
+def _as_long(some: Any, other: Any) -> bool:
+    return all(isinstance(one, (tuple, list)) for one in (some, other)) and len(some) == len(other)
 
 
 def _count(results: list[Any]) -> str:

@@ -1,6 +1,6 @@
 """Watching a Keras network while it runs: what reaches each layer, and what becomes of other values there."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -20,18 +20,30 @@ class Seen:
     result: Any
 
 
+@dataclass(frozen=True)
+class Forced:
+    """A result to give instead of the layer's own, if it has its shapes and the layer is called with as many arrays.
+
+    `sizes` are the numbers of values that each array among the arguments may have, those that are equal counted once;
+    None if that is not known. A layer that is called without its mask gives its own result, so that this shows.
+    """
+
+    result: Any
+    sizes: list[set[int]] | None
+
+
 @dataclass
 class Watch:
     """What was seen, and what is to be done to the layers.
 
     Attributes:
-        forced: path -> results to give instead of the layer's own, call by call, where their shapes are the same.
+        forced: path -> what to give instead of the layer's own result, call by call.
         added: (path, call, place of the argument) -> what to add to that argument.
         seen: path -> every call, in order.
         changed: path -> how many calls gave a forced result.
     """
 
-    forced: Mapping[str, list[Any]] = field(default_factory=dict)
+    forced: Mapping[str, list[Forced | None]] = field(default_factory=dict)
     added: Mapping[tuple[str, int, int], np.ndarray] = field(default_factory=dict)
     seen: dict[str, list[Seen]] = field(default_factory=dict)
     changed: dict[str, int] = field(default_factory=dict)
@@ -66,8 +78,9 @@ def _watching(path: str, call: Callable[..., Any], watch: Watch) -> Callable[...
         watch.seen[path].append(seen)
         result = call(*args, **kwargs)
         forced = watch.forced.get(path, [])
-        if index < len(forced) and forced[index] is not None:
-            result, same = _forced(result, forced[index])
+        one = forced[index] if index < len(forced) else None
+        if one is not None and _called_alike(seen, one.sizes):
+            result, same = _forced(result, one.result)
             watch.changed[path] = watch.changed.get(path, 0) + same
         seen.result = nested.each(_array, result)
         return result
@@ -99,6 +112,25 @@ def _with_added(args: tuple, kwargs: dict[str, Any], path: str, index: int, watc
         return part if more is None else part + keras.ops.convert_to_tensor(more, dtype=part.dtype)
 
     return nested.each(add, (args, kwargs))
+
+
+def distinct(values: Sequence[np.ndarray]) -> list[int]:
+    """The places of all that are not equal to one before: an attention may be given its keys once or twice."""
+    found: list[int] = []
+    for place, value in enumerate(values):
+        if not any(value is values[other] or np.array_equal(value, values[other]) for other in found):
+            found.append(place)
+    return found
+
+
+def _called_alike(seen: Seen, sizes: list[set[int]] | None) -> bool:
+    if sizes is None:
+        return True
+    given = nested.arrays((seen.args, seen.kwargs))
+    places = distinct(given)
+    return len(places) == len(sizes) and all(
+        given[place].size in known for place, known in zip(places, sizes, strict=True)
+    )
 
 
 def _forced(result: Any, values: Any) -> tuple[Any, bool]:

@@ -125,6 +125,58 @@ def test_an_epsilon_shows_whatever_the_size_of_the_inputs(tmp_path, scale):
     refused(one, state(one), tmp_path, "n: error.*suspect its epsilon")
 
 
+class Attending(nn.Module):
+    """A layer behind an attention with a mask, and an output on which it has next to no influence."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.a, self.b = nn.MultiheadAttention(8, 2, batch_first=True), nn.Linear(8, 5)
+
+    def forward(self, x, padded):
+        y, _ = self.a(x, x, x, key_padding_mask=padded)
+        return 1e-5 * self.b(x + 0.01 * y) + x[..., :5]
+
+
+@pytest.mark.parametrize("mask", ["used", "forgotten", "turned around"])
+def test_a_mask_is_given_as_torch_gives_it(tmp_path, mask):
+    class Keras(keras.Model):
+        def __init__(self):
+            super().__init__()
+            self.a, (self.b, shape) = keras.layers.MultiHeadAttention(2, 4), dense(5, 8)
+            self.a.build((None, None, 8), (None, None, 8))
+            self.b.build(shape)
+            self.built = True
+
+        def call(self, x, padded):
+            padded = padded[:, None, :]
+            masks = {"used": ops.logical_not(padded), "forgotten": None, "turned around": padded}
+            y = self.a(x, x, attention_mask=masks[mask])
+            return 1e-5 * self.b(x + 0.01 * y) + x[..., :5]
+
+    def probes(config, rng):
+        padded = np.zeros((3, 6), bool)
+        padded[:2, 4:] = True
+        return [Probe({"x": rng.standard_normal((3, 6, 8), dtype=np.float32), "padded": padded})]
+
+    one = pair(Keras, Attending, [Row("a", kinds.MULTIHEAD_ATTENTION), Row("b", kinds.DENSE)], probes)
+    if mask == "used":
+        assert converted(one, state(one), tmp_path).numerical.full
+    else:
+        refused(one, state(one), tmp_path, "the input of . (differs|does not)")
+
+
+def test_results_stand_at_torchs_places(tmp_path):
+    one = two(lambda self, x: (None, self.b(self.a(x))), lambda self, x: (self.b(self.a(x)), None))
+    refused(one, state(one), tmp_path, "TensorFlow returns something at place 1, torch at 0")
+
+
+def test_a_kind_names_a_result_that_torch_has(tmp_path):
+    one = two(lambda self, x: self.b(self.a(x)), lambda self, x: self.b(self.a(x)))
+    one = replace(one, mapping=lambda config: Mapping([Row("{a,b}", replace(kinds.DENSE, returns=(1,)))]))
+    refused(one, state(one), tmp_path, "`returns` of the kind DENSE names result 1, but torch's module returns 1")
+
+
 # --- Right, and accepted ----------------------------------------------------------------------------------------------
 
 
