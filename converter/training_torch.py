@@ -91,7 +91,18 @@ def _trained(index: int, probe: Probe, model: Any) -> Trained:
         }
 
     given = dict(zip((name for name, _ in outputs), upstream, strict=True))
-    return Trained(index, given, rates, each("gradients"), each("buffers"), each("weights"), STEPS, truth.batches)
+    kept = _kept(model, truth.gradients)
+    return Trained(index, given, rates, each("gradients"), each("buffers"), each("weights"), STEPS, truth.batches, kept)
+
+
+def _kept(model: Any, gradients: Values) -> dict[str, int]:
+    """The rows of embeddings that stay as they are; not where the table is used for something else too."""
+    found = {
+        f"{path}.weight" if path else "weight": module.padding_idx
+        for path, module in model.named_modules()
+        if isinstance(module, torch.nn.Embedding) and module.padding_idx is not None
+    }
+    return {name: row for name, row in found.items() if name in gradients and not gradients[name][row].any()}
 
 
 def _outputs(model: Any, inputs: dict[str, Any], probe: Probe) -> list[tuple[str, torch.Tensor]]:

@@ -328,7 +328,7 @@ def test_two_state_dicts_that_fit_need_a_choice(state, tmp_path):
     with pytest.raises(converter.ConversionError, match=r"model, model_ema; choose one with --key"):
         converter.plan("sam_decoder", checkpoint, OPTIONS)
     output = tmp_path / "o.weights.h5"
-    converter.convert("sam_decoder", checkpoint, output, options=OPTIONS, key="model_ema")
+    converter.convert("sam_decoder", checkpoint, output, verify="lossless", options=OPTIONS, key="model_ema")
     beta = tf_models.load(output).transformer.norm_final_attn.beta
     np.testing.assert_array_equal(beta, other["transformer.norm_final_attn.bias"])
     with pytest.raises(converter.UsageError, match="no state dict at nowhere; it has: model, model_ema"):

@@ -502,6 +502,18 @@ def test_training_shows_a_momentum_and_names_what_keras_does_otherwise(tmp_path)
     assert converted(default, torchs().state_dict(), tmp_path).numerical.full
 
 
+def test_training_names_the_row_that_padding_keeps(tmp_path):
+    one = pair(
+        lambda: Model(lambda self, x: self.b(self.e(x)), e=(keras.layers.Embedding(9, 4), (None,)), b=dense(5, 4)),
+        lambda: net(lambda self, x: self.b(self.e(x)), e=nn.Embedding(9, 4, padding_idx=0), b=nn.Linear(4, 5)),
+        [Row("e", kinds.EMBEDDING), Row("b", kinds.DENSE)],
+        lambda config, rng: [Probe({"x": np.array([[0, 1, 2, 0], [3, 3, 4, 0]])})],
+    )
+    report = converted(one, one.build_torch().state_dict(), tmp_path, verify="train")
+    assert report.numerical.full
+    assert "padding_idx keeps them" in report.numerical.by_design[0]
+
+
 def test_training_shows_a_gradient_that_is_stopped(tmp_path):
     def build():
         return Model(lambda self, x: self.b(ops.relu(ops.stop_gradient(self.a(x)))), a=dense(6, 4), b=dense(5, 6))
