@@ -242,7 +242,8 @@ class Proof:
         ]
         if here:
             allowed = [rounding.allowance(values[2], values[3]) for _, *values in pairs]
-            found = self._moving(here, compute, [values[0] for _, *values in pairs], allowed)
+            usual = [values[0] for _, *values in pairs]
+            found = self._moving(here, lambda: _beyond(compute(), usual, allowed))
             if row.kind.stage or self.probe.stages_only:
                 self.covered |= found
             else:
@@ -261,26 +262,20 @@ class Proof:
         seeded = " (with other values in tensors that are constant)" if self.seeds else ""
         self.found.append(_Found(rank + (3 if self.seeds else 0), self.at, place, text + seeded))
 
-    def _moving(
-        self, paths: list[str], compute: Callable[[], list[np.ndarray]], usual: list[np.ndarray], allowed: list[Any]
-    ) -> set[str]:
-        """Those of these variables that the results depend on: with other values they are further off than allowed."""
+    def _moving(self, paths: list[str], moves: Callable[[], bool]) -> set[str]:
+        """Those of these variables with other values of which a comparison `moves`."""
         found = set()
         for path in paths:
             variable = self.variables[path]
             kept = np.array(variable)
             variable.assign(_nudged(kept))
             try:
-                results = compute()
+                if moves():
+                    found.add(path)
             except Exception:  # a layer that fails on other values shows nothing
                 continue
             finally:
                 variable.assign(kept)
-            if len(results) == len(usual) and any(
-                result.shape == before.shape and bool((np.abs(result - before) > most).any())
-                for result, before, most in zip(results, usual, allowed, strict=True)
-            ):
-                found.add(path)
         return found
 
     # The whole, and what lies between the layers
@@ -371,7 +366,7 @@ class Proof:
         if paths:
             usual, allowed = [row[0] for row in self._last], [row[1] for row in self._last]
             self.covered |= self._moving(
-                paths, lambda: [row[1] for row in self._rows_of(self._root(), run, [])], usual, allowed
+                paths, lambda: _beyond([row[1] for row in self._rows_of(self._root(), run, [])], usual, allowed)
             )
 
     def _uncovered(self) -> list[str]:
@@ -421,24 +416,44 @@ class Proof:
             if not one:
                 text = self._between_text(len(self.entries), one, ours, truth, watch, name, run.between)
                 self._note_found(0, len(self.entries), text + shapes)
+        self._cover_between(watch, forced, compared, rows, run)
+
+    def _cover_between(
+        self, watch: Watch, forced: dict[str, list[Forced | None]], compared: list[Any], rows: list[Any], run: Run
+    ) -> None:
+        """Note the variables that no layer shows, and with which what reaches a layer, or an output, moves.
+
+        Each costs a run of the whole, until the first place that moves, and without the layers whose results are given.
+        """
         paths = self._uncovered()
-        if paths:
-            usual = [row[3] for row in compared] + [row[1] for row in rows]
-            allowed = [row[5] for row in compared] + [rounding.allowance(row[3], row[4]) for row in rows]
+        if not paths:
+            return
+        reached: dict[tuple[str, int], list[tuple[int, np.ndarray, Any]]] = {}
+        for index, place, _, ours, _, allowed in compared:
+            entry = self.entries[index]
+            reached.setdefault((entry.path, entry.index), []).append((place, ours, allowed))
+        given = {
+            path: {index: seen.result for index, seen in enumerate(calls) if seen.forced}
+            for path, calls in watch.seen.items()
+            if not any(other.startswith(f"{path}.") for other in watch.seen)
+        }
 
-            def compute() -> list[np.ndarray]:
-                again = Watch(forced=forced)
+        def look(path: str, index: int, seen: Seen) -> None:
+            for place, usual, allowed in reached.get((path, index), ()):
+                if _beyond([_numbers(seen.arrays()[place])], [usual], [allowed]):
+                    raise _Moved
+
+        def moves() -> bool:
+            try:
                 with _eagerly():
-                    results = self._root(again)
-                reached = [
-                    ours
-                    for entry in self.entries
-                    for _, ours, truth, _ in self._reaching(entry, again, False)
-                    if ours.shape == truth.shape
-                ]
-                return reached + [row[1] for row in self._rows_of(results, run, run.near)]
+                    results = self._root(Watch(forced=forced, given=given, look=look))
+            except _Moved:
+                return True
+            ends = [row[1] for row in self._rows_of(results, run, run.near)]
+            allowed = [rounding.allowance(row[3], row[4]) for row in rows]
+            return _beyond(ends, [row[1] for row in rows], allowed)
 
-            self.covered |= self._moving(paths, compute, usual, allowed)
+        self.covered |= self._moving(paths, moves)
 
     def _forced(self) -> dict[str, list[Forced | None]]:
         """Torch's result of each call of each layer, as the Keras layer gives it."""
@@ -463,7 +478,8 @@ class Proof:
         for several calls at once. What comes after it carries the roundings of layers."""
         for index, entry in enumerate(self.entries):
             calls = sum(other.path == entry.path for other in self.entries)
-            if not self.rows[entry.path].kind.stage and watch.changed.get(entry.path, 0) < calls:
+            forced = sum(seen.forced for seen in watch.seen.get(entry.path, []))
+            if not self.rows[entry.path].kind.stage and forced < calls:
                 return index
         return len(self.entries)
 
@@ -484,7 +500,7 @@ class Proof:
         runs = [_given(kind, *_sum((entry.args, entry.kwargs), run)) for run in (entry.far if far else entry.near)]
         if truth is None or any(run is None for run in runs):
             return
-        ours = nested.arrays((seen.args, seen.kwargs))
+        ours = seen.arrays()
         for place, of in zip(distinct(ours), distinct(truth), strict=False):
             whole = truth[of].dtype.kind in "iub"
             value, true = _numbers(ours[place]), _numbers(truth[of])
@@ -613,6 +629,18 @@ def _sum(some: Any, other: Any) -> Any:
         return part + more if part.dtype.kind == "f" else part
 
     return nested.each(plus, some)
+
+
+class _Moved(BaseException):
+    """What reaches a layer has moved, which was the question; nobody on the way is to handle it."""
+
+
+def _beyond(results: list[np.ndarray], usual: list[np.ndarray], allowed: list[Any]) -> bool:
+    """Whether any of the results is further from what it usually is than allowed."""
+    return len(results) == len(usual) and any(
+        result.shape == before.shape and bool((np.abs(result - before) > most).any())
+        for result, before, most in zip(results, usual, allowed, strict=True)
+    )
 
 
 class _Capture:

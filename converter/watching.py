@@ -13,11 +13,19 @@ from converter import nested
 
 @dataclass
 class Seen:
-    """One call of a layer: its arguments and its result, arrays in nested tuples, lists and dicts."""
+    """One call of a layer: its arguments and its result, arrays in nested tuples, lists and dicts.
+
+    `forced`: the result is not the layer's own.
+    """
 
     args: tuple
     kwargs: dict[str, Any]
     result: Any
+    forced: bool = False
+
+    def arrays(self) -> list[np.ndarray]:
+        """Every array among the arguments."""
+        return nested.arrays((self.args, self.kwargs))
 
 
 @dataclass(frozen=True)
@@ -39,14 +47,16 @@ class Watch:
     Attributes:
         forced: path -> what to give instead of the layer's own result, call by call.
         added: (path, call, place of the argument) -> what to add to that argument.
+        given: path -> results, by call, in place of calling the layer at all.
+        look: told of (path, call, what is seen so far) before the layer computes.
         seen: path -> every call, in order.
-        changed: path -> how many calls gave a forced result.
     """
 
     forced: Mapping[str, list[Forced | None]] = field(default_factory=dict)
     added: Mapping[tuple[str, int, int], np.ndarray] = field(default_factory=dict)
+    given: Mapping[str, Mapping[int, Any]] = field(default_factory=dict)
+    look: Callable[[str, int, Seen], None] = lambda path, call, seen: None
     seen: dict[str, list[Seen]] = field(default_factory=dict)
-    changed: dict[str, int] = field(default_factory=dict)
 
 
 @contextmanager
@@ -76,12 +86,15 @@ def _watching(path: str, call: Callable[..., Any], watch: Watch) -> Callable[...
         args, kwargs = _with_added(args, kwargs, path, index, watch)
         seen = Seen(nested.each(_array, args), nested.each(_array, kwargs), None)
         watch.seen[path].append(seen)
+        watch.look(path, index, seen)
+        if index in watch.given.get(path, {}):
+            seen.result = watch.given[path][index]
+            return nested.each(_tensor, seen.result)
         result = call(*args, **kwargs)
         forced = watch.forced.get(path, [])
         one = forced[index] if index < len(forced) else None
         if one is not None and _called_alike(seen, one.sizes):
-            result, same = _forced(result, one.result)
-            watch.changed[path] = watch.changed.get(path, 0) + same
+            result, seen.forced = _forced(result, one.result)
         seen.result = nested.each(_array, result)
         return result
 
@@ -96,6 +109,10 @@ def _all_known(value: Any) -> bool:
 
 def _array(part: Any) -> Any:
     return np.array(part) if keras.ops.is_tensor(part) or isinstance(part, (np.ndarray, keras.Variable)) else part
+
+
+def _tensor(part: Any) -> Any:
+    return keras.ops.convert_to_tensor(part, dtype=part.dtype) if isinstance(part, np.ndarray) else part
 
 
 def _with_added(args: tuple, kwargs: dict[str, Any], path: str, index: int, watch: Watch) -> tuple[tuple, dict]:
@@ -126,7 +143,7 @@ def distinct(values: Sequence[np.ndarray]) -> list[int]:
 def _called_alike(seen: Seen, sizes: list[set[int]] | None) -> bool:
     if sizes is None:
         return True
-    given = nested.arrays((seen.args, seen.kwargs))
+    given = seen.arrays()
     places = distinct(given)
     return len(places) == len(sizes) and all(
         given[place].size in known for place, known in zip(places, sizes, strict=True)
