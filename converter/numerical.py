@@ -385,13 +385,14 @@ class Proof:
                 self.covered.add(path)  # what shows it alone is called in the whole as torch calls it
         own = self._own(watch)
         compared: list[tuple[int, int, Comparison, np.ndarray, np.ndarray, Any]] = []
-        otherwise: dict[int, str] = {}  # inputs of another size, which may be right
+        # Inputs of another size, which may be right, but are to blame where what comes next differs.
+        otherwise: dict[int, tuple[Comparison, np.ndarray, np.ndarray]] = {}
         for index, entry in enumerate(self.entries):
             for place, ours, truth, allowed in self._reaching(entry, watch, index > own):
                 if ours.shape != truth.shape:
                     if ours.size != truth.size:
-                        shapes = f"{ours.shape}, torch's {truth.shape}"
-                        otherwise.setdefault(index, f"; before it, the input of {printable(entry.path)} is {shapes}")
+                        note = f"TensorFlow's has shape {ours.shape}, torch's {truth.shape}"
+                        otherwise.setdefault(index, (Comparison(entry.path, note=note), ours, truth))
                     continue
                 one = _compare_allowed(entry.path, ours, truth, allowed)
                 compared.append((index, place, one, ours, truth, allowed))
@@ -404,18 +405,19 @@ class Proof:
             self.notes.append(f"the inputs of {count} layers differ at places on which no output depends")
         first = min((row[0] for row in compared if not row[2]), default=len(self.entries))
         agreeing = max((row[0] for row in compared if row[2] and row[0] < first), default=-1)
-        shapes = next((otherwise[index] for index in sorted(otherwise) if agreeing < index < first), "")
+        blamed = next((index for index in sorted(otherwise) if agreeing < index < first), None)
+        if blamed is not None and ((wrong and not idle) or not all(one for _, one, _, _ in last)):
+            self._note_found(0, blamed, self._between_text(blamed, *otherwise[blamed], watch))
         for index, _, one, ours, truth, _ in compared:
             if idle and not one:
                 continue
             pool(self.between, one)
             if not one:
-                text = self._between_text(index, one, ours, truth, watch)
-                self._note_found(0, index, text + (shapes if index == first else ""))
+                self._note_found(0, index, self._between_text(index, one, ours, truth, watch))
         for name, one, ours, truth in last:
             if not one:
                 text = self._between_text(len(self.entries), one, ours, truth, watch, name, run.between)
-                self._note_found(0, len(self.entries), text + shapes)
+                self._note_found(0, len(self.entries), text)
         self._cover_between(watch, forced, compared, rows, run)
 
     def _cover_between(

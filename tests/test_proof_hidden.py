@@ -177,6 +177,17 @@ def test_a_kind_names_a_result_that_torch_has(tmp_path):
     refused(one, state(one), tmp_path, "`returns` of the kind DENSE names result 1, but torch's module returns 1")
 
 
+def test_an_input_of_another_size_is_to_blame_where_what_follows_differs(tmp_path):
+    def torchs(self, x):
+        y = self.a(x)
+        return y * self.b(y.mean(0, keepdim=True)).sigmoid()
+
+    one = two(lambda self, x: self.a(x) * ops.sigmoid(self.b(self.a(x))), torchs)
+    refused(
+        one, state(one), tmp_path, r"the input of b does not \(TensorFlow's has shape \(7, 12\), torch's \(1, 12\)\)"
+    )
+
+
 # --- Right, and accepted ----------------------------------------------------------------------------------------------
 
 
