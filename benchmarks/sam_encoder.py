@@ -68,9 +68,8 @@ def of_tensorflow(variant: str, jit_compile: bool) -> Callable[[], Any]:
 
     import tensorflow as tf  # isort: skip
     import tf_models
-    from converter.mapping import join
     from converter.registry import get
-    from converter.variables import by_path
+    from tests.support.carrying import carry
 
     tf.config.threading.set_intra_op_parallelism_threads(THREADS)
     scope = "image_encoder."
@@ -78,15 +77,8 @@ def of_tensorflow(variant: str, jit_compile: bool) -> Callable[[], Any]:
     pair = get("sam_image_encoder")
     config = pair.configure(shapes, pair.parse_options({}))
     model = tf_models.create(pair.name, **config)
-    variables = by_path(model)
-    for torch_path, keras_path, kind in pair.mapping(config).modules():
-        for leaf in kind.leaves:
-            name = join(torch_path, leaf.torch)
-            for variable, layout in leaf.variables if name in shapes else ():
-                target = variables.pop(join(keras_path, variable))
-                tensor = seeded_tensor(scope + name, shapes[name]).numpy()
-                target.assign(layout.to_keras(tensor, tuple(target.shape)))
-    assert not variables, f"not filled: {', '.join(variables)}"
+    tensors = {name: seeded_tensor(scope + name, shape).numpy() for name, shape in shapes.items()}
+    carry(tensors, model, pair.mapping(config).modules())
     function, pixels = tf.function(model, jit_compile=jit_compile), tf.constant(image())
     return lambda: function(pixels).numpy()
 

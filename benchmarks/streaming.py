@@ -50,7 +50,7 @@ def child(task: str, checkpoint: str, output: str) -> None:
             else:
                 written = write(Path(output), plan, source)
                 sign(Path(output), {}, written.digests)
-            needed = sum(step.entry.nbytes for step in plan.steps)
+            needed = sum(step.nbytes for step in plan.steps)
     ended = time.perf_counter()
     print(
         json.dumps(

@@ -107,7 +107,7 @@ def convert(
 
         plan = make_plan(source, reading)
         origin = Origin.of(reading, source)
-        nbytes = sum(step.entry.nbytes for step in plan.steps)
+        nbytes = sum(step.nbytes for step in plan.steps)
         with replacing(output, overwrite, sources=source.files) as temporary:
             if torch is not None:
                 request = proofs.request_for(plan, source, dtype, verify)
@@ -123,7 +123,7 @@ def convert(
                 source_sha256="",
                 dialect=plan.dialect.name,
                 output=output,
-                tensors=len(plan.steps),
+                tensors=plan.tensors,
                 variables=len(plan.variables),
                 nbytes=written.nbytes,
                 dtype=dtype,
@@ -247,9 +247,9 @@ def verify(
             dialect=plan.dialect.name,
             output=weights,
             deed="checked",
-            tensors=len(plan.steps),
+            tensors=plan.tensors,
             variables=len(plan.variables),
-            nbytes=sum(step.entry.nbytes for step in plan.steps),
+            nbytes=sum(step.nbytes for step in plan.steps),
             dtype=dtype,
             out_of_scope=plan.out_of_scope,
             dropped=plan.dropped,
@@ -259,7 +259,7 @@ def verify(
             if plan.values >= proofs.BIG:
                 progress.say(proofs.cost(plan, request))
             torch.ask(request)
-        progress.start("lossless", sum(step.entry.nbytes for step in plan.steps))
+        progress.start("lossless", sum(step.nbytes for step in plan.steps))
         try:
             report.lossless = proofs.lossless(weights, plan, source, dtype, progress.advance)
         except (WeightsError, OSError) as error:

@@ -1,93 +1,108 @@
 """Kinds: how each sort of module is laid out in torch and in Keras. The only place where an axis order is written.
 
 A kind lists the leaves of a torch module (`weight`, `running_mean`, ...) and, for each, the Keras variables it
-becomes and with which axes, in the notation of einops: `"o i kh kw -> kh kw i o"`. A pattern is read in both
-directions, so every kind is invertible; `*` stands for leading axes of length one. A kind also says how the module's
+becomes and with which axes: `"o i kh kw -> kh kw i o"` (`converter.axes` has the notation). A pattern is read in both
+directions, so every kind is invertible, but for a declared `Fold`. A kind also says how the module's
 activations are laid out, for the proof that feeds torch's recorded inputs to the Keras layer at the same path.
 
 Axis letters: o output channels, i input channels, c channels, m depth multiplier, k kernel taps (kd, kh, kw),
 h heads, d channels of a head, n embeddings or features.
 """
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from einops import EinopsError, rearrange
 
 from converter import nested
+from converter.axes import Pattern, pattern
 from converter.errors import ConversionError
 
 
 @dataclass(frozen=True)
-class Layout:
-    """One Keras variable's axes, against the torch tensor (or the part of it) that fills it.
+class Fold:
+    """What several tensors become before they are laid out, where that cannot be undone, and what it costs.
 
-    `pattern` is "torch axes -> Keras axes". `part` = (index, count) says that the variable is filled by one of `count`
-    equal blocks along torch's first axis.
+    Attributes:
+        forward: the tensors, in float64 -> the folded arrays, which the leaf's pattern lays out.
+        back: the folded arrays -> tensors that fold to the same, or None where there are none to be had.
+        shapes: the folded arrays' shapes -> the tensors'.
+        cost: what comes back, for a person.
     """
 
-    pattern: str
-    part: tuple[int, int] = (0, 1)
+    name: str
+    forward: Callable[[list[np.ndarray]], list[np.ndarray]]
+    back: Callable[[list[np.ndarray]], list[np.ndarray]] | None
+    shapes: Callable[[list[tuple[int, ...]]], list[tuple[int, ...]]]
+    cost: str
 
-    @property
-    def sides(self) -> tuple[str, str]:
-        torch_axes, keras_axes = self.pattern.split("->")
-        return torch_axes.strip(), keras_axes.strip()
-
-    def _sides_for(self, keras_rank: int) -> tuple[str, str]:
-        """Both sides, with a `*` on the Keras side (leading ones, as many as the variable has) written out."""
-        torch_axes, keras_axes = self.sides
-        if "*" in keras_axes:
-            ones = keras_rank - len(keras_axes.split()) + 1
-            keras_axes = keras_axes.replace("*", " ".join(["1"] * ones))
-        return torch_axes, keras_axes
-
-    def _lengths(self, keras_shape: tuple[int, ...]) -> dict[str, int]:
-        names = self._sides_for(len(keras_shape))[1].split()
-        if "..." in names:
-            return {}
-        if len(names) != len(keras_shape):
-            raise ValueError(f"a Keras variable of shape {keras_shape} does not have the axes ({' '.join(names)})")
-        return {name: size for name, size in zip(names, keras_shape, strict=True) if name != "1"}
-
-    def to_keras(self, tensor: np.ndarray, keras_shape: tuple[int, ...]) -> np.ndarray:
-        """The torch tensor as the Keras variable wants it (a view where numpy can make one)."""
-        torch_axes, keras_axes = self._sides_for(len(keras_shape))
-        index, count = self.part
-        if count > 1:
-            rows = tensor.shape[0] // count
-            tensor = tensor[index * rows : (index + 1) * rows]
-        return rearrange(tensor, f"{torch_axes} -> {keras_axes}", **self._lengths(keras_shape))
-
-    def to_torch(self, value: np.ndarray) -> np.ndarray:
-        """The Keras variable's value as torch lays it out: `to_keras` undone."""
-        torch_axes, keras_axes = self._sides_for(value.ndim)
-        self._lengths(value.shape)
-        return rearrange(value, f"{keras_axes} -> {torch_axes}")
-
-    def torch_shape(self, keras_shape: tuple[int, ...]) -> tuple[int, ...]:
-        """Shape of the torch tensor (whole, not of the part) that fills a Keras variable of this shape."""
-        shape = self.to_torch(np.broadcast_to(np.float32(0), keras_shape)).shape
-        return (shape[0] * self.part[1], *shape[1:]) if self.part[1] > 1 else shape
+    def __repr__(self) -> str:
+        return self.name
 
 
 @dataclass(frozen=True)
 class Leaf:
-    """One tensor of a torch module: its name below the module, and the Keras variables it fills, each with its axes.
+    """Tensors of a torch module and the Keras variables that hold the same values, by their names below the module.
 
-    An `optional` leaf may be absent on both sides (a bias); present on one side only, it is a problem like any other.
+    Attributes:
+        torch, keras: the names; usually one of each.
+        pattern: the axes of each tensor -> those of each variable.
+        optional: all of it may be absent on both sides (a bias); present on one side only, it is a problem like any
+            other.
+        sizes: lengths of axes that the shapes of the variables do not tell.
+        fold: what becomes of the tensors before that.
     """
 
-    torch: str
-    variables: tuple[tuple[str, Layout], ...]
+    torch: tuple[str, ...]
+    keras: tuple[str, ...]
+    pattern: Pattern
     optional: bool = False
+    sizes: tuple[tuple[str, int], ...] = ()
+    fold: Fold | None = None
+
+    def torch_shapes(self, keras_shapes: Sequence[tuple[int, ...]]) -> list[tuple[int, ...]]:
+        """The shapes of the tensors that fill variables of these shapes.
+
+        Raises:
+            ValueError: the variables do not have the axes.
+        """
+        shapes = list(self.pattern.shapes(keras_shapes, dict(self.sizes)))
+        return shapes if self.fold is None else self.fold.shapes(shapes)
+
+    def to_keras(self, tensors: Sequence[np.ndarray], keras_shapes: Sequence[tuple[int, ...]]) -> list[np.ndarray]:
+        """The variables' values: views where numpy can make them."""
+        arrays = list(tensors) if self.fold is None else self.fold.forward(list(tensors))
+        return self.pattern.apply(arrays, keras_shapes, dict(self.sizes))
+
+    def to_torch(self, values: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """The tensors out of the variables' values: `to_keras` undone.
+
+        Raises:
+            ValueError: a fold that cannot be undone.
+        """
+        shapes = self.pattern.shapes([value.shape for value in values], dict(self.sizes))
+        arrays = self.pattern.reversed().apply(values, shapes, dict(self.sizes))
+        if self.fold is None:
+            return arrays
+        if self.fold.back is None:
+            raise ValueError(self.fold.cost)
+        return self.fold.back(arrays)
 
 
-def leaf(torch: str, keras: str, pattern: str, optional: bool = False) -> Leaf:
-    """A leaf that fills one variable."""
-    return Leaf(torch, ((keras, Layout(pattern)),), optional)
+def leaf(
+    torch: str | tuple[str, ...],
+    keras: str | tuple[str, ...],
+    axes: str,
+    optional: bool = False,
+    fold: Fold | None = None,
+    **sizes: int,
+) -> Leaf:
+    """A leaf of one tensor and one variable, or of several."""
+    names = [(one,) if isinstance(one, str) else one for one in (torch, keras)]
+    return Leaf(names[0], names[1], pattern(axes), optional, tuple(sizes.items()), fold)
 
 
 @dataclass(frozen=True)
@@ -136,16 +151,39 @@ class Kind:
         torch_leaves = {leaf.torch: leaf for leaf in self.of.leaves}
         if set(torch_leaves) != {leaf.torch for leaf in self.leaves}:
             raise ValueError(f"{self} and {self.of} do not have the same tensors")
-        for leaf in self.leaves:
-            theirs, ours = leaf.variables, torch_leaves[leaf.torch].variables
+        for theirs in self.leaves:
+            ours = torch_leaves[theirs.torch]
             if theirs == ours:
                 continue
-            if len(theirs) != 1 or len(ours) != 1 or theirs[0][0] != ours[0][0]:
-                raise ValueError(f"{self} and {self.of} do not fill one variable each with {leaf.torch}")
-            (their_axes, their_keras), (our_axes, our_keras) = theirs[0][1].sides, ours[0][1].sides
+            if len(theirs.torch) != 1 or len(theirs.keras) != 1 or theirs.keras != ours.keras:
+                raise ValueError(f"{self} and {self.of} do not fill one variable each with {theirs.torch[0]}")
+            (their_axes, their_keras), (our_axes, our_keras) = theirs.pattern.sides, ours.pattern.sides
             if their_keras != our_keras:
-                raise ValueError(f"{self} and {self.of} name the axes of {theirs[0][0]} differently")
-            yield leaf.torch, f"{their_axes} -> {our_axes}"
+                raise ValueError(f"{self} and {self.of} name the axes of {theirs.keras[0]} differently")
+            yield theirs.torch[0], f"{their_axes} -> {our_axes}"
+
+    def sized(self, **sizes: int) -> "Kind":
+        """The kind where its axes have these lengths, which no shape tells: `FLATTENED.sized(h=7, w=7)`.
+
+        Raises:
+            ValueError: no pattern of the kind has such an axis.
+        """
+        known = {
+            name: set(re.findall(r"[A-Za-z_]\w*", part.pattern.text)) for part in self.leaves for name in part.torch
+        }
+        for name in sizes:
+            if not any(name in names for names in known.values()):
+                raise ValueError(f"{self} has no axis {name}")
+        leaves = tuple(
+            replace(
+                part,
+                sizes=tuple(
+                    {**dict(part.sizes), **{n: v for n, v in sizes.items() if n in known[part.torch[0]]}}.items()
+                ),
+            )
+            for part in self.leaves
+        )
+        return replace(self, leaves=leaves)
 
     def arrange(self, value: Any) -> Any:
         """Torch's activations, an array or nested ones, as the Keras layer has them."""
@@ -329,17 +367,28 @@ def _allowed(mask: Any) -> np.ndarray:
     return mask == 0
 
 
-def _thirds(suffix: str, pattern: str) -> tuple[tuple[str, Layout], ...]:
-    names = ("query_dense", "key_dense", "value_dense")
-    return tuple((f"{name}.{suffix}", Layout(pattern, part=(i, 3))) for i, name in enumerate(names))
-
-
+_QKV = ("query_dense", "key_dense", "value_dense")
 # torch.nn.MultiheadAttention with its packed in_proj_weight (3E, E), against keras.layers.MultiHeadAttention.
 MULTIHEAD_ATTENTION = Kind(
     "MULTIHEAD_ATTENTION",
     (
-        Leaf("in_proj_weight", _thirds("kernel", "(h d) i -> i h d")),
-        Leaf("in_proj_bias", _thirds("bias", "(h d) -> h d"), optional=True),
+        leaf(
+            "in_proj_weight",
+            tuple(f"{name}.kernel" for name in _QKV),
+            "((q + k + v) h d) i -> i h (q d), i h (k d), i h (v d)",
+            q=1,
+            k=1,
+            v=1,
+        ),
+        leaf(
+            "in_proj_bias",
+            tuple(f"{name}.bias" for name in _QKV),
+            "((q + k + v) h d) -> h (q d), h (k d), h (v d)",
+            optional=True,
+            q=1,
+            k=1,
+            v=1,
+        ),
         leaf("out_proj.weight", "output_dense.kernel", "o (h d) -> h d o"),
         leaf("out_proj.bias", "output_dense.bias", "o -> o", optional=True),
     ),

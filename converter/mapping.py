@@ -108,7 +108,8 @@ class Mapping:
         """(torch name, is optional) of every tensor the table maps."""
         for path, _, kind in self.modules():
             for part in kind.leaves:
-                yield join(path, part.torch), part.optional
+                for name in part.torch:
+                    yield join(path, name), part.optional
 
     def ties(self) -> dict[str, str]:
         """Torch name -> the name of the tensor that it shares.
@@ -120,10 +121,10 @@ class Mapping:
         for row in self.rows:
             names = expand(row.tied) if row.tied else []
             needed = [part for part in row.kind.leaves if not part.optional]
-            if names and (len(names) != len(row.modules()) or len(needed) != 1):
+            if names and (len(names) != len(row.modules()) or len(needed) != 1 or len(needed[0].torch) != 1):
                 raise ValueError(f"{row.tied!r} does not name one tensor for the one of each module of {row.path!r}")
             found.update(
-                {name: join(path, needed[0].torch) for name, (path, _) in zip(names, row.modules(), strict=False)}
+                {name: join(path, needed[0].torch[0]) for name, (path, _) in zip(names, row.modules(), strict=False)}
             )
         return found
 

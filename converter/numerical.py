@@ -112,7 +112,7 @@ class Proof:
         for torch_path, row in self.rows.items():
             if row.kind.callable_alone and not row.kind.stage:
                 for leaf in row.kind.leaves:
-                    self.owners.update({join(row.keras, name): torch_path for name, _ in leaf.variables})
+                    self.owners.update({join(row.keras, name): torch_path for name in leaf.keras})
                 self.covered.update(join(row.keras, name) for name in row.kind.without_effect)
 
     @property
@@ -198,22 +198,14 @@ class Proof:
             self.found.append(_Found(2, self.at, len(self.trained), f"training: {one}"))
 
     def assign(self, values: Mapping[str, np.ndarray]) -> None:
-        """Give variables the values of tensors by canonical name, in torch's axes."""
-        for name, targets in self.targets().items():
-            if name in values:
-                for path, layout in targets:
-                    variable = self.variables[path]
-                    variable.assign(layout.to_keras(values[name], tuple(variable.shape)))
-
-    def targets(self) -> dict[str, list[tuple[str, Any]]]:
-        """Canonical name -> the variables that it fills, each with its layout."""
-        found = {}
-        for torch_path, row in self.rows.items():
-            for leaf in row.kind.leaves:
-                there = [(join(row.keras, name), layout) for name, layout in leaf.variables]
-                if all(path in self.variables for path, _ in there):
-                    found[join(torch_path, leaf.torch)] = there
-        return found
+        """Give variables the values of tensors by canonical name, in torch's axes; what is folded stays."""
+        for step in self.plan.steps:
+            if step.leaf.fold is None and any(one.canonical in values for one in step.sources):
+                variables = [self.variables[target.path] for target in step.targets]
+                tensors = step.undo([np.asarray(variable) for variable in variables])
+                tensors = [values.get(one.canonical, old) for one, old in zip(step.sources, tensors, strict=True)]
+                for variable, value in zip(variables, step.lay_out(tensors), strict=True):
+                    variable.assign(value)
 
     # Layers alone
 

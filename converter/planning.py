@@ -1,7 +1,8 @@
 """The plan: which tensor fills which variable. A bijection, or one error with every reason why it is not."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import zip_longest
 from math import prod
 from typing import Any
 
@@ -13,8 +14,8 @@ from converter.blame import PairError, blaming, where_and_what
 from converter.checkpoint import Checkpoint
 from converter.dialects import Dialect
 from converter.errors import ConversionError, PlanError, one_line, printable
-from converter.kinds import Kind, Layout, Leaf
-from converter.mapping import join
+from converter.kinds import Kind, Leaf
+from converter.mapping import Mapping, join
 from converter.naming import fold, listed, nearest
 from converter.reading import Reading, equal
 from converter.registry import Pair, locate
@@ -30,41 +31,53 @@ _SPARE_VARIABLES = 1000
 
 
 @dataclass(frozen=True)
+class Source:
+    """A tensor of the checkpoint: its name there, the torch reference's name for it, and where its values are."""
+
+    name: str
+    canonical: str
+    entry: Entry
+
+
+@dataclass(frozen=True)
 class Target:
-    """A Keras variable, and how (its part of) the torch tensor is laid out in it."""
+    """A Keras variable, by its attribute path."""
 
     path: str
     shape: tuple[int, ...]
-    layout: Layout
 
 
 @dataclass(frozen=True)
 class Step:
-    """One tensor of the checkpoint and the variables it fills.
+    """Tensors of the checkpoint and the variables that they fill together: usually one of each.
 
     Attributes:
-        source: name in the checkpoint.
-        canonical: the torch reference's name.
-        entry: the tensor.
-        kind: the kind of its module, as the checkpoint's dialect lays it out.
-        targets: the variables; more than one where torch packs what Keras keeps apart.
+        kind: the kind of their module, as the checkpoint's dialect lays it out.
+        leaf: how the axes go over.
     """
 
-    source: str
-    canonical: str
-    entry: Entry
-    kind: Kind
+    sources: tuple[Source, ...]
     targets: tuple[Target, ...]
+    kind: Kind
+    leaf: Leaf
 
-    def lay_out(self, values: np.ndarray) -> Iterator[tuple[Target, np.ndarray]]:
-        """Each target with its values (views where numpy can make them)."""
-        for target in self.targets:
-            yield target, target.layout.to_keras(values, target.shape)
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the tensors' values in the checkpoint."""
+        return sum(source.entry.nbytes for source in self.sources)
 
-    def undo(self, values: list[np.ndarray]) -> np.ndarray:
-        """The torch tensor out of its targets' values."""
-        parts = [target.layout.to_torch(value) for target, value in zip(self.targets, values, strict=True)]
-        return parts[0] if len(parts) == 1 else np.concatenate(parts)
+    @property
+    def name(self) -> str:
+        """What a person is told of it: its first tensor's name."""
+        return self.sources[0].name
+
+    def lay_out(self, values: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """The targets' values (views where numpy can make them)."""
+        return self.leaf.to_keras(values, [target.shape for target in self.targets])
+
+    def undo(self, values: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """The tensors out of the targets' values."""
+        return self.leaf.to_torch(values)
 
 
 @dataclass
@@ -75,7 +88,7 @@ class Plan:
         pair, config: the model and its sizes and options.
         dialect: how the checkpoint spells the names and lays the tensors out.
         key, prefix: where in the file the state dict is, and what stands before every canonical name.
-        steps: one for each tensor used, in the mapping's order.
+        steps: one for each tensor used, or for several that go together, in the mapping's order.
         dropped: source name -> why TensorFlow does not need the tensor.
         out_of_scope: first word of a name -> how many tensors under it belong to other parts of the checkpoint.
         variables: attribute path -> shape, of every variable of the Keras model.
@@ -96,6 +109,21 @@ class Plan:
     places: dict[str, str] = field(repr=False)
 
     @property
+    def tensors(self) -> int:
+        """Count of the checkpoint's tensors that are used."""
+        return sum(len(step.sources) for step in self.steps)
+
+    @property
+    def entries(self) -> dict[str, Entry]:
+        """Canonical name -> the tensor, of all that are used and of those that TensorFlow does not need."""
+        return {**{one.canonical: one.entry for step in self.steps for one in step.sources}, **self.unused}
+
+    @property
+    def folded(self) -> dict[str, str]:
+        """Name of a tensor that is folded with others -> what that costs."""
+        return {one.name: step.leaf.fold.cost for step in self.steps if step.leaf.fold for one in step.sources}
+
+    @property
     def values(self) -> int:
         """Count of all values written."""
         return sum(prod(shape) for shape in self.variables.values())
@@ -110,15 +138,18 @@ class Plan:
             "prefix": self.prefix,
             "steps": [
                 {
-                    "tensor": step.source,
-                    "canonical": step.canonical,
-                    "shape": list(step.entry.shape),
-                    "dtype": step.entry.dtype,
-                    "kind": step.kind.name,
-                    "variables": [
-                        {"path": target.path, "shape": list(target.shape), "axes": target.layout.pattern}
-                        for target in step.targets
+                    "tensors": [
+                        {
+                            "name": one.name,
+                            "canonical": one.canonical,
+                            "shape": list(one.entry.shape),
+                            "dtype": one.entry.dtype,
+                        }
+                        for one in step.sources
                     ],
+                    "kind": step.kind.name,
+                    "axes": step.leaf.pattern.text,
+                    "variables": [{"path": target.path, "shape": list(target.shape)} for target in step.targets],
                 }
                 for step in self.steps
             ],
@@ -129,14 +160,20 @@ class Plan:
     def __str__(self) -> str:
         rows = [("tensor", "shape", "variable", "shape", "axes")]
         for step in self.steps:
-            for target in step.targets:
-                shapes = [str(tuple(shape)) for shape in (step.entry.shape, target.shape)]
-                rows.append((printable(step.source), shapes[0], target.path, shapes[1], target.layout.pattern))
+            for source, target in zip_longest(step.sources, step.targets):
+                first = source is step.sources[0] and target is step.targets[0]
+                rows.append(
+                    (
+                        *((printable(source.name), str(tuple(source.entry.shape))) if source else ("", "")),
+                        *((target.path, str(tuple(target.shape))) if target else ("", "")),
+                        step.leaf.pattern.text if first else "",
+                    )
+                )
         widths = [max(len(row[i]) for row in rows) for i in range(5)]
         lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
         lines.append("")
         lines.append(
-            f"{self.pair.name}: {len(self.steps)} tensors fill {len(self.variables)} variables, {self.values:,} values;"
+            f"{self.pair.name}: {self.tensors} tensors fill {len(self.variables)} variables, {self.values:,} values;"
             f" spelling {self.dialect.name}"
         )
         lines += [f"dropped {printable(name)}: {reason}" for name, reason in self.dropped.items()]
@@ -165,7 +202,7 @@ def make_plan(checkpoint: Checkpoint, reading: Reading) -> Plan:
     if claimed > held + _ROOM_FOR_VIEWS:  # before anything is made of that size
         raise PlanError(headline, [f"its tensors claim {claimed:,} bytes, but the file holds {held:,}"])
     model = _build_abstract(reading, headline)
-    match = _Match(reading, {path: tuple(variable.shape) for path, variable in by_path(model).items()})
+    match = Match(reading, {path: tuple(variable.shape) for path, variable in by_path(model).items()})
     problems = match.problems() + list(_untied(reading, checkpoint))
     if problems:
         raise PlanError(headline, problems) from reading.failure
@@ -221,7 +258,7 @@ def _build_abstract(reading: Reading, headline: str) -> Any:
     raise PlanError(headline, [*names, reason]) from cause
 
 
-class _Match:
+class Match:
     """The table's rows, the tensors in scope and the model's variables, held against one another."""
 
     def __init__(self, reading: Reading, variables: dict[str, tuple[int, ...]]):
@@ -235,10 +272,8 @@ class _Match:
         self.filled: dict[str, str] = {}  # variable path -> canonical name
         self.clashes: list[str] = []
         table = reading.table
-        for torch_path, keras_path, torch_kind in table.modules():
-            kind = reading.dialect.kind(torch_path, torch_kind)
-            for leaf in kind.leaves:
-                self._leaf(join(torch_path, leaf.torch), keras_path, kind, leaf)
+        for names, paths, kind, leaf in leaves_of(table, reading.dialect):
+            self._leaf(names, paths, kind, leaf)
         self.known = {name for name, _ in table.tensors()}
         ignored = table.ignored()
         others = [name for name in reading.entries if name not in self.known]
@@ -249,33 +284,36 @@ class _Match:
         }
         self.unexpected = [name for name in others if name not in ignored]
 
-    def _leaf(self, canonical: str, keras_path: str, kind: Kind, leaf: Leaf) -> None:
-        entry = self.reading.entries.get(canonical)
-        paths = [join(keras_path, variable) for variable, _ in leaf.variables]
+    def _leaf(self, names: list[str], paths: list[str], kind: Kind, leaf: Leaf) -> None:
+        entries = {name: self.reading.entries[name] for name in names if name in self.reading.entries}
         absent = [path for path in paths if path not in self.variables]
-        if entry is None:
-            if not (leaf.optional and len(absent) == len(paths)):
-                self.missing.append(canonical)
-                self.filled.update(dict.fromkeys(paths, canonical))
+        if len(entries) < len(names):
+            if entries or not (leaf.optional and len(absent) == len(paths)):
+                self.missing += [name for name in names if name not in entries]
+                self.filled.update(dict.fromkeys(paths, names[0]))
             return
         if absent:
-            self.clashes += [f"{printable(entry.name)} has no variable {path}" for path in absent]
+            self.clashes += [f"{printable(entries[names[0]].name)} has no variable {path}" for path in absent]
             return
         for path in paths:
             if path in self.filled:
-                self.clashes.append(f"{path} is filled by both {self.filled[path]} and {canonical}")
-            self.filled[path] = canonical
-        layouts = [layout for _, layout in leaf.variables]
-        targets = tuple(Target(path, self.variables[path], layout) for path, layout in zip(paths, layouts, strict=True))
-        expected = expected_shape(targets)
-        if entry.shape != expected:
-            self.wrong_shape[canonical] = (entry.shape, expected)
-        elif entry.problem:
-            self.unreadable[entry.name] = entry.problem
-        elif entry.dtype not in FLOATS:
-            self.wrong_dtype[canonical] = entry.dtype
-        else:
-            self.steps.append(Step(entry.name, canonical, entry, kind, targets))
+                self.clashes.append(f"{path} is filled by both {self.filled[path]} and {names[0]}")
+            self.filled[path] = names[0]
+        targets = tuple(Target(path, self.variables[path]) for path in paths)
+        right = True
+        for (name, entry), expected in zip(entries.items(), expected_shapes(leaf, targets), strict=True):
+            if entry.shape != expected:
+                self.wrong_shape[name] = (entry.shape, expected)
+            elif entry.problem:
+                self.unreadable[entry.name] = entry.problem
+            elif entry.dtype not in FLOATS:
+                self.wrong_dtype[name] = entry.dtype
+            else:
+                continue
+            right = False
+        if right:
+            sources = tuple(Source(entry.name, name, entry) for name, entry in entries.items())
+            self.steps.append(Step(sources, targets, kind, leaf))
 
     def problems(self) -> list[str]:
         """Everything that keeps this from being a bijection, a line each."""
@@ -347,19 +385,28 @@ def build_tf(pair: Pair, config: dict[str, Any]) -> Any:
     return model
 
 
-def expected_shape(targets: tuple[Target, ...]) -> tuple[int, ...]:
-    """The shape of the tensor that fills these variables.
+def leaves_of(table: Mapping, dialect: Dialect) -> Iterator[tuple[list[str], list[str], Kind, Leaf]]:
+    """(canonical names, paths of variables, kind, leaf) of all that the table names, in its order.
+
+    Raises:
+        ValueError: the dialect has no layout for a module.
+    """
+    for torch_path, keras_path, torch_kind in table.modules():
+        kind = dialect.kind(torch_path, torch_kind)
+        for leaf in kind.leaves:
+            yield [join(torch_path, name) for name in leaf.torch], [join(keras_path, n) for n in leaf.keras], kind, leaf
+
+
+def expected_shapes(leaf: Leaf, targets: Sequence[Target]) -> list[tuple[int, ...]]:
+    """The shapes of the tensors that fill these variables.
 
     Raises:
         ConversionError: the mapping's axes are not those of the variables.
     """
     try:
-        shapes = {target.layout.torch_shape(target.shape) for target in targets}
+        return leaf.torch_shapes([target.shape for target in targets])
     except ValueError as error:
         raise ConversionError(f"the mapping does not fit the model at {targets[0].path}: {error}") from None
-    if len(shapes) > 1:
-        raise ConversionError(f"the mapping does not fit the model: {targets[0].path} and its like differ in shape")
-    return shapes.pop()
 
 
 def _folded(names: Any) -> str:

@@ -24,7 +24,7 @@ from converter.report import Lossless, size
 from converter.rounding import UNITS
 from converter.tensors import FLOATS, Scratch
 from converter.torch_side import Request, Source
-from converter.weights_file import THREADS, cast, dense
+from converter.weights_file import THREADS, cast, dense, laid_out, read
 from tf_models.loading import WeightsError, datasets
 from tf_models.loading import stored_dtype as dtype_of
 
@@ -73,27 +73,35 @@ def lossless(
 
         scratch = Scratch()
 
-        def same(step: Step) -> tuple[str | None, int]:
+        def same(step: Step) -> tuple[list[str], int]:
             stored = dtype_of(held[home[step.targets[0].path]])
-            values = []
+            values: list[np.ndarray] = []
             for index, target in enumerate(step.targets):
                 values.append(scratch.array(f"stored {index}", target.shape, FLOATS[stored]))
                 if values[-1].size:
                     held[home[target.path]].read_direct(values[-1])
-            back = dense(step.undo(values), scratch)
-            expected, _ = cast(checkpoint.read(step.entry, scratch), stored, step.source)
-            equal = back.shape == expected.shape and _equal_bits(back, expected)
-            return (None if equal else step.source), expected.nbytes
+            tensors = read(step, checkpoint, scratch)
+            nbytes = sum(value.nbytes for value in values)
+            if step.leaf.fold is not None:  # which has no way back to the tensors' own bits
+                folded, _ = laid_out(step, tensors, stored)
+                equal = all(map(_equal_bits, values, map(np.ascontiguousarray, folded)))
+                return ([] if equal else [step.name]), nbytes
+            differing = []
+            for source, tensor, back in zip(step.sources, tensors, step.undo(values), strict=True):
+                expected, _ = cast(tensor, stored, source.name)
+                if back.shape != expected.shape or not _equal_bits(dense(back, scratch), expected):
+                    differing.append(source.name)
+            return differing, nbytes
 
-        differing, nbytes = [], 0
+        differing: list[str] = []
+        nbytes = 0
         with ThreadPoolExecutor(THREADS) as pool:
             for wrong, count in pool.map(same, plan.steps):
                 nbytes += count
                 progress(count)
-                if wrong is not None:
-                    differing.append(wrong)
+                differing += wrong
     unequal, equal = _left_out(plan, checkpoint)
-    return Lossless(len(plan.steps), nbytes, tuple(differing), tuple(unequal), tuple(equal))
+    return Lossless(plan.tensors, nbytes, tuple(differing), tuple(unequal), tuple(equal))
 
 
 def _left_out(plan: Plan, checkpoint: Checkpoint) -> tuple[list[str], list[str]]:
@@ -102,7 +110,7 @@ def _left_out(plan: Plan, checkpoint: Checkpoint) -> tuple[list[str], list[str]]
     A table that is computed, of sines say, may be off by as many roundings as libraries differ by.
     """
     table = table_of(plan.pair, plan.config)
-    entries = {**{step.canonical: step.entry for step in plan.steps}, **plan.unused}
+    entries = plan.entries
     unequal, equal = [], []
 
     def torchs(name: str) -> np.ndarray:
@@ -166,10 +174,9 @@ def request_for(plan: Plan, checkpoint: Checkpoint, dtype: str, level: str = "fu
     """
     files = {path.name: str(path.resolve()) for path in checkpoint.files}
     pair, table = plan.pair, table_of(plan.pair, plan.config)
-    entries = {**{step.canonical: step.entry for step in plan.steps}, **plan.unused}
     sources = {
         name: Source(files[entry.file], entry.key, entry.name, plan.dialect.axes(name))
-        for name, entry in entries.items()
+        for name, entry in plan.entries.items()
         if not entry.problem
     }
     called = {path: kind for path, _, kind in table.modules() if kind.callable_alone}

@@ -17,10 +17,10 @@ from converter.blame import PairError, where_and_what
 from converter.checkpoint import Checkpoint
 from converter.dialects import CANONICAL, Dialect
 from converter.errors import ConversionError, ProofError, UsageError, one_line, printable
-from converter.mapping import Mapping, join
+from converter.mapping import Mapping
 from converter.naming import fold, listed
 from converter.origin import SMALL, Origin
-from converter.reading import table_of
+from converter.reading import Reading, table_of
 from converter.registry import Pair, get
 from converter.report import size
 from converter.tensors import FLOATS, Entry, Scratch
@@ -121,7 +121,8 @@ def restore(
         progress.start("loading TensorFlow", 0)
         plan = _plan(path, pair, about, origin, spelling)
         kept = {_name(origin, about, spelling, name): one for name, one in origin.kept.items()}
-        tensors = [Named(step.source, step.entry.dtype, step.entry.shape) for step in plan.steps]
+        written = [source for step in plan.steps for source in step.sources]
+        tensors = [Named(one.name, one.entry.dtype, one.entry.shape) for one in written]
         tensors += [Named(name, one.dtype, one.shape) for name, one in kept.items()]
         _refuse_equal_names(tensors, spelling)
     except WeightsError as error:
@@ -163,7 +164,7 @@ def _plan(path: Path, pair: Pair, about: dict[str, Any], origin: Origin, dialect
         ConversionError: the file's configuration makes no model, or the table does not fit it.
         ValueError: the dialect has no name or no layout for a tensor, or its library no such network.
     """
-    from converter.planning import Plan, build_tf, places_of
+    from converter.planning import Match, Plan, build_tf, places_of
     from converter.variables import by_path
     from tf_models.abstract import abstract
     from tf_models.loading import listed as datasets
@@ -181,42 +182,51 @@ def _plan(path: Path, pair: Pair, about: dict[str, Any], origin: Origin, dialect
     if refusal:
         raise ValueError(refusal)
     variables = {place: tuple(variable.shape) for place, variable in by_path(model).items()}
-    steps = list(_steps(table, variables, about, origin, dialect))
-    filled = [target.path for step in steps if step.canonical not in origin.ties for target in step.targets]
-    if sorted(filled) != sorted(variables):
-        raise ConversionError(f"the mapping of {pair.name} does not name every variable of the model once")
+    entries = dict(_entries(table, variables, about, origin, dialect))
+    match = Match(Reading(pair, origin.key, origin.prefix, dialect, entries, config=config), variables)
+    if match.problems():
+        raise ConversionError(f"{pair.name} does not fit the file: {'; '.join(match.problems())}")
+    steps = list(_with_ties(match.steps, table.ties(), about, origin, dialect))
     return Plan(pair, config, dialect, origin.key, origin.prefix, steps, {}, {}, variables, {}, places_of(pair, model))
 
 
-def _steps(
+def _entries(
     table: Mapping, variables: dict[str, tuple[int, ...]], about: dict[str, Any], origin: Origin, dialect: Dialect
-) -> "Iterator[Step]":
-    """A step for each tensor, in the table's order.
+) -> Iterator[tuple[str, Entry]]:
+    """(canonical name, tensor) of what the checkpoint is to hold, in the table's order.
 
     Raises:
         ValueError: the dialect has no name or no layout for one.
     """
-    from converter.planning import Step, Target, expected_shape
+    from converter.planning import Target, expected_shapes, leaves_of
 
     # An older file does not say what the tensors were; they are what they became.
     usual = origin.dtype if "origin" in about else about["dtype"]
-    for torch_path, keras_path, torch_kind in table.modules():
-        kind = dialect.kind(torch_path, torch_kind)
-        for leaf in kind.leaves:
-            layouts = {join(keras_path, variable): layout for variable, layout in leaf.variables}
-            if leaf.optional and not layouts.keys() & variables.keys():
-                continue
-            absent = [path for path in layouts if path not in variables]
-            if absent:
-                raise ConversionError(f"the model has no variable {absent[0]}, which its mapping names")
-            targets = tuple(Target(path, variables[path], layout) for path, layout in layouts.items())
-            canonical = join(torch_path, leaf.torch)
+    for names, paths, _, leaf in leaves_of(table, dialect):
+        if leaf.optional and not variables.keys() & set(paths):
+            continue
+        absent = [path for path in paths if path not in variables]
+        if absent:
+            raise ConversionError(f"the model has no variable {absent[0]}, which its mapping names")
+        if leaf.fold is not None and leaf.fold.back is None:
+            raise ConversionError(f"{names[0]} cannot be restored: {leaf.fold.cost}")
+        shapes = expected_shapes(leaf, [Target(path, variables[path]) for path in paths])
+        for canonical, shape in zip(names, shapes, strict=True):
             name = _name(origin, about, dialect, canonical)
-            entry = Entry(name, expected_shape(targets), origin.dtypes.get(canonical, usual), origin.key)
-            yield Step(name, canonical, entry, kind, targets)
-            for tied in (one for one, kept in table.ties().items() if kept == canonical and one in origin.ties):
+            yield canonical, Entry(name, shape, origin.dtypes.get(canonical, usual), origin.key)
+
+
+def _with_ties(
+    steps: "list[Step]", ties: dict[str, str], about: dict[str, Any], origin: Origin, dialect: Dialect
+) -> "Iterator[Step]":
+    """The steps, each followed by those for the names under which the checkpoint had its tensor too."""
+    for step in steps:
+        yield step
+        for tied, kept in ties.items():
+            if kept == step.sources[0].canonical and tied in origin.ties:
                 name = _name(origin, about, dialect, tied)
-                yield Step(name, tied, replace(entry, name=name), kind, targets)
+                source = replace(step.sources[0], name=name, canonical=tied)
+                yield replace(step, sources=(replace(source, entry=replace(source.entry, name=name)),))
 
 
 def _name(origin: Origin, about: dict[str, Any], dialect: Dialect, canonical: str) -> str:
@@ -269,13 +279,14 @@ def _arrays(path: Path, plan: "Plan", progress: Progress) -> Generator[np.ndarra
     scratch = Scratch()
     try:
         with closing(values(path, places)) as found:
-            filled: tuple[Target, ...] = ()
+            held: tuple[tuple[Target, ...], list[np.ndarray]] = ((), [])
             for step in plan.steps:
-                if step.targets != filled:  # else it shares the tensor of the step before
-                    back = dense(step.undo([next(found) for _ in step.targets]), scratch)
-                    result, filled = _typed(back, step.entry.dtype), step.targets
-                yield result
-                progress.advance(result.nbytes)
+                if step.targets != held[0]:  # else it shares the tensor of the step before
+                    held = step.targets, step.undo([next(found) for _ in step.targets])
+                for source, back in zip(step.sources, held[1], strict=True):
+                    result = _typed(dense(back, scratch), source.entry.dtype)
+                    yield result
+                    progress.advance(result.nbytes)
     except WeightsError as error:
         raise ConversionError(str(error)) from None
 
@@ -317,10 +328,15 @@ def _prove(
         found = {name: (entry.dtype, entry.shape) for name, entry in state.items()}
         if found != expected or len(checkpoint.states) != 1:
             raise ProofError("the names, dtypes or shapes read back are not those that were written")
-        again = replace(plan, steps=[replace(step, entry=state[step.source]) for step in plan.steps])
+        again = replace(plan, steps=[_as_written(step, state) for step in plan.steps])
         proof = lossless(weights, again, checkpoint, dtype, progress.advance)
         differing = [*proof.differing]
         differing += [name for name, one in kept.items() if checkpoint.read(state[name]).tobytes() != one.values]
         if differing:
             names = listed(map(printable, differing), 5)
             raise ProofError(f"the proof failed, nothing was written: {len(differing)} tensors differ: {names}")
+
+
+def _as_written(step: "Step", state: dict[str, Entry]) -> "Step":
+    """The step of the checkpoint that was read back."""
+    return replace(step, sources=tuple(replace(source, entry=state[source.name]) for source in step.sources))

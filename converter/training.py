@@ -10,6 +10,7 @@ from converter import nested
 from converter.blame import where_and_what
 from converter.errors import ConversionError
 from converter.kinds import channels_last
+from converter.planning import Step
 from converter.report import Comparison
 from converter.torch_side import Trained
 
@@ -26,32 +27,31 @@ def compare_training(proof: "Proof", message: Trained) -> None:
     Raises:
         ConversionError: the model fails in training mode.
     """
-    targets = proof.targets()
-    parameters = {name: targets[name] for name in message.gradients if name in targets}
+    steps = [step for step in proof.plan.steps if step.leaf.fold is None]
+    trained = [step for step in steps if all(one.canonical in message.gradients for one in step.sources)]
     before = {path: np.array(variable) for path, variable in proof.variables.items()}
     undone = _without_dropout(proof.model)
     try:
-        for step in range(message.steps):
+        for number in range(message.steps):
             gradients = _gradients(proof, message)
-            removed = [_without_row(gradients, parameters.get(name, []), row) for name, row in message.kept.items()]
-            if step == 0 and any(removed):
+            removed = [_without_row(gradients, trained, name, row) for name, row in message.kept.items()]
+            if number == 0 and any(removed):
                 proof.by_design.append(
                     f"{sum(map(bool, removed))} rows of embeddings: torch's padding_idx keeps them, Keras trains them; "
                     f"their gradient here is up to {max(removed):.1e}, left out of the comparison"
                 )
-            if step == 0:
-                for name, there in parameters.items():
-                    for path, layout in there:
-                        _compare(proof, f"gradient of {path}", gradients.get(path), layout, message.gradients[name])
-                _compare_statistics(proof, message, before)
-            for name, there in parameters.items():
-                for path, _ in there:
-                    if gradients.get(path) is not None:
-                        proof.variables[path].assign_sub(message.rates[name] * gradients[path])
-        for name, there in parameters.items():
-            for path, layout in there:
-                after = np.asarray(proof.variables[path], np.float64)
-                _compare(proof, f"{path} after {message.steps} steps", after, layout, message.weights[name])
+            if number == 0:
+                for step in trained:
+                    _compare(proof, "gradient of {}", step, gradients, message.gradients)
+                _compare_statistics(proof, message, steps, before)
+            for step in trained:
+                rates = [np.full(one.entry.shape, message.rates[one.canonical]) for one in step.sources]
+                for target, by in zip(step.targets, step.lay_out(rates), strict=True):
+                    if target.path in gradients:
+                        proof.variables[target.path].assign_sub(by * gradients[target.path])
+        after = {path: np.asarray(variable, np.float64) for path, variable in proof.variables.items()}
+        for step in trained:
+            _compare(proof, f"{{}} after {message.steps} steps", step, after, message.weights)
     except ConversionError:
         raise
     except Exception as error:
@@ -99,33 +99,33 @@ def _gradients(proof: "Proof", message: Trained) -> dict[str, Any]:
     return {path: np.asarray(tf.convert_to_tensor(value), np.float64) for path, value in found.items()}
 
 
-def _without_row(gradients: dict[str, Any], targets: list[tuple[str, Any]], row: int) -> float:
+def _without_row(gradients: dict[str, Any], steps: list[Step], name: str, row: int) -> float:
     """Take a row's gradient away from an embedding; how large it was."""
-    largest = 0.0
-    for path, layout in targets:
-        if path in gradients:
-            table = np.array(layout.to_torch(gradients[path]))
-            largest = max(largest, float(np.abs(table[row]).max(initial=0)))
+    for step in steps:
+        if [one.canonical for one in step.sources] == [name] and all(one.path in gradients for one in step.targets):
+            [table] = (np.array(one) for one in step.undo([gradients[target.path] for target in step.targets]))
+            largest = float(np.abs(table[row]).max(initial=0))
             table[row] = 0
-            gradients[path] = layout.to_keras(table, gradients[path].shape)
-    return largest
+            gradients.update(zip((target.path for target in step.targets), step.lay_out([table]), strict=True))
+            return largest
+    return 0.0
 
 
-def _compare_statistics(proof: "Proof", message: Trained, before: dict[str, np.ndarray]) -> None:
+def _compare_statistics(proof: "Proof", message: Trained, steps: list[Step], before: dict[str, np.ndarray]) -> None:
     """Moving means and variances after one step; Keras's variance of a batch is by n, torch's by n - 1."""
     from converter.numerical import compare
 
-    targets = proof.targets()
     apart: list[float] = []
-    for name, (own, truth, moved) in message.buffers.items():
-        for path, layout in targets.get(name, []):
-            shape = tuple(proof.variables[path].shape)
+    for step in steps:
+        names = [one.canonical for one in step.sources]
+        if not all(name in message.buffers for name in names):
+            continue
+        for target, (single, true, spread) in zip(step.targets, _laid_out(step, message.buffers), strict=True):
+            path = target.path
             ours = np.asarray(proof.variables[path], np.float64)
-            single, true = (layout.to_keras(value, shape) for value in (own, truth))
-            spread = [layout.to_keras(value, shape) for value in moved]
             one = compare(f"{path} after a step", ours, single, true, spread)
-            count, momentum = message.batches.get(name.rpartition(".")[0], (0, 0.0))
-            if not one and name.endswith("running_var") and count > 1:
+            count, momentum = message.batches.get(names[0].rpartition(".")[0], (0, 0.0))
+            if not one and names[0].endswith("running_var") and count > 1:
                 # A step adds momentum * variance * n / (n - 1) in torch; without the factor that is one part in n less.
                 biased = true - (true - (1 - momentum) * before[path]) / count
                 again = compare(f"{path} after a step", ours, single - true + biased, biased, spread)
@@ -140,16 +140,30 @@ def _compare_statistics(proof: "Proof", message: Trained, before: dict[str, np.n
         )
 
 
-def _compare(proof: "Proof", name: str, ours: Any, layout: Any, theirs: tuple[Any, Any, list[Any]]) -> None:
-    """One gradient or weight, laid out as Keras has it."""
+def _compare(
+    proof: "Proof", name: str, step: Step, ours: dict[str, np.ndarray], theirs: dict[str, tuple[Any, Any, list[Any]]]
+) -> None:
+    """The gradients, or the weights, of a step's variables."""
     from converter.numerical import compare
 
-    if ours is None:
-        proof.note_trained(Comparison(name, note="the Keras variable is not trainable, torch's parameter is"), "")
-        return
-    own, truth, moved = theirs
-    own, truth, *moved = (layout.to_keras(value, ours.shape) for value in (own, truth, *moved))
-    proof.note_trained(compare(name, ours, own, truth, moved), "what training mode computes otherwise")
+    for target, (own, truth, moved) in zip(step.targets, _laid_out(step, theirs), strict=True):
+        label = name.format(target.path)
+        if target.path not in ours:
+            told = "the Keras variable is not trainable, torch's parameter is"
+            proof.note_trained(Comparison(label, note=told), "")
+        else:
+            one = compare(label, ours[target.path], own, truth, moved)
+            proof.note_trained(one, "what training mode computes otherwise")
+
+
+def _laid_out(
+    step: Step, values: dict[str, tuple[Any, Any, list[Any]]]
+) -> list[tuple[np.ndarray, np.ndarray, list[np.ndarray]]]:
+    """(torch's, truth, moved) for each variable of the step, out of those for each tensor."""
+    singles, truths, spreads = zip(*(values[one.canonical] for one in step.sources), strict=True)
+    own, truth = step.lay_out(singles), step.lay_out(truths)
+    moved = [step.lay_out(run) for run in zip(*spreads, strict=True)]
+    return [(own[place], truth[place], [run[place] for run in moved]) for place in range(len(step.targets))]
 
 
 def _without_dropout(model: Any) -> list[tuple[Any, str, float]]:

@@ -66,33 +66,55 @@ def write(
     scratch = Scratch()
     descriptor = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
 
-    def convert(step: Step) -> tuple[int, float, bool, dict[str, int]]:
-        values = checkpoint.read(step.entry, scratch)
-        finite = is_finite(values)
-        if not finite and not allow_nonfinite:
-            raise ConversionError(f"{printable(step.source)} holds NaN or Inf; --allow-nonfinite converts it as it is")
-        narrow, loss = cast(values, dtype, step.source)
+    def convert(step: Step) -> tuple[int, list[float], list[str], dict[str, int]]:
+        tensors = read(step, checkpoint, scratch)
+        infinite = [source.name for source, values in zip(step.sources, tensors, strict=True) if not is_finite(values)]
+        if infinite and not allow_nonfinite:
+            raise ConversionError(f"{printable(infinite[0])} holds NaN or Inf; --allow-nonfinite converts it as it is")
+        laid, losses = laid_out(step, tensors, dtype)
         digests = {}
-        for target, value in step.lay_out(narrow):
+        for target, value in zip(step.targets, laid, strict=True):
             value = dense(value, scratch)
             place = plan.places[target.path]
             digests[place] = digest(place, value)
             _write_at(descriptor, value.reshape(-1).view(np.uint8).data, offsets[place])
-        return narrow.nbytes, loss, finite, digests
+        return sum(value.nbytes for value in laid), losses, infinite, digests
 
     try:
         with ThreadPoolExecutor(THREADS) as pool:
-            for step, (nbytes, loss, finite, digests) in zip(plan.steps, _map(pool, convert, plan.steps), strict=True):
+            for nbytes, losses, infinite, digests in _map(pool, convert, plan.steps):
                 written.nbytes += nbytes
-                written.narrowed += loss > 0
-                written.loss = max(written.loss, loss)
+                written.narrowed += sum(loss > 0 for loss in losses)
+                written.loss = max(written.loss, *losses)
                 written.digests.update(digests)
-                if not finite:
-                    written.nonfinite.append(step.source)
+                written.nonfinite += infinite
                 progress(nbytes)
     finally:
         os.close(descriptor)
     return written
+
+
+def read(step: Step, checkpoint: Checkpoint, scratch: Scratch) -> list[np.ndarray]:
+    """The step's tensors; with one of them, it is good until the thread's next read."""
+    if len(step.sources) == 1:
+        return [checkpoint.read(step.sources[0].entry, scratch)]
+    return [checkpoint.read(source.entry) for source in step.sources]
+
+
+def laid_out(step: Step, tensors: list[np.ndarray], dtype: str) -> tuple[list[np.ndarray], list[float]]:
+    """The targets' values as `dtype`, and for each tensor the error that this made (`cast`).
+
+    What is folded is folded in float64, and then rounded once.
+
+    Raises:
+        ConversionError: a finite value becomes infinite.
+    """
+    if step.leaf.fold is not None:
+        wide = step.lay_out([tensor.astype(np.float64) for tensor in tensors])
+        narrow, losses = zip(*(cast(value, dtype, step.name) for value in wide), strict=True)
+        return list(narrow), list(losses)
+    casts = [cast(tensor, dtype, source.name) for source, tensor in zip(step.sources, tensors, strict=True)]
+    return step.lay_out([narrow for narrow, _ in casts]), [loss for _, loss in casts]
 
 
 def _map(pool: ThreadPoolExecutor, function: Callable, items: list) -> Iterator[Any]:

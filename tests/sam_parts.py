@@ -9,9 +9,8 @@ import torch
 from segment_anything.modeling import ImageEncoderViT, MaskDecoder, PromptEncoder, Sam, TwoWayTransformer
 
 import tf_models
-from converter.mapping import join
 from converter.registry import get
-from converter.variables import by_path
+from tests.support.carrying import carry
 from tests.support.rule import assert_allowed
 from torch_refs.sam.sam import build_sam_vit_b
 from torch_refs.sam.seeded_checkpoint import seeded_tensor
@@ -94,17 +93,7 @@ def sam_state(**changes: Any) -> dict[str, torch.Tensor]:
 
 def keras_twin(name: str, config: dict[str, Any], state: dict[str, torch.Tensor], **more: Any) -> Any:
     """The pair's Keras model with the weights of a state dict of canonical names, carried over by the pair's table."""
-    model = tf_models.create(name, **config, **more)
-    variables = by_path(model)
-    for torch_path, keras_path, kind in get(name).mapping(config).modules():
-        for leaf in kind.leaves:
-            if join(torch_path, leaf.torch) in state:
-                value = state[join(torch_path, leaf.torch)].numpy()
-                for variable, layout in leaf.variables:
-                    target = variables.pop(join(keras_path, variable))
-                    target.assign(layout.to_keras(value, tuple(target.shape)))
-    assert not variables
-    return model
+    return carry(state, tf_models.create(name, **config, **more), get(name).mapping(config).modules(), state)
 
 
 def last(value: torch.Tensor | np.ndarray) -> np.ndarray:

@@ -73,8 +73,8 @@ def test_every_wrapping_is_taken_off(spelling, legacy, state, tmp_path):
     checkpoint = save(SPELLINGS[spelling](state), tmp_path, _use_new_zipfile_serialization=not legacy)
     plan = converter.plan("auto", checkpoint, OPTIONS)
     assert plan.pair.name == "sam_decoder"
-    assert {step.canonical for step in plan.steps} == set(state)
-    assert len(plan.steps) == 120
+    assert {one.canonical for step in plan.steps for one in step.sources} == set(state)
+    assert plan.tensors == len(plan.steps) == 120
     assert plan.config == SMALL
     assert plan.out_of_scope == OUTSIDE.get(spelling, {})
 

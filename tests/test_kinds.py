@@ -1,6 +1,5 @@
 """Every kind: filled from torch's layer, Keras's computes the same; and the layout can be undone."""
 
-import dataclasses
 import inspect
 
 import keras
@@ -10,8 +9,8 @@ import torch
 from torch import nn
 
 from converter import kinds
-from converter.kinds import Kind, Layout, channels_last
-from converter.variables import by_path
+from converter.kinds import Kind, channels_last, leaf
+from tests.support import carrying
 from tests.support.rule import assert_allowed
 from tf_models import layers
 from tf_models.deformable_attention import ScalePerAxis as KerasScalePerAxis
@@ -198,24 +197,7 @@ CASES = {
 
 def carry(theirs: nn.Module, ours: keras.Layer, kind: Kind) -> None:
     """Fill the Keras layer as the kind says, and see that undoing gives back torch's tensors to the bit."""
-    state = {name: tensor.numpy() for name, tensor in theirs.state_dict().items()}
-    variables = by_path(ours)
-    ignored = dict(kind.ignored)
-    for leaf in kind.leaves:
-        if leaf.torch not in state:
-            assert leaf.optional
-            assert not any(name in variables for name, _ in leaf.variables)
-            continue
-        tensor = state.pop(leaf.torch)
-        back = []
-        for name, layout in leaf.variables:
-            variable = variables.pop(name)
-            assert layout.torch_shape(tuple(variable.shape)) == tensor.shape
-            variable.assign(layout.to_keras(tensor, tuple(variable.shape)))
-            back.append(layout.to_torch(variable.numpy()))
-        np.testing.assert_array_equal(np.concatenate(back), tensor)
-    assert set(state) <= set(ignored), "every tensor is mapped or left out by name"
-    assert not variables, "every variable is filled"
+    carrying.carry(carrying.numbers(theirs), ours, [("", "", kind)])
 
 
 def assert_computes(result, theirs: nn.Module, x: torch.Tensor, arrange) -> None:
@@ -288,7 +270,7 @@ def test_packed_attention(bias, batch_first):
 
 def test_a_variable_of_another_rank_is_an_error():
     with pytest.raises(ValueError, match="does not have the axes"):
-        Layout("o i -> i o").torch_shape((2, 3, 4))
+        leaf("weight", "kernel", "o i -> i o").torch_shapes([(2, 3, 4)])
 
 
 def test_parameters_of_a_convolution():
@@ -311,10 +293,8 @@ def test_a_parameter_s_own_name_is_the_row_s():
     theirs, ours = nn.ParameterDict({"table": torch.randn(3, 1, 4)}), Table()
     ours.build((3, 1, 4))
     [part] = kinds.PARAMETER.leaves
-    at_the_path = dataclasses.replace(part, torch="table", variables=(("table", part.variables[0][1]),))
-    assert (part.torch, part.variables[0][0]) == ("", ""), "the row's path says it all"
-    with torch.no_grad():
-        carry(theirs, ours, dataclasses.replace(kinds.PARAMETER, leaves=(at_the_path,)))
+    assert (part.torch, part.keras) == (("",), ("",)), "the row's path says it all"
+    carrying.carry(carrying.numbers(theirs), ours, [("table", "table", kinds.PARAMETER)])
     np.testing.assert_array_equal(ours.table, theirs["table"].detach())
 
 

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from converter import kinds
+from tests.support.carrying import carry, numbers
 from tf_models import layers
 
 SIZES = {1: (9,), 2: (9, 12), 3: (5, 6, 7)}
@@ -19,20 +20,10 @@ TRANSPOSED = {
 }
 
 
-def carry(theirs: nn.Module, ours: keras.Layer, kind: kinds.Kind) -> None:
-    """Fill the Keras layer as the kind says."""
-    for leaf in kind.leaves:
-        tensor = getattr(theirs, leaf.torch)
-        if tensor is not None:
-            [(name, layout)] = leaf.variables
-            variable = getattr(ours, name)
-            variable.assign(layout.to_keras(tensor.detach().numpy(), tuple(variable.shape)))
-
-
 def assert_equal(theirs: nn.Module, ours: keras.Layer, kind: kinds.Kind, x: np.ndarray) -> None:
     """Both sides on the same input, in float64."""
     ours.build(kinds.channels_last(x).shape)
-    carry(theirs, ours, kind)
+    carry(numbers(theirs), ours, [("", "", kind)])
     expected = kinds.channels_last(theirs(torch.from_numpy(x)).detach().numpy())
     got = ours(kinds.channels_last(x))
     assert got.shape == expected.shape

@@ -183,11 +183,10 @@ def carry(module: torch.nn.Module, layer: keras.layers.Layer) -> None:
         else:
             continue
         for leaf in kind.leaves:
-            tensor = getattr(child, leaf.torch)
+            tensor = getattr(child, leaf.torch[0])
             if tensor is not None:
-                ((attribute, layout),) = leaf.variables
-                variable = getattr(target, attribute)
-                variable.assign(layout.to_keras(tensor.detach().numpy(), tuple(variable.shape)))
+                variable = getattr(target, leaf.keras[0])
+                variable.assign(leaf.to_keras([tensor.detach().numpy()], [tuple(variable.shape)])[0])
                 filled.append(variable)
     assert sorted(map(id, filled)) == sorted(map(id, layer.variables))
 

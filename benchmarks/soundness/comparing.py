@@ -12,32 +12,14 @@ from benchmarks.soundness.faults import Fault
 from benchmarks.soundness.networks import Network
 from converter import Mapping
 from converter.kinds import channels_last
-from converter.mapping import join
 
 
 def carried(model: Any, rows: Any, state: dict[str, Any]) -> Any:
     """The Keras model, with every tensor of the state dict in its place."""
-    from converter.variables import by_path
+    from tests.support.carrying import carry
 
-    variables = by_path(model)
-    filled, dropped = set(), Mapping(rows).dropped
-    for path, keras_path, kind in Mapping(rows).modules():
-        for part in kind.leaves:
-            name = join(path, part.torch)
-            if part.optional and name not in state:
-                continue
-            for below, layout in part.variables:
-                place = join(keras_path, below)
-                if part.optional and place not in variables and name in dropped:
-                    continue
-                if place not in variables:
-                    raise ValueError(f"no variable {place}; there are {', '.join(variables)}")
-                variable = variables[place]
-                variable.assign(layout.to_keras(state[name].numpy(), tuple(variable.shape)))
-                filled.add(place)
-    if filled != set(variables):
-        raise ValueError(f"not filled: {sorted(set(variables) - filled)}")
-    return model
+    table = Mapping(rows)
+    return carry({name: tensor.numpy() for name, tensor in state.items()}, model, table.modules(), table.ignored())
 
 
 def tf_outputs(model: Any, network: Network, inputs: dict[str, np.ndarray], dtype: str) -> list[np.ndarray]:

@@ -12,7 +12,7 @@ from typing import Any
 from benchmarks.soundness import changes as c
 from benchmarks.soundness.networks import BIDIRECTIONAL, NETWORKS, Network, Rows
 from converter import Drop, Mapping, Row, kinds
-from converter.kinds import Kind, Layout, Leaf, leaf
+from converter.kinds import Kind, Leaf, leaf
 
 
 @dataclass(frozen=True)
@@ -73,8 +73,7 @@ def relaid(path: str, pattern: str) -> Callable[[Rows], Rows]:
 
     def other(keras: str, kind: Kind) -> tuple[str, Kind]:
         first = kind.leaves[0]
-        ((variable, _),) = first.variables
-        wrong = Leaf(first.torch, ((variable, Layout(pattern)),), first.optional)
+        wrong = leaf(first.torch, first.keras, pattern, first.optional)
         return keras, replace(kind, leaves=(wrong, *kind.leaves[1:]))
 
     return lambda rows: _changed(rows, {path: other})
@@ -109,16 +108,27 @@ def attention_kind(order: tuple[int, int, int] = (0, 1, 2), heads: str = "(h d)"
     """MULTIHEAD_ATTENTION with its thirds in another order, or its heads apart otherwise."""
     names = ("query_dense", "key_dense", "value_dense")
     right = kinds.MULTIHEAD_ATTENTION
+    placed = [name for _, name in sorted(zip(order, names, strict=True))]
+    apart = heads.strip("()")
 
-    def thirds(suffix: str, pattern: str) -> tuple:
-        places = {i: f"{name}.{suffix}" for name, i in zip(names, order, strict=True)}
-        return tuple((places[i], Layout(pattern, (i, 3))) for i in range(3))
+    def thirds(suffix: str, axes: str, laid: str) -> Leaf:
+        into = ", ".join(laid.format(one) for one in "qkv")
+        first = f"((q + k + v) {apart}){axes}"
+        return leaf(
+            f"in_proj_{'weight' if axes else 'bias'}",
+            tuple(f"{n}.{suffix}" for n in placed),
+            f"{first} -> {into}",
+            not axes,
+            q=1,
+            k=1,
+            v=1,
+        )
 
     return replace(
         right,
         leaves=(
-            Leaf("in_proj_weight", thirds("kernel", f"{heads} i -> i h d")),
-            Leaf("in_proj_bias", thirds("bias", f"{heads} -> h d"), optional=True),
+            thirds("kernel", " i", "i h ({} d)"),
+            thirds("bias", "", "h ({} d)"),
             leaf("out_proj.weight", "output_dense.kernel", f"o {out} -> h d o"),
             right.leaves[3],
         ),
@@ -128,7 +138,7 @@ def attention_kind(order: tuple[int, int, int] = (0, 1, 2), heads: str = "(h d)"
 REVERSED = replace(
     BIDIRECTIONAL,
     leaves=tuple(
-        Leaf(part.torch, other.variables)
+        replace(part, keras=other.keras)
         for part, other in zip(BIDIRECTIONAL.leaves, BIDIRECTIONAL.leaves[2:] + BIDIRECTIONAL.leaves[:2], strict=True)
     ),
 )
