@@ -37,7 +37,7 @@ def convolved(x, offset, kernel, bias=None, mask=None, **options):
 
 def convolved_volume(x, offset, kernel, mask):
     """Without stride, padding and groups, as samples of the volume: torch has no such convolution."""
-    batch, *out, _ = offset.shape
+    out = offset.shape[1:-1]
     taps = torch.cartesian_prod(*map(torch.arange, kernel.shape[:3]))
     starts = torch.stack(torch.meshgrid(*map(torch.arange, out), indexing="ij"), -1)
     at = starts[:, :, :, None] + taps + offset.unflatten(-1, (len(taps), 3))  # (N, D, H, W, K, zyx)
