@@ -9,8 +9,10 @@ import torchvision
 
 import tf_models
 import torch_refs
+from converter.variables import by_path
 from tests.layer_parity import again, assert_equal, carry, seed, tf_results, torch_results
-from tests.support.rule import as_held, assert_allowed
+from tests.ops.judging import channels_first, channels_last
+from tests.support.rule import as_held, assert_allowed, assert_same
 from tf_models.deform_conv import DCNv2, DeformConv2d, build_dcn_v2, build_deform_conv2d
 from torch_refs.deform_conv import DCNv2 as TorchDCNv2
 from torch_refs.deform_conv import DeformConv2d as TorchDeformConv2d
@@ -86,8 +88,8 @@ def test_one_trace_serves_all_sizes_and_training(jit):
     call = tf.function(layer, input_signature=[tf.TensorSpec((None, None, None, 6), tf.float64)], jit_compile=jit)
     assert_equal(tf_results(layer, [x], upstream, call), torch_results(module, [x], upstream, True))
     other = np.random.default_rng(1).standard_normal((3, 11, 5, 6))
-    expected = module(torch.from_numpy(np.moveaxis(other, -1, 1).copy())).detach().movedim(1, -1)
-    np.testing.assert_allclose(call(tf.constant(other)), expected, rtol=0, atol=1e-10)
+    expected = module(torch.from_numpy(np.moveaxis(other, -1, 1).copy())).detach().movedim(1, -1).numpy()
+    assert_equal({"output": call(tf.constant(other)).numpy()}, {"output": expected})
 
 
 @pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16"])
@@ -107,24 +109,27 @@ def test_mixed_precision(policy):
 
 def test_a_step_of_training_is_torchs():
     layer, module, x, upstream = case("even sizes at stride 2")
-    layer.compile(optimizer=keras.optimizers.SGD(0.1), loss=keras.losses.MeanSquaredError())
+    x, upstream = (value.astype(np.float32) for value in (x, upstream))  # in which Keras hands on what is fitted to
+    layer.compile(optimizer=keras.optimizers.SGD(0.125), loss=keras.losses.MeanSquaredError(dtype="float64"))
     layer.fit(x, upstream, batch_size=2, epochs=1, verbose=0)
-    image, target = (torch.from_numpy(np.moveaxis(value, -1, 1).copy()) for value in (x, upstream))
-    optimizer = torch.optim.SGD(module.parameters(), 0.1)
+    image, target = (torch.from_numpy(np.moveaxis(value, -1, 1).copy()).double() for value in (x, upstream))
+    optimizer = torch.optim.SGD(module.parameters(), 0.125)
     torch.nn.functional.mse_loss(module(image), target).backward()
     optimizer.step()
     trained = build_deform_conv2d(**layer.get_config() | {"dtype": "float64", "name": "trained"})
     carry(module, trained)
-    for ours, theirs in zip(layer.weights, trained.weights, strict=True):
-        np.testing.assert_allclose(ours.numpy(), theirs.numpy(), rtol=0, atol=1e-6)  # Keras's loss is in float32
+    ours, theirs = ({name: value.numpy() for name, value in by_path(one).items()} for one in (layer, trained))
+    assert_equal(ours, theirs)
 
 
-@pytest.mark.parametrize("build", [build_deform_conv2d, build_dcn_v2])
-def test_configuration_goes_round_and_a_saved_model_computes_the_same(build, tmp_path):
-    layer = build(
-        in_channels=4, out_channels=6, kernel_size=(3, 2), stride=2, padding=1, dilation=(2, 1), groups=2,
-        offset_groups=2, bias=False,
-    )  # fmt: skip
+@pytest.mark.parametrize(("build", "reference"), [(build_deform_conv2d, TorchDeformConv2d), (build_dcn_v2, TorchDCNv2)])
+def test_configuration_goes_round_and_a_saved_model_computes_the_same(build, reference, tmp_path):
+    config = {
+        "in_channels": 4, "out_channels": 6, "kernel_size": (3, 2), "stride": 2, "padding": 1, "dilation": (2, 1),
+        "groups": 2, "offset_groups": 2, "bias": False,
+    }  # fmt: skip
+    layer, module = build(**config), seed(reference(**config))
+    carry(module, layer)
     x = np.random.default_rng(0).standard_normal((2, 9, 8, 4)).astype(np.float32)
     made = again(layer)
     assert made.get_config() == layer.get_config()
@@ -134,8 +139,8 @@ def test_configuration_goes_round_and_a_saved_model_computes_the_same(build, tmp
     signature = [tf.TensorSpec((None, None, None, 4), tf.float32)]
     layer.export(tmp_path / "exported", verbose=False, input_signature=signature)
     exported = tf.saved_model.load(str(tmp_path / "exported"))
-    served = exported.serve(x)
-    np.testing.assert_allclose(served, layer(x), rtol=0, atol=1e-6)
+    module.float().double()  # the layer has the weights in float32
+    assert_allowed([exported.serve(x)], lambda: [channels_last(module(channels_first(x.astype(np.float64))))])
 
 
 def test_a_layer_of_a_larger_model():
@@ -148,11 +153,12 @@ def test_a_layer_of_a_larger_model():
 def test_a_fresh_dcn_v2_is_half_an_ordinary_convolution():
     layer = build_dcn_v2(in_channels=3, out_channels=4, padding=1)
     x = np.random.default_rng(0).standard_normal((2, 6, 5, 3)).astype(np.float32)
-    np.testing.assert_allclose(layer(x), tf.nn.conv2d(x, layer.kernel, 1, "SAME") / 2, rtol=0, atol=1e-5)
-    module = TorchDCNv2(3, 4, padding=1)
-    image = torch.randn(2, 3, 6, 5)
-    expected = torch.nn.functional.conv2d(image, module.weight, padding=1) / 2
-    torch.testing.assert_close(module(image), expected, rtol=0, atol=1e-5)
+    image = channels_first(x.astype(np.float64))
+    kernel = torch.from_numpy(layer.kernel.numpy().transpose(3, 2, 0, 1)).double()
+    half = lambda kernel: torch.nn.functional.conv2d(image, kernel, padding=1) / 2  # noqa: E731
+    assert_allowed([layer(x)], lambda: [channels_last(half(kernel))])
+    module = TorchDCNv2(3, 4, padding=1).double()
+    assert_same(lambda: [module(image)], lambda: [half(module.weight)])
 
 
 @pytest.mark.parametrize("name", ["deform_conv2d", "dcn_v2"])

@@ -5,7 +5,9 @@ import pytest
 import torch
 
 import torch_refs
+from converter.rounded_torch import Exact, exactly
 from tests.deformable import OTHER, SPATIAL, VARIANTS, defined, inputs, reference, upstream
+from tests.support.rule import assert_same
 
 AXES = [1, 2, 3]
 
@@ -18,19 +20,19 @@ def test_state_dict_and_results_are_upstreams(axes, changed):
     ours = reference(axes, theirs, **more)
     shapes = [{name: tensor.shape for name, tensor in module.state_dict().items()} for module in (ours, theirs)]
     assert shapes[0] == shapes[1]
-    for got, want in zip(ours(x, return_vgrid=True), theirs(x, return_vgrid=True), strict=True):
-        torch.testing.assert_close(got, want, rtol=0, atol=1e-6)
-    results = []
-    for module in (ours.double(), theirs.double()):
-        leaf = x.double().requires_grad_()
-        output, vgrid = module(leaf, return_vgrid=True)
-        (output.square().sum() + vgrid.sum()).backward()
-        results.append({"x": leaf.grad} | {name: parameter.grad for name, parameter in module.named_parameters()})
-    # Upstream keeps a sequence's queries at float32 positions whatever the input's precision.
-    atol = 1e-4 if axes == 1 else 1e-9
-    for name, want in results[1].items():
-        torch.testing.assert_close(results[0][name], want, rtol=0, atol=atol, msg=name)
+    assert_same(lambda: results(ours.double(), x), lambda: results(theirs.double(), x))
     assert torch.equal(ours(x.double()), ours(x.double(), return_vgrid=True)[0])
+
+
+def results(module, x):
+    """Outputs and gradients by name."""
+    leaf = x.double().requires_grad_()
+    parameters = dict(module.named_parameters())
+    with torch.enable_grad():
+        output, vgrid = module(leaf, return_vgrid=True)
+        loss = output.square().sum() + vgrid.sum()
+        gradients = torch.autograd.grad(loss, [leaf, *parameters.values()])
+    return {"output": output, "vgrid": vgrid} | dict(zip(("x", *parameters), gradients, strict=True))
 
 
 @pytest.mark.parametrize("axes", AXES)
@@ -41,7 +43,7 @@ def test_defaults_are_upstreams(axes):
     assert {n: t.shape for n, t in ours.state_dict().items()} == {n: t.shape for n, t in theirs.state_dict().items()}
     ours.load_state_dict(theirs.state_dict())
     x = torch.randn(2, 32, *(4 * n for n in range(2, 2 + axes)))
-    torch.testing.assert_close(ours(x), theirs(x), rtol=0, atol=1e-6)
+    assert_same(lambda: [ours.double()(x.double())], lambda: [theirs.double()(x.double())])
 
 
 @pytest.mark.parametrize(("axes", "variant"), [(axes, variant) for axes in AXES for variant in VARIANTS[axes]])
@@ -52,10 +54,11 @@ def test_every_released_grid(axes, variant):
     want = defined(module, x, variant)
     with torch.no_grad():
         got = reference(axes, module, grid_variant=variant).double()(x.double()).numpy()
-        newest = module.double()(x.double()).numpy()
+        with exactly(Exact()):  # it keeps a sequence's queries at float32 positions
+            newest = module.double()(x.double()).numpy()
     np.testing.assert_allclose(got, want, rtol=0, atol=1e-12)
     if variant == VARIANTS[axes][0]:
-        np.testing.assert_allclose(newest, want, rtol=0, atol=1e-6 if axes == 1 else 1e-12)
+        np.testing.assert_allclose(newest, want, rtol=0, atol=1e-12)
     else:
         assert np.abs(newest - want).max() > 1e-3 * np.abs(newest).max()
 
@@ -64,9 +67,9 @@ def test_the_grid_of_0_0_17_is_the_newest_on_squares_and_fits_nothing_else():
     module = upstream(2)
     older = reference(2, module, grid_variant="xy_hw")
     square = inputs(2, spatial=(15, 15))
-    torch.testing.assert_close(older(square), module(square), rtol=0, atol=1e-6)
+    assert_same(lambda: [older.double()(square.double())], lambda: [module.double()(square.double())])
     with pytest.raises(RuntimeError, match="must match"):
-        older(inputs(2, spatial=(12, 18)))
+        older(inputs(2, spatial=(12, 18)).double())
 
 
 def test_the_old_sequence_grid_reads_only_the_middle():

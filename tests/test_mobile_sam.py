@@ -95,15 +95,15 @@ def test_the_reference_is_timms_with_sams_neck(size):
     assert want.std() > 0.5
 
 
-def test_the_reference_is_timms_in_float32_at_the_published_sizes():
-    ours = seeded(TorchTinyViT())
-    x = image(112, 64, batch=1)
+def test_the_reference_is_timms_at_the_published_sizes():
+    ours = seeded(TorchTinyViT()).double()
+    x = image(112, 64, batch=1).double()
     with torch.inference_mode():
         stages = ours.patch_embed(x)
         for layer in ours.layers:
             stages = layer(stages)
         want = timms(ours, PUBLISHED).forward_features(x)
-    torch.testing.assert_close(stages, want, rtol=0, atol=1e-5)  # at a scale of 10
+    torch.testing.assert_close(stages, want, rtol=0, atol=1e-11)  # at a scale of 10
     assert want.std() > 1
 
 

@@ -23,7 +23,7 @@ from tests.sam_parts import (
     seeded,
     upstream_image_encoder,
 )
-from tests.support.rule import as_held, assert_same
+from tests.support.rule import as_held, assert_allowed, assert_same
 from tf_models.sam import relative_attention
 from torch_refs.sam.image_encoder import Block, ImageEncoderViT, RelativeAttention
 from torch_refs.sam.seeded_checkpoint import official_shapes
@@ -167,6 +167,30 @@ def test_other_precisions(reference, exact, policy):
         half = x.to(getattr(torch, dtype)).double()
         held = as_held(reference, dtype)
         assert_as_exact([result], lambda: [held(half)], dtype)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_half_types_step_by_step(reference, dtype):
+    """Each step given what the one before it made: what the whole may be off by hides positions left out."""
+    config = {"image_size": SIZE, **IMAGE_ENCODER}
+    half = keras_twin("sam_image_encoder", config, reference.state_dict(), dtype=f"mixed_{dtype}")
+    held = as_held(reference, dtype)
+
+    def check(result, compute):
+        with torch.no_grad():
+            assert_allowed([tf.cast(result, "float64")], lambda: [compute()], dtype)
+        return result, torch.from_numpy(tf.cast(result, "float64").numpy())
+
+    given = image(2, 3, SIZE, SIZE).to(getattr(torch, dtype)).double()
+    x = half.patch_embed(tf.cast(last(given), dtype)) + tf.cast(half.pos_embed, dtype)
+    x, exact = check(x, lambda: held.patch_embed(given).movedim(1, -1) + held.pos_embed)
+    for ours, block in zip(half.blocks, held.blocks, strict=True):
+        x, exact = check(ours(x), lambda: block(exact))  # noqa: B023
+    for layer in half.neck:
+        x = layer(x)
+    check(x, lambda: held.neck(exact.movedim(-1, 1)).movedim(1, -1))
+    whole = half(tf.cast(last(given), dtype))
+    np.testing.assert_array_equal(tf.cast(whole, "float32"), tf.cast(x, "float32"))
 
 
 def test_it_is_rebuilt_from_its_configuration(model):

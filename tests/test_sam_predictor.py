@@ -6,8 +6,11 @@ import sys
 import numpy as np
 import pytest
 import tensorflow as tf
+import torch
 from segment_anything import SamPredictor
 
+from tests.sam_parts import last
+from tests.support.rule import assert_allowed
 from tests.whole_sam import SIDE, large_sides, photographs, small_sides
 from tf_models.sam import Predictor
 from tf_models.sam.transforms import ResizeLongestSide
@@ -33,54 +36,69 @@ def prompts(height, width):
     }
 
 
-class Errors:
-    """The largest errors of both sides over many prompts: a handful of numbers says little about torch's own."""
-
-    def __init__(self):
-        self.ours, self.own, self.scale = (np.zeros(3) for _ in range(3))
-
-    def add(self, ours, own, truth):
-        for index, values in enumerate(zip(ours, own, truth, strict=True)):
-            assert values[0].shape == values[2].shape
-            assert values[0].dtype == np.float32
-            self.ours[index] = max(self.ours[index], np.abs(values[0] - values[2]).max())
-            self.own[index] = max(self.own[index], np.abs(values[1] - values[2]).max())
-            self.scale[index] = max(self.scale[index], np.abs(values[2]).max())
-
-    def check(self):
-        allowed = np.maximum(4 * self.own, 8 * 2.0**-24 * self.scale)
-        assert (self.ours <= allowed).all(), f"logits, iou, low: {self.ours}; torch's own {self.own}"
-
-
 def overlap(a, b):
     """The least IoU over masks (K, H, W); two empty masks agree."""
     shared, either = (a & b).sum(axis=(-2, -1)), (a | b).sum(axis=(-2, -1))
     return np.where(either == 0, 1, shared / np.maximum(either, 1)).min()
 
 
+def named(answers):
+    """Masks and low-resolution masks of each answer, channels last, and the qualities of all."""
+    found = {"iou": np.concatenate([iou for _, iou, _ in answers.values()])}
+    for name, (masks, _, low) in answers.items():
+        found |= {f"{name}, masks": np.moveaxis(masks, 0, -1), f"{name}, low": np.moveaxis(low, 0, -1)}
+    return found
+
+
+def truth_of(sides, ours, image):
+    """segment-anything's predictor in float64, that has the picture with our embedding, which is judged here.
+
+    So what the encoder rounds does not widen what is allowed of the masks.
+    """
+    predictor = SamPredictor(sides.double)
+
+    def compute():
+        predictor.set_image(image)
+        return [last(predictor.get_image_embedding())]
+
+    embedding = ours.get_image_embedding()
+    assert embedding.dtype == np.float32
+    if sides is small_sides():  # ViT-B's encoder takes 16 GB under the rule, and is judged in test_sam_image_encoder
+        assert_allowed([last(embedding)], compute)
+    else:
+        predictor.set_image(image)
+    predictor.features = torch.tensor(embedding, dtype=torch.float64)
+    return predictor
+
+
+def assert_right(sides, ours, image, given, answers):
+    """The answers, logits, to prompts by name, are as near to those of float64 as the rule of the proof demands."""
+    predictor = truth_of(sides, ours, image)
+    assert all(values.dtype == np.float32 for answer in answers.values() for values in answer)
+    assert_allowed(
+        named(answers),
+        lambda: named({name: predictor.predict(**prompt, return_logits=True) for name, prompt in given.items()}),
+    )
+
+
 def compare(sides, ours, images, names):
-    official, double = SamPredictor(sides.torch), SamPredictor(sides.double)
-    errors, both_signs = Errors(), 0
+    both_signs = 0
     for image in images:
-        for predictor in (official, double, ours):
-            predictor.set_image(image)
+        ours.set_image(image)
         assert ours.original_size == image.shape[:2]
-        assert ours.input_size == official.input_size
-        earlier = None
+        assert ours.input_size == ResizeLongestSide(sides.double.image_encoder.img_size).apply_image(image).shape[:2]
+        given, answers, earlier = {}, {}, None
         for name in names:
             arguments = prompts(*image.shape[:2])[name]
-            arguments = {key: earlier if value is None else value for key, value in arguments.items()}
-            own, truth, got = (one.predict(**arguments, return_logits=True) for one in (official, double, ours))
-            errors.add(got, own, truth)
-            masks, iou, low = ours.predict(**arguments)
-            theirs = own[0] > sides.torch.mask_threshold
+            given[name] = {key: earlier if value is None else value for key, value in arguments.items()}
+            answers[name] = ours.predict(**given[name], return_logits=True)
+            masks, iou, low = ours.predict(**given[name])
             assert masks.dtype == bool
-            assert overlap(masks, theirs) >= 0.9999, name
-            np.testing.assert_array_equal(masks, got[0] > 0)
-            np.testing.assert_array_equal(iou, got[1])
-            both_signs += sum(0.02 < share < 0.98 for share in theirs.mean(axis=(1, 2)))
+            np.testing.assert_array_equal(masks, answers[name][0] > sides.torch.mask_threshold)
+            np.testing.assert_array_equal(iou, answers[name][1])
+            both_signs += sum(0.02 < share < 0.98 for share in masks.mean(axis=(1, 2)))
             earlier = low[:1]
-    errors.check()
+        assert_right(sides, ours, image, given, answers)
     assert both_signs > len(names) * len(images), "most masks have to be more than all or nothing"
 
 
@@ -117,15 +135,7 @@ def test_masks_of_photographs_by_vit_b():
 
 
 def test_embedding_in_the_official_order_of_axes(sides, ours):
-    official, double = SamPredictor(sides.torch), SamPredictor(sides.double)
-    for predictor in (official, double):
-        predictor.set_image(photographs()["wide"])
-    truth = double.get_image_embedding().numpy()
-    own = official.get_image_embedding().numpy()
-    got = ours.get_image_embedding()
-    assert got.shape == own.shape
-    assert got.dtype == np.float32
-    assert abs(got - truth).max() <= 4 * abs(own - truth).max()
+    truth_of(sides, ours, photographs()["wide"])
 
 
 def test_bgr(ours):
@@ -137,20 +147,13 @@ def test_bgr(ours):
 def test_an_extreme_picture(sides, spare):
     rng = np.random.default_rng(0)
     for shape in [(1, 1, 3), (10, 2500, 3)]:
-        compare_one(sides, spare, rng.integers(0, 256, shape, np.uint8))
+        image = rng.integers(0, 256, shape, np.uint8)
+        spare.set_image(image)
+        point = {"point_coords": np.array([[0, 0]]), "point_labels": np.array([1])}
+        assert_right(sides, spare, image, {"point": point}, {"point": spare.predict(**point, return_logits=True)})
 
 
-def compare_one(sides, ours, image):
-    official = SamPredictor(sides.torch)
-    for predictor in (official, ours):
-        predictor.set_image(image)
-    arguments = {"point_coords": np.array([[0, 0]]), "point_labels": np.array([1]), "return_logits": True}
-    for a, b in zip(ours.predict(**arguments), official.predict(**arguments), strict=True):
-        assert a.shape == b.shape
-        assert abs(a - b).max() < 1e-4
-
-
-def test_many_prompts_in_one_call_are_those_of_single_calls(ours):
+def test_many_prompts_in_one_call_are_those_of_single_calls(sides, ours):
     rng = np.random.default_rng(1)
     corners = rng.uniform(0, 200, (9, 2, 2))
     boxes = np.concatenate([corners.min(axis=1), corners.max(axis=1)], axis=1)
@@ -159,10 +162,11 @@ def test_many_prompts_in_one_call_are_those_of_single_calls(ours):
     for given in ({"boxes": boxes}, {"point_coords": points, "point_labels": labels}, {"mask_input": earlier}):
         many = ours.predict(**given, return_logits=True)
         assert [len(result) for result in many] == [9, 9, 9]
-        for index in (0, 3, 8):
-            one = {key.replace("boxes", "box"): value[index] for key, value in given.items()}
-            for several, single in zip(many, ours.predict(**one, return_logits=True), strict=True):
-                np.testing.assert_allclose(several[index], single, rtol=0, atol=2e-5)
+        answers = {index: [result[index] for result in many] for index in (0, 3, 8)}
+        single = {
+            index: {key.replace("boxes", "box"): value[index] for key, value in given.items()} for index in answers
+        }
+        assert_right(sides, ours, photographs()["wide"], single, answers)
     masks, iou, low = ours.predict(boxes=boxes[:1], multimask_output=False)
     assert (masks.shape[:2], iou.shape, low.shape[:2]) == ((1, 1), (1, 1), (1, 1))
     masks, iou, low = ours.predict(boxes=np.zeros((0, 4)))
@@ -170,18 +174,17 @@ def test_many_prompts_in_one_call_are_those_of_single_calls(ours):
 
 
 def test_many_prompts_against_the_official_batches(sides, ours):
-    import torch
-
-    official = SamPredictor(sides.torch)
-    official.set_image(photographs()["wide"])
+    official = truth_of(sides, ours, photographs()["wide"])
     boxes = torch.tensor([[10.0, 20, 200, 180], [300, 5, 500, 230], [0, 0, 40, 40]])
     points, labels = torch.rand(3, 4, 2) * 200, torch.randint(0, 2, (3, 4))
-    scaled = official.transform.apply_boxes_torch(boxes, (233, 512))
-    theirs = official.predict_torch(points, labels, scaled)
-    got = ours.predict_tf(points.numpy(), labels.numpy(), ours.transform.apply_boxes(boxes.numpy(), (233, 512)))
-    for a, b in zip(got, theirs, strict=True):
-        assert a.shape == tuple(b.shape)
-    assert overlap(got[0], theirs[0].numpy()) >= 0.9999
+
+    def compute():
+        scaled = official.transform.apply_boxes_torch(boxes.double(), (233, 512))
+        return map(last, official.predict_torch(points.double(), labels, scaled, return_logits=True))
+
+    scaled = ours.transform.apply_boxes(boxes.numpy(), (233, 512))
+    got = ours.predict_tf(points.numpy(), labels.numpy(), scaled, return_logits=True)
+    assert_allowed(list(map(last, got)), compute)
 
 
 def test_several_pictures(sides, spare):

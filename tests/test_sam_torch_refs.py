@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from copy import deepcopy
 
 import pytest
 import torch
@@ -10,6 +11,8 @@ from segment_anything.modeling import MaskDecoder as UpstreamDecoder
 from segment_anything.modeling import TwoWayTransformer as UpstreamTransformer
 
 import torch_refs
+from tests.sam_parts import assert_as_exact, last
+from tests.support.rule import assert_same
 from torch_refs.sam.attention import Attention
 from torch_refs.sam.mask_decoder import build_mask_decoder
 from torch_refs.sam.seeded_checkpoint import VARIANTS, official_shapes, seeded_tensor, write_seeded_checkpoint
@@ -61,12 +64,13 @@ def inputs(c: int, prompts: int, height: int, width: int, tokens: int) -> list[t
 
 @pytest.fixture(scope="module", params=[SAM, SMALL], ids=["sam", "small"])
 def both(request):
-    """The reference and the upstream decoder with the same seeded weights."""
+    """The reference and the upstream decoder with the same seeded weights, in float64."""
     config = request.param
     ours, upstream = build_mask_decoder(**config), upstream_decoder(config)
     state = {name: seeded_tensor(f"mask_decoder.{name}", tensor.shape) for name, tensor in ours.state_dict().items()}
     for decoder in (ours, upstream):
         decoder.load_state_dict(state, strict=True)
+        decoder.double()
     return ours, upstream, config["transformer_dim"]
 
 
@@ -92,36 +96,33 @@ def test_the_defaults_are_sams_and_create_builds_it():
 )
 def test_outputs_equal_upstreams(both, prompts, height, width, tokens, multimask_output):
     ours, upstream, c = both
-    args = inputs(c, prompts, height, width, tokens)
+    args = [arg.double() for arg in inputs(c, prompts, height, width, tokens)]
+    assert_same(lambda: ours(*args, multimask_output), lambda: upstream(*args, multimask_output))
     with torch.inference_mode():
-        got, want = ours(*args, multimask_output), upstream(*args, multimask_output)
-    for a, b in zip(got, want, strict=True):
-        assert a.shape == b.shape
-        torch.testing.assert_close(a, b, rtol=0, atol=1e-6)
-    assert want[0].std() > 0.1  # not a comparison of zeros
+        assert upstream(*args, multimask_output)[0].std() > 0.1  # not a comparison of zeros
 
 
 def test_float64(both):
+    """Float64 stays float64, and float32 is as near to it as the rule of the proof demands."""
     ours, _, c = both
     args = inputs(c, 2, 5, 6, 2)
-    double = build_mask_decoder(**(SAM if c == 256 else SMALL)).double()
-    double.load_state_dict(ours.state_dict())
+    single = deepcopy(ours).float()
+    doubled = [arg.double() for arg in args]
     with torch.inference_mode():
-        got, want = ours(*args), double(*(arg.double() for arg in args))
-    for a, b in zip(got, want, strict=True):
-        assert b.dtype == torch.float64
-        torch.testing.assert_close(a.double(), b, rtol=0, atol=3e-5)
+        assert {output.dtype for output in ours(*doubled)} == {torch.float64}
+        assert_as_exact(map(last, single(*args)), lambda: ours(*doubled))
 
 
 def test_one_image_per_prompt_equals_one_call_per_prompt(both):
     ours, _, c = both
-    _, pe, sparse, dense = inputs(c, 3, 5, 4, 2)
-    images = inputs(c, 3, 5, 4, 1)[3]
-    with torch.inference_mode():
-        together = ours(images, pe, sparse, dense)
-        apart = [ours(images[i : i + 1], pe, sparse[i : i + 1], dense[i : i + 1]) for i in range(3)]
-    for index, output in enumerate(together):
-        torch.testing.assert_close(output, torch.cat([one[index] for one in apart]), rtol=0, atol=1e-5)
+    _, pe, sparse, dense = (arg.double() for arg in inputs(c, 3, 5, 4, 2))
+    images = inputs(c, 3, 5, 4, 1)[3].double()
+
+    def apart():
+        each = [ours(images[i : i + 1], pe, sparse[i : i + 1], dense[i : i + 1]) for i in range(3)]
+        return [torch.cat(outputs) for outputs in zip(*each, strict=True)]
+
+    assert_same(lambda: ours(images, pe, sparse, dense), apart)
 
 
 def test_heads_must_divide_the_width():

@@ -18,7 +18,7 @@ from converter.reading import find_reading
 from tests.sam_parts import CONFIG, IMAGE_ENCODER, OPTIONS, assert_as_exact, keras_twin, last, sam_state, upstream_sam
 from tests.small_sam import prefixed, save
 from tests.support.pairs import registered
-from tests.support.rule import assert_same
+from tests.support.rule import as_held, assert_same
 from tf_models.sam.relative_attention import RelativeAttention
 from torch_refs.sam.sam import build_sam_vit_b
 from torch_refs.sam.seeded_checkpoint import official_shapes, seeded_tensor
@@ -118,12 +118,16 @@ def test_compiled(model, reference):
 
 
 @pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16"])
-def test_half_types(model, state, policy):
-    half = keras_twin("sam_vit_b", CONFIG, state, dtype=policy)
-    for result, expected in zip(half(**for_keras(inputs())), model(**for_keras(inputs())), strict=True):
-        assert result.dtype == policy.removeprefix("mixed_")
-        difference = np.abs(tf.cast(result, "float32") - expected).max()
-        assert difference < (0.02 if policy == "mixed_float16" else 0.15) * np.abs(expected).max()
+def test_half_types(reference, state, policy):
+    half, dtype = keras_twin("sam_vit_b", CONFIG, state, dtype=policy), policy.removeprefix("mixed_")
+    results = half(**for_keras(inputs()))
+    assert all(result.dtype == dtype for result in results)
+    given = {
+        name: value.to(getattr(torch, dtype)) if name in ("image", "mask_input") else value
+        for name, value in inputs().items()
+    }
+    results = [tf.cast(result, "float64") for result in results]
+    assert_as_exact(results, in_float64(as_held(reference, dtype), given), dtype)
 
 
 def test_it_is_rebuilt_from_its_configuration(model):

@@ -130,11 +130,18 @@ def test_reflections_from_afar_in_volumes(distance, mode, align_corners, dtype):
     x, grid = (array.astype(dtype) for array in arguments(*ODD[3]))
     grid = np.clip(grid, -1.4, 1.4) * np.dtype(dtype).type(distance)
     options = {"mode": mode, "padding_mode": "reflection", "align_corners": align_corners}
-    expected = torch_grid_sample(torch.from_numpy(x), torch.from_numpy(grid), **options)
-    # Both sides in the same precision: in another, such a reflection lands elsewhere. In float32 a coordinate below 8
-    # is then off by 5e-7 and weighs a pixel of up to 4.
-    atol = 1e-12 if dtype == "float64" else 1e-5
-    np.testing.assert_allclose(grid_sample(x, grid, **options), expected, rtol=0, atol=atol)
+    ours = [tf.cast(grid_sample(x, grid, **options), tf.float64).numpy()]
+    image = torch.from_numpy(x).double()
+    if dtype == "float64":
+        assert_exact(ours, [torch_grid_sample(image, torch.from_numpy(grid), **options).numpy()])
+        return
+    # In another precision such a reflection lands elsewhere. Where it lands in float32 is read off a volume whose
+    # values are its own coordinates; from there on float64 is the truth.
+    own = torch.stack(torch.meshgrid(*(torch.arange(n, dtype=torch.float32) for n in x.shape[1:4]), indexing="ij"), -1)
+    at = torch_grid_sample(own.expand(len(x), *own.shape), torch.from_numpy(grid), **options).double()
+    lengths = torch.tensor(x.shape[1:4], dtype=torch.float64)
+    landed = (2 * at / (lengths - 1) - 1 if align_corners else (2 * at + 1) / lengths - 1).flip(-1)
+    assert_near(ours, lambda: [torch_grid_sample(image, landed, **options)], dtype)
 
 
 @pytest.mark.parametrize("setting", ["unwrapped", "compiled"])
@@ -142,23 +149,24 @@ def test_reflections_from_afar_in_volumes(distance, mode, align_corners, dtype):
 @pytest.mark.parametrize("rank", [2, 3])
 def test_nan_and_infinite_coordinates(rank, dtype, setting, monkeypatch):
     (unwrapped if setting == "unwrapped" else always_compiled)(monkeypatch)
-    tf_dtype, torch_dtype = DTYPES[dtype]
+    tf_dtype = DTYPES[dtype][0]
     sizes = EXACT[rank][0]
-    x = np.random.default_rng(0).standard_normal((1, *sizes, 2))
-    special = [math.nan, math.inf, -math.inf, 1e6, -1e6, 0.25]
+    x = np.random.default_rng(0).standard_normal((1, *sizes, 2)).astype(np.float32).astype(np.float64)
+    # Reflections from 2^18 land on whole and half pixels, exactly in either precision.
+    special = [math.nan, math.inf, -math.inf, 2.0**18, -(2.0**18), 0.25]
     grid = np.array(list(itertools.product(special, repeat=rank))).reshape(1, *(1,) * (rank - 1), -1, rank)
     for param in COMBINATIONS if setting == "unwrapped" else COMBINATIONS[1::5]:
         combination, options = param.values
         if combination != rank:
             continue
-        ours = grid_sample(tf.cast(x, tf_dtype), tf.cast(grid, tf_dtype), **options)
-        theirs = torch_grid_sample(
-            torch.from_numpy(x).to(torch_dtype), torch.from_numpy(grid).to(torch_dtype), **options
-        )
-        # In the same precision: where 1e6 lies among reflections is a matter of its last digits. In float32 a
-        # coordinate below 8 is then off by 5e-7 and weighs a pixel of up to 4.
-        atol = 1e-12 if dtype == "float64" else 1e-5
-        np.testing.assert_allclose(ours, theirs, rtol=0, atol=atol, err_msg=str(options))
+        ours = tf.cast(grid_sample(tf.cast(x, tf_dtype), tf.cast(grid, tf_dtype), **options), tf.float64).numpy()
+        theirs = lambda: torch_grid_sample(torch.from_numpy(x), torch.from_numpy(grid), **options)  # noqa: B023, E731
+        np.testing.assert_array_equal(np.isnan(ours), theirs().isnan(), err_msg=str(options))
+        numbers, ours = lambda: [theirs().nan_to_num()], [np.nan_to_num(ours)]  # noqa: B023
+        if dtype == "float64":
+            assert_exact(ours, [numbers()[0].numpy()])
+        else:
+            assert_near(ours, numbers, dtype)
 
 
 def test_gradients_at_nan_coordinates(monkeypatch):

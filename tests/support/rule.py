@@ -21,17 +21,26 @@ def assert_allowed(
     `compute` is a torch computation on float64 tensors; it is run exactly, which is the truth, and with roundings. Both
     give arrays or tensors of the same shapes, channels last, by place or by name. `inside` is the precision of the
     steps, where only their result is rounded to `dtype`.
+
+    In a half type, what one value of a network may be off by is near the size of the values, and hides a fault. There
+    the errors of all values together must also be no more than what roundings move them by, which is one standard
+    deviation in the worst order of every sum.
     """
     with exactly(Exact()):
         truth = _named(compute())
     mine = _named(ours)
     assert mine.keys() == truth.keys()
-    runs = rounding.runs_for(min(value.size for value in truth.values()))
+    together = dtype in ("float16", "bfloat16") and inside is None
+    runs = max(rounding.runs_for(min(value.size for value in truth.values())), 3 if together else 1)
     moved = [_rounded(compute, seed, inside or dtype) for seed in range(runs)]
     for name, true in truth.items():
         assert mine[name].shape == true.shape, name
-        found = rounding.judge(mine[name], true, [one[name] - true for one in moved], rounding.UNITS[dtype])
+        far = [one[name] - true for one in moved]
+        found = rounding.judge(mine[name], true, far, rounding.UNITS[dtype])
         assert found, f"{name}: error {found.error:.2e}, allowed {found.allowed:.2e}"
+        if together:
+            error, allowed = _size(mine[name] - true), max(map(_size, far))
+            assert error <= allowed, f"{name}: root mean square of errors {error:.2e}, allowed {allowed:.2e}"
 
 
 def assert_same(ours: Callable[[], Results], theirs: Callable[[], Results]) -> None:
@@ -58,6 +67,10 @@ def as_held(module: torch.nn.Module, dtype: str) -> torch.nn.Module:
         for parameter in held.parameters():
             parameter.copy_(parameter.to(getattr(torch, dtype)))
     return held
+
+
+def _size(values: np.ndarray) -> float:
+    return float(np.sqrt(np.mean(np.square(values))))
 
 
 def _rounded(compute: Callable[[], Results], seed: int, dtype: str) -> dict[str, np.ndarray]:
