@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 
 from converter import nested, registry, rounding
+from converter.activations import arrange
 from converter.atomic import refuse, refuse_folder, replacing, replacing_folder
 from converter.blame import blaming
 from converter.errors import ConversionError, ProofError, UsageError, one_line, printable
-from converter.kinds import channels_last
 from converter.naming import listed
 from converter.report import size
 from tf_models import exporting
@@ -327,9 +327,7 @@ def _probed(name: str, config: dict[str, Any], model: Any) -> list[Part]:
     if not probes:
         raise ConversionError(f"{name} has no probe inputs of plain arrays, which an export takes its inputs from")
     options = probes[0].options
-    arrays = {
-        key: channels_last(value) if key in pair.channels_first else value for key, value in probes[0].inputs.items()
-    }
+    arrays = arrange(probes[0].inputs, pair.activations)
 
     def call(**inputs: Any) -> dict[str, Any]:
         results = [value for _, value in nested.flat(call_model(model, {key: inputs[key] for key in arrays}, options))]

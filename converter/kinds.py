@@ -11,13 +11,13 @@ h heads, d channels of a head, n embeddings or features.
 
 import re
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 from einops import EinopsError, rearrange
 
-from converter import nested
+from converter.activations import IMAGES, SEQUENCES, Axes, arrange
 from converter.axes import Pattern, pattern
 from converter.errors import ConversionError
 
@@ -112,8 +112,10 @@ class Kind:
     Attributes:
         leaves: the tensors it owns.
         ignored: torch leaf -> why TensorFlow does not need it.
-        channels_first: torch's activations carry the channels at axis 1, Keras's at the end.
-        only_images: of a stage's activations this holds for those of rank 4; the others are the same on both sides.
+        inputs, results: axes of the arguments, and of what the module returns, where they are not the same on both
+            sides: path -> pattern (`converter.activations`).
+        sequences: paths among the arguments, and among the results, of arrays that have the time first where the
+            module's `batch_first` is off; Keras has the batch first.
         probe_scales: factors by which recorded inputs are multiplied for the proof; a small one makes epsilon visible.
         call: calls the Keras layer with the positional inputs and keyword inputs that torch's module received.
         callable_alone: the module is called as a layer (False: its tensors are used directly by their owner).
@@ -128,12 +130,13 @@ class Kind:
     name: str
     leaves: tuple[Leaf, ...]
     ignored: tuple[tuple[str, str], ...] = ()
-    channels_first: bool = False
+    inputs: Axes = field(default_factory=dict)
+    results: Axes = field(default_factory=dict)
+    sequences: tuple[tuple[str, ...], tuple[str, ...]] = ((), ())
     probe_scales: tuple[float, ...] = (1.0,)
     call: Callable[..., Any] | None = None
     callable_alone: bool = True
     of: "Kind | None" = None
-    only_images: bool = False
     stage: bool = False
     suspects: str = ""
     returns: tuple[int, ...] | None = None
@@ -185,31 +188,36 @@ class Kind:
         )
         return replace(self, leaves=leaves)
 
-    def arrange(self, value: Any) -> Any:
-        """Torch's activations, an array or nested ones, as the Keras layer has them."""
+    def given(self, args: tuple, kwargs: dict[str, Any], batch_second: bool = False) -> tuple[tuple, dict[str, Any]]:
+        """What torch's module was called with, as the Keras layer has it."""
+        axes = {**self.inputs, **dict.fromkeys(self.sequences[0] if batch_second else (), SEQUENCES)}
+        return arrange(args, axes), arrange(kwargs, axes)
 
-        def one(part: Any) -> Any:
-            moves = self.channels_first and isinstance(part, np.ndarray) and (part.ndim == 4 or not self.only_images)
-            return channels_last(part) if moves else part
-
-        return nested.each(one, value)
-
-    def results(self, value: Any) -> Any:
+    def returned(self, value: Any, batch_second: bool = False) -> Any:
         """Torch's results, as the Keras layer has them, and of them those that it has.
 
         Raises:
             ConversionError: torch does not return what `returns` names.
         """
-        if self.returns is not None:
-            several = value if isinstance(value, (tuple, list)) else (value,)
-            if max(self.returns) >= len(several):
-                raise ConversionError(
-                    f"`returns` of the kind {self} names result {max(self.returns)}, but torch's module returns "
-                    f"{len(several)}"
-                )
-            kept = tuple(several[place] for place in self.returns)
-            value = kept[0] if len(kept) == 1 else kept
-        return self.arrange(value)
+        value = arrange(value, {**self.results, **dict.fromkeys(self.sequences[1] if batch_second else (), SEQUENCES)})
+        return self.kept(value)
+
+    def kept(self, value: Any) -> Any:
+        """Of torch's results those that the Keras layer has.
+
+        Raises:
+            ConversionError: torch does not return what `returns` names.
+        """
+        if self.returns is None:
+            return value
+        several = value if isinstance(value, (tuple, list)) else (value,)
+        if max(self.returns) >= len(several):
+            raise ConversionError(
+                f"`returns` of the kind {self} names result {max(self.returns)}, but torch's module returns "
+                f"{len(several)}"
+            )
+        found = tuple(several[place] for place in self.returns)
+        return found[0] if len(found) == 1 else found
 
     def __repr__(self) -> str:
         return self.name
@@ -227,6 +235,10 @@ def relaid_shape(shape: tuple[int, ...], axes: str) -> tuple[int, ...]:
         raise ValueError(f"a tensor of shape {shape} does not have the axes ({axes.split('->')[0].strip()})") from None
 
 
+IMAGE = {"": IMAGES}
+IMAGE_2D = {"": "n c h w -> n h w c"}
+
+
 def channels_last(array: np.ndarray) -> np.ndarray:
     """(N, C, ...) -> (N, ..., C); arrays of rank below 3 have no spatial axes and stay."""
     return np.moveaxis(array, 1, -1) if array.ndim > 2 else array
@@ -242,7 +254,7 @@ NORM_SUSPECTS = "its epsilon"
 def _conv(name: str, pattern: str, keras: str = "kernel") -> Kind:
     leaves = (leaf("weight", keras, pattern), BIAS)
     suspects = "its padding, or the axes of its kernel"
-    return Kind(name, leaves, channels_first=True, suspects=suspects, activated=True)
+    return Kind(name, leaves, inputs=IMAGE, results=IMAGE, suspects=suspects, activated=True)
 
 
 DENSE = Kind(
@@ -263,7 +275,8 @@ CONV_2D = _conv("CONV_2D", "o i kh kw -> kh kw i o")
 CONV_2D_HWIO = Kind(
     "CONV_2D_HWIO",
     (leaf("weight", "kernel", "kh kw i o -> kh kw i o"), leaf("bias", "bias", "1 1 1 o -> o", optional=True)),
-    channels_first=True,
+    inputs=IMAGE,
+    results=IMAGE,
     of=CONV_2D,
     activated=True,
 )
@@ -289,9 +302,11 @@ LAYER_NORM = Kind(
 )
 # LayerNorm over the channels of an image (segment-anything's LayerNorm2d, ConvNeXt's).
 LAYER_NORM_2D = Kind(
-    "LAYER_NORM_2D", NORM_LEAVES, channels_first=True, probe_scales=NORM_SCALES, suspects=NORM_SUSPECTS
+    "LAYER_NORM_2D", NORM_LEAVES, inputs=IMAGE, results=IMAGE, probe_scales=NORM_SCALES, suspects=NORM_SUSPECTS
 )
-GROUP_NORM = Kind("GROUP_NORM", NORM_LEAVES, channels_first=True, probe_scales=NORM_SCALES, suspects=NORM_SUSPECTS)
+GROUP_NORM = Kind(
+    "GROUP_NORM", NORM_LEAVES, inputs=IMAGE, results=IMAGE, probe_scales=NORM_SCALES, suspects=NORM_SUSPECTS
+)
 BATCH_NORM = Kind(
     "BATCH_NORM",
     (
@@ -300,18 +315,19 @@ BATCH_NORM = Kind(
         leaf("running_var", "moving_variance", "c -> c"),
     ),
     ignored=(("num_batches_tracked", "Keras keeps no count of batches"),),
-    channels_first=True,
+    inputs=IMAGE,
+    results=IMAGE,
     probe_scales=NORM_SCALES,
     suspects=NORM_SUSPECTS,
 )
 # A factor for each channel.
-SCALE = Kind("SCALE", (leaf("scale", "scale", "c -> c"),), channels_first=True)
-PRELU = Kind("PRELU", (leaf("weight", "alpha", "c -> * c"),), channels_first=True)
+SCALE = Kind("SCALE", (leaf("scale", "scale", "c -> c"),), inputs=IMAGE, results=IMAGE)
+PRELU = Kind("PRELU", (leaf("weight", "alpha", "c -> * c"),), inputs=IMAGE, results=IMAGE)
 
 # A layer without weights, listed so that it is proven on its own.
 APPROXIMATED = "another function, or an approximation (torch's GELU is the exact one)"
 ACTIVATION = Kind("ACTIVATION", (), suspects=APPROXIMATED)
-ACTIVATION_2D = Kind("ACTIVATION_2D", (), channels_first=True, suspects=APPROXIMATED)
+ACTIVATION_2D = Kind("ACTIVATION_2D", (), inputs=IMAGE, results=IMAGE, suspects=APPROXIMATED)
 
 
 def _call_in_order(layers: Any, x: Any) -> Any:
@@ -323,9 +339,9 @@ def _call_in_order(layers: Any, x: Any) -> Any:
 # Parts of a network, listed so that each is proven on its own: a failure then names the first one that differs.
 BETWEEN = "what joins its layers: padding of windows, order of positions, residual sums"
 STAGE = Kind("STAGE", (), stage=True, suspects=BETWEEN)
-STAGE_2D = Kind("STAGE_2D", (), channels_first=True, only_images=True, stage=True, suspects=BETWEEN)
+STAGE_2D = Kind("STAGE_2D", (), inputs=IMAGE_2D, results=IMAGE_2D, stage=True, suspects=BETWEEN)
 # torch.nn.Sequential, against a list of Keras layers.
-SEQUENTIAL_2D = Kind("SEQUENTIAL_2D", (), channels_first=True, call=_call_in_order, stage=True)
+SEQUENTIAL_2D = Kind("SEQUENTIAL_2D", (), inputs=IMAGE, results=IMAGE, call=_call_in_order, stage=True)
 
 # A parameter of the model itself: the row's path names the tensor and the Keras variable.
 PARAMETER = Kind("PARAMETER", (leaf("", "", "... -> ..."),), callable_alone=False)
@@ -394,5 +410,6 @@ MULTIHEAD_ATTENTION = Kind(
     ),
     call=_call_attention,
     returns=(0,),  # torch also gives its weights
+    sequences=(("0", "1", "2", "query", "key", "value"), ("0",)),
     without_effect=("key_dense.bias",),  # it adds the same to every score of a query, which softmax takes away
 )

@@ -22,6 +22,16 @@ def each(function: Callable[[Any], Any], value: Any, plain: bool = False) -> Any
     return function(value)
 
 
+def each_at(function: Callable[[str, Any], Any], value: Any, path: str = "") -> Any:
+    """The same with a function of (path, part), where paths are those of `flat`; the result is in plain containers."""
+    if isinstance(value, Mapping):
+        return {name: each_at(function, part, f"{path}.{name}" if path else str(name)) for name, part in value.items()}
+    if isinstance(value, (tuple, list)):
+        several = [each_at(function, part, f"{path}.{i}" if path else str(i)) for i, part in enumerate(value)]
+        return tuple(several) if isinstance(value, tuple) else several
+    return function(path, value)
+
+
 def _like(value: Mapping, parts: dict[Any, Any]) -> Any:
     """A dict of the same sort, as libraries have for results."""
     try:

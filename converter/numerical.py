@@ -11,10 +11,11 @@ import numpy as np
 import tensorflow as tf
 
 from converter import nested, rounding
+from converter.activations import arrange, arranged
 from converter.blame import where_and_what
 from converter.causes import cause
 from converter.errors import ConversionError, printable
-from converter.kinds import Kind, channels_last
+from converter.kinds import Kind
 from converter.mapping import join
 from converter.naming import listed
 from converter.planning import Plan, build_tf
@@ -218,7 +219,8 @@ class Proof:
             self._note_layer(call, ours)
             return
         results, compute = ours
-        pairs = list(_paired(call.path, results, row.kind, call.result, call.truth, call.moved))
+        theirs = (call.result, call.truth, *call.moved)
+        pairs = list(_paired(call.path, results, row.kind, theirs, call.batch_second))
         for one in pairs:
             if isinstance(one, Comparison):
                 self._note_layer(call, one)
@@ -293,13 +295,10 @@ class Proof:
         with watched(layers, watch or Watch()):
             if probe.part:
                 row = self.rows[probe.part]
-                inputs = row.kind.arrange(probe.inputs)
+                _, inputs = row.kind.given((), probe.inputs)
                 return self._layer(row)(**inputs, **probe.options)
-            first = self.plan.pair.channels_first
-            inputs = {
-                name: nested.each(_channels_last, value) if name in first else value
-                for name, value in probe.inputs.items()
-            }
+            axes = self.plan.pair.activations
+            inputs = arrange(probe.inputs, axes)
             return call_model(self.model, inputs, probe.options)
 
     def _ran(self, watch: Watch | None = None) -> Any:
@@ -317,7 +316,7 @@ class Proof:
         """(name, ours, torch's, truth, moved) of each output, channels last."""
         part = self.probe.part
         kind = self.rows[part].kind if part else _WHOLE
-        rows = list(_paired(part, results, kind, run.outputs, run.truth, moved))
+        rows = list(_paired(part, results, kind, (run.outputs, run.truth, *moved)))
         wrong = [row for row in rows if isinstance(row, Comparison)]
         if wrong:
             raise ConversionError(
@@ -334,9 +333,9 @@ class Proof:
         for index, (name, *values) in enumerate(rows):
             plain = name == "" or name.isdecimal()
             name = name if not plain else known[index] if index < len(known) else f"output {index}"
-            if name in self.plan.pair.channels_first:
-                values = [values[0], *nested.each(_channels_last, values[1:])]
-            named.append((name, *values))
+            single, truth, runs = values[1:]
+            single, truth, *runs = (arranged(one, name, self.plan.pair.activations) for one in (single, truth, *runs))
+            named.append((name, values[0], single, truth, runs))
         return named
 
     def _compare_outputs(self, run: Run) -> list[str]:
@@ -456,11 +455,11 @@ class Proof:
             row = self.rows[entry.path]
             if row.kind.stage:
                 continue
-            result = None if entry.result is None else row.kind.results(entry.result)
+            result = None if entry.result is None else row.kind.returned(entry.result, entry.batch_second)
             layer = self._layer(row)
             if result is not None and row.kind.activated and _activation(layer) is not None:
                 result = _activated(_activation(layer), result)
-            given = _given(row.kind, entry.args, entry.kwargs)
+            given = _given(row.kind, entry.args, entry.kwargs, entry.batch_second)
             sizes = None if given is None else [{given[place].size} for place in distinct(given)]
             if sizes and entry.padded is not None:
                 sizes[0].add(entry.padded.size)  # Keras may pad before the layer
@@ -490,19 +489,29 @@ class Proof:
             return  # Keras's layer is called otherwise, or not at all
         kind = self.rows[entry.path].kind
         seen: Seen = calls[entry.index]
-        truth = _given(kind, entry.args, entry.kwargs)
-        runs = [_given(kind, *_sum((entry.args, entry.kwargs), run)) for run in (entry.far if far else entry.near)]
-        if truth is None or any(run is None for run in runs):
+
+        def torchs(kind: Kind) -> list[list[np.ndarray]]:
+            moved = [_sum((entry.args, entry.kwargs), run) for run in (entry.far if far else entry.near)]
+            runs = [_given(kind, *one, entry.batch_second) for one in ((entry.args, entry.kwargs), *moved)]
+            return [run for run in runs if run is not None]
+
+        given = torchs(kind)
+        if not given:
             return
-        ours = seen.arrays()
+        ours, truth = seen.arrays(), given[0]
         for place, of in zip(distinct(ours), distinct(truth), strict=False):
+            runs = given
+            if ours[place].shape != truth[of].shape and ours[place].size == truth[of].size:
+                plain = torchs(replace(kind, inputs={}))  # an attention map among images
+                if plain and ours[place].shape == plain[0][of].shape:
+                    runs = plain
             whole = truth[of].dtype.kind in "iub"
-            value, true = _numbers(ours[place]), _numbers(truth[of])
+            value, true, *others = _numbers(ours[place]), *(_numbers(run[of]) for run in runs)
             with np.errstate(invalid="ignore"):
-                others = [_numbers(run[of]) - true for run in runs if run is not None]
-            allowed: Any = 0.0 if whole else rounding.allowance(true, others)
+                moved = [other - true for other in others]
+            allowed: Any = 0.0 if whole else rounding.allowance(true, moved)
             if place == 0 and value.shape != true.shape and entry.padded is not None:
-                true = _numbers(kind.arrange(entry.padded))  # Keras pads before the layer
+                true = _numbers(arranged(entry.padded, "0", kind.inputs))  # Keras pads before the layer
                 allowed = np.max(allowed, axis=tuple(range(true.ndim - 1)))
             yield place, value, true, allowed
 
@@ -588,10 +597,6 @@ def _left(watch: Watch, entry: Entry | None) -> np.ndarray | None:
     return _numbers(found[0]) if found else None
 
 
-def _channels_last(value: Any) -> Any:
-    return channels_last(value) if isinstance(value, np.ndarray) else value
-
-
 def _numbers(value: Any) -> np.ndarray:
     """In float64; a complex number is two real ones, along a last axis, and what float32 has no number for infinite."""
     array = np.asarray(value)
@@ -612,7 +617,7 @@ def _eagerly() -> Iterator[None]:
         tf.config.run_functions_eagerly(before)
 
 
-def _sum(some: Any, other: Any) -> Any:
+def _sum(some: Any, other: Any) -> tuple[tuple, dict[str, Any]]:
     """Array by array, of two that are nested alike."""
     theirs = iter(nested.arrays(other))
 
@@ -645,25 +650,35 @@ class _Capture:
         return args[0]
 
 
-def _given(kind: Kind, args: tuple, kwargs: dict[str, Any]) -> list[np.ndarray] | None:
+def _given(kind: Kind, args: tuple, kwargs: dict[str, Any], batch_second: bool) -> list[np.ndarray] | None:
     """What the Keras layer would be given of torch's arguments; None where that is not one call."""
     capture = _Capture()
     try:
-        _call(capture, kind, args, kwargs)
+        _call(capture, kind, args, kwargs, batch_second)
     except Exception:  # a kind whose call wants the layer itself
         return None
     return nested.arrays(getattr(capture, "given", ())) or None
 
 
-def _paired(name: str, ours: Any, kind: Kind, single: Any, truth: Any, moved: list[Any]) -> Iterator[Any]:
-    """(name, ours, torch's, truth, moved) of each result, one to one; or a Comparison that says why there is none."""
-    theirs = [list(nested.flat(kind.results(each))) for each in (single, truth, *moved)]
+def _paired(name: str, ours: Any, kind: Kind, results: tuple[Any, ...], batch_second: bool = False) -> Iterator[Any]:
+    """(name, ours, torch's, truth, moved) of each result, one to one; or a Comparison that says why there is none.
+
+    `results` are torch's own, the truth, and what roundings moved it by. Where Keras's result has the shape that it has
+    in torch and not that of the kind's pattern, as an attention map among images, it is compared as it is.
+    """
+    truth = kind.kept(results[1])
+    theirs = [list(nested.flat(kind.returned(each, batch_second))) for each in results]
     mine = list(nested.flat(ours))
+    for laid, each in zip(theirs, results, strict=True):
+        for index, (key, value) in enumerate(nested.flat(kind.kept(each))):
+            shape = np.shape(mine[index][1]) if index < len(mine) else None
+            if shape != np.shape(laid[index][1]) and shape == np.shape(value):
+                laid[index] = key, value
     if len(mine) != len(theirs[0]):
         yield Comparison(name, note=f"TensorFlow returns {_count(mine)}, torch {_count(theirs[0])}")
         return
     places = [[key for key, _ in side] for side in (mine, theirs[0])]
-    if places[0] != places[1] and _as_long(ours, kind.results(single)):
+    if places[0] != places[1] and _as_long(ours, truth):
         shown = [listed(side, 6) for side in places]
         yield Comparison(name, note=f"TensorFlow returns something at place {shown[0]}, torch at {shown[1]}")
         return
@@ -750,12 +765,12 @@ def _layer_results(call: Call, layer: Any, kind: Kind) -> Comparison | tuple[Any
     """
     if layer is None:
         return Comparison(call.path, note="the TensorFlow model has no layer there")
-    wanted = [value.shape for value in nested.arrays(kind.results(call.truth))]
+    wanted = [value.shape for value in nested.arrays(kind.returned(call.truth, call.batch_second))]
     first: Any = None
     for args in _inputs(call, kind):
         try:
             with _without_activation(layer, kind):
-                results = _call(layer, kind, args, call.kwargs)
+                results = _call(layer, kind, args, call.kwargs, call.batch_second)
         except Exception as error:  # whatever a user's layer raises on inputs that torch's takes
             told = Comparison(call.path, note=f"the TensorFlow layer fails on torch's input: {where_and_what(error)}")
             first = told if first is None else first
@@ -763,7 +778,8 @@ def _layer_results(call: Call, layer: Any, kind: Kind) -> Comparison | tuple[Any
 
         def compute(args: tuple = args) -> list[np.ndarray]:
             with _without_activation(layer, kind):
-                return [_numbers(value) for value in nested.arrays(_call(layer, kind, args, call.kwargs))]
+                again = _call(layer, kind, args, call.kwargs, call.batch_second)
+                return [_numbers(value) for value in nested.arrays(again)]
 
         if [tuple(value.shape) for value in nested.arrays(results)] == wanted:
             return results, compute
@@ -775,7 +791,7 @@ def _inputs(call: Call, kind: Kind) -> Iterator[tuple]:
     yield call.args
     if call.padded is not None:
         yield (call.padded, *call.args[1:])
-    elif kind.activated and kind.channels_first and call.args and isinstance(call.args[0], np.ndarray):
+    elif kind.activated and kind.inputs and call.args and isinstance(call.args[0], np.ndarray):
         cut = _without_zeros(call.args[0])
         if cut is not None:
             yield (cut, *call.args[1:])
@@ -793,8 +809,8 @@ def _without_zeros(image: np.ndarray) -> np.ndarray | None:
     return None if cut.shape == image.shape else cut
 
 
-def _call(layer: Any, kind: Kind, args: tuple, kwargs: dict[str, Any]) -> Any:
-    args, kwargs = kind.arrange(args), kind.arrange(kwargs)
+def _call(layer: Any, kind: Kind, args: tuple, kwargs: dict[str, Any], batch_second: bool = False) -> Any:
+    args, kwargs = kind.given(args, kwargs, batch_second)
     if kind.call is not None:
         return kind.call(layer, *args, **kwargs)
     if kind.stage:

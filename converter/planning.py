@@ -138,20 +138,18 @@ class Plan:
             "prefix": self.prefix,
             "steps": [
                 {
-                    "tensors": [
-                        {
-                            "name": one.name,
-                            "canonical": one.canonical,
-                            "shape": list(one.entry.shape),
-                            "dtype": one.entry.dtype,
-                        }
-                        for one in step.sources
-                    ],
+                    "tensor": one.name,
+                    "canonical": one.canonical,
+                    "shape": list(one.entry.shape),
+                    "dtype": one.entry.dtype,
                     "kind": step.kind.name,
-                    "axes": step.leaf.pattern.text,
-                    "variables": [{"path": target.path, "shape": list(target.shape)} for target in step.targets],
+                    "variables": [
+                        {"path": target.path, "shape": list(target.shape), "axes": step.leaf.pattern.text}
+                        for target in step.targets
+                    ],
                 }
                 for step in self.steps
+                for one in step.sources
             ],
             "dropped": self.dropped,
             "out_of_scope": self.out_of_scope,

@@ -9,6 +9,7 @@ import numpy as np
 
 import tf_models
 import torch_refs
+from converter.activations import IMAGES, Axes
 from converter.dialects import Dialect
 from converter.errors import UsageError, printable
 from converter.mapping import Mapping as Table
@@ -100,6 +101,8 @@ class Pair:
         full_size_probes: the same at the size the model is meant for, where `probes` are smaller.
         outputs: names of the outputs, in the order both sides return them.
         channels_first: the inputs and outputs that have the channels at axis 1 in torch and last in Keras.
+        axes: the axes of other inputs and outputs, where they are not the same on both sides: name -> pattern
+            (`converter.activations`), as "t n c -> n t c".
         build_tf, build_torch: callables, or where to find them ("module:callable"), that take the configuration and
             return a built keras.Model and a torch.nn.Module; None: the models registered under `name`.
         configure: (shapes by canonical name, options) -> configuration; raises KeyError or ValueError when the
@@ -116,6 +119,7 @@ class Pair:
     probes: Callable[[dict[str, Any], np.random.Generator], list[Probe]]
     outputs: tuple[str, ...] = ("output",)
     channels_first: frozenset[str] = frozenset()
+    axes: Mapping[str, str] = field(default_factory=dict)
     build_tf: str | Callable[..., Any] | None = None
     build_torch: str | Callable[..., Any] | None = None
     configure: Callable[[Shapes, dict[str, Any]], dict[str, Any]] = lambda shapes, options: dict(options)
@@ -126,6 +130,11 @@ class Pair:
     dialects: tuple[Dialect, ...] = ()
     summary: str = ""
     tensors: int | None = None
+
+    @property
+    def activations(self) -> Axes:
+        """The axes of every input and output that is laid out otherwise on the other side."""
+        return {**dict.fromkeys(self.channels_first, IMAGES), **self.axes}
 
     def tensor_count(self) -> int | None:
         """How many tensors a checkpoint of the usual sizes has, or None where there are no usual sizes."""

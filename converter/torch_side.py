@@ -117,7 +117,7 @@ class Call:
         truth: the result in float64, for the same inputs.
         moved: what roundings moved the truth by, run by run.
         padded: the first input as the layer pads it itself before it computes, or None where it does not.
-        inside: (what lies inside a stage differs only there) whether it is a stage.
+        batch_second: its sequences have the time first.
     """
 
     path: str
@@ -127,6 +127,7 @@ class Call:
     truth: Any
     moved: list[Any]
     padded: Any = None
+    batch_second: bool = False
 
 
 @dataclass
@@ -141,6 +142,7 @@ class Entry:
         far: the same where the layers before round too.
         result: what the layer gave, in float32; None for a stage.
         between: the operations since the layer before was left, by torch's names.
+        padded, batch_second: as for `Call`.
     """
 
     path: str
@@ -150,6 +152,7 @@ class Entry:
     result: Any
     between: tuple[str, ...]
     padded: Any = None
+    batch_second: bool = False
     near: list[Any] = field(default_factory=list)
     far: list[Any] = field(default_factory=list)
 
@@ -524,8 +527,7 @@ class _Probing:
                 counts[path] = counts.get(path, 0) + 1
                 if run < _MOST_MOVED and index < len(known[path]):
                     entry = known[path][index]
-                    given = _batch_first(layer, args, kwargs)
-                    getattr(entry, name).append(_numpy(_difference(given, (entry.args, entry.kwargs))))
+                    getattr(entry, name).append(_numpy(_difference((args, kwargs), (entry.args, entry.kwargs))))
 
             return hook
 
@@ -593,9 +595,9 @@ class _Probing:
         args64, kwargs64 = _map((args, kwargs), _double)
         truth = self._exactly(lambda: exact(*_copied(args64), **_copied(kwargs64)))
         moved = self._moved(lambda: exact(*_copied(args64), **_copied(kwargs64)), truth)
-        args, kwargs, padded = *_batch_first(layer, args, kwargs), _padded(layer, args, self.torch)
-        single, true, *rounded = (_numpy(_batch_first_result(layer, each)) for each in (result, truth, *moved))
-        return Call(path, _numpy(args), _numpy(kwargs), single, true, rounded, _numpy(padded))
+        padded, second = _padded(layer, args, self.torch), _batch_second(layer, args, kwargs)
+        single, true, *rounded = (_numpy(each) for each in (result, truth, *moved))
+        return Call(path, _numpy(args), _numpy(kwargs), single, true, rounded, _numpy(padded), second)
 
     @contextlib.contextmanager
     def _in_float64(self, mode: Any) -> Iterator[None]:
@@ -640,10 +642,10 @@ class _Probing:
             def hook(layer: Any, args: tuple, kwargs: dict) -> None:
                 self.calls[path] = self.calls.get(path, 0) + 1
                 if len(open_entries[path]) < MOST_CALLS:
-                    given, named = _copied(_batch_first(layer, args, kwargs))
-                    padded = _numpy(_padded(layer, args, self.torch))
+                    given, named = _copied((args, kwargs))
+                    padded, second = _numpy(_padded(layer, args, self.torch)), _batch_second(layer, args, kwargs)
                     between = tuple(mode.names[-_MOST_NAMES:])
-                    entry = Entry(path, len(open_entries[path]), given, named, None, between, padded)
+                    entry = Entry(path, len(open_entries[path]), given, named, None, between, padded, second)
                     open_entries[path].append(entry)
                     entries.append(entry)
                 if path in self.leaves:
@@ -709,10 +711,9 @@ class _Probing:
                 else:
                     module.forward = before[path]
         for entry in entries:
-            module = self.exact.get_submodule(entry.path)
             entry.args, entry.kwargs = _numpy(entry.args), _numpy(entry.kwargs)
             if entry.result is not None:
-                entry.result = _numpy(_map(_batch_first_result(module, entry.result), _single))
+                entry.result = _numpy(_map(entry.result, _single))
         return near
 
 
@@ -767,25 +768,12 @@ def _padded(layer: Any, args: tuple, torch: Any) -> Any:
     return torch.nn.functional.pad(args[0], widths, mode=mode)
 
 
-def _batch_first(layer: Any, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
-    """Keras's attention has the batch first; torch's may have it second."""
-    if not _batch_second(layer) or (args + tuple(kwargs.values()))[0].ndim < 3:
-        return args, kwargs
-    return tuple(a.transpose(0, 1) for a in args[:3]) + tuple(args[3:]), {
-        name: value.transpose(0, 1) if name in ("query", "key", "value") else value for name, value in kwargs.items()
-    }
-
-
-def _batch_first_result(layer: Any, result: Any) -> Any:
-    if not _batch_second(layer) or result[0].ndim < 3:
-        return result
-    return (result[0].transpose(0, 1), *result[1:])
-
-
-def _batch_second(layer: Any) -> bool:
-    import torch
-
-    return isinstance(layer, torch.nn.MultiheadAttention) and not layer.batch_first
+def _batch_second(layer: Any, args: tuple, kwargs: dict) -> bool:
+    """Whether this call has sequences with the time first; a single one, without a batch, has not."""
+    if getattr(layer, "batch_first", True) is not False:
+        return False
+    first = next(iter(_flat((args, kwargs))), None)
+    return first is not None and first.ndim > 2
 
 
 def _near_epsilon(layer: Any, args: tuple, factor: float) -> float:

@@ -7,9 +7,9 @@ import numpy as np
 import tensorflow as tf
 
 from converter import nested
+from converter.activations import arrange, arranged
 from converter.blame import where_and_what
 from converter.errors import ConversionError
-from converter.kinds import channels_last
 from converter.planning import Step
 from converter.report import Comparison
 from converter.torch_side import Trained
@@ -71,15 +71,14 @@ def _gradients(proof: "Proof", message: Trained) -> dict[str, Any]:
     from converter.numerical import call_model
 
     probe, pair = proof.request.probes[message.probe], proof.plan.pair
-    first = pair.channels_first
-    inputs = {name: nested.each(_last, value) if name in first else value for name, value in probe.inputs.items()}
+    inputs = arrange(probe.inputs, pair.activations)
     # An output in a tuple, or alone, has the name that the pair gives to its place.
     known = dict(enumerate(pair.outputs))
     names = [
         path if path and not path.isdecimal() else known.get(place, "") for place, path in enumerate(message.upstream)
     ]
     upstream = {
-        path: _last(up) if name in first else up
+        path: arranged(up, name, pair.activations)
         for name, (path, up) in zip(names, message.upstream.items(), strict=True)
     }
     trained = {path: variable for path, variable in proof.variables.items() if variable.trainable}
@@ -176,7 +175,3 @@ def _without_dropout(model: Any) -> list[tuple[Any, str, float]]:
                 undone.append((layer, name, rate))
                 setattr(layer, name, 0.0)
     return undone
-
-
-def _last(value: Any) -> Any:
-    return channels_last(value) if isinstance(value, np.ndarray) else value

@@ -217,10 +217,10 @@ def test_keras_computes_what_torch_does(case):
     kind, make_torch, make_keras, shape = CASES[case]
     theirs, ours = make_torch().eval(), make_keras()
     x = torch.randn(shape)
-    arranged = channels_last(x.numpy()) if kind.channels_first else x.numpy()
+    arranged = channels_last(x.numpy()) if kind.inputs else x.numpy()
     ours.build(arranged.shape)
     carry(theirs, ours, kind)
-    assert_computes(ours(arranged), theirs, x, channels_last if kind.channels_first else np.asarray)
+    assert_computes(ours(arranged), theirs, x, channels_last if kind.inputs else np.asarray)
 
 
 @pytest.mark.parametrize("name", ["EMBEDDING", "TOKENS"])
@@ -308,8 +308,8 @@ def test_a_sequence_is_called_in_its_order():
         for place in (0, 2):
             ours[place].build(shapes[place])
             carry(theirs[place], ours[place], kinds.CONV_2D)
-    got = kinds.SEQUENTIAL_2D.call(ours, kinds.SEQUENTIAL_2D.arrange(x.numpy()))
-    assert_computes(got, theirs, x, kinds.SEQUENTIAL_2D.arrange)
+    got = kinds.SEQUENTIAL_2D.call(ours, *kinds.SEQUENTIAL_2D.given((x.numpy(),), {})[0])
+    assert_computes(got, theirs, x, kinds.SEQUENTIAL_2D.returned)
 
 
 def test_what_goes_into_and_out_of_a_stage_is_arranged():
@@ -318,7 +318,7 @@ def test_what_goes_into_and_out_of_a_stage_is_arranged():
     nested = (image, {"tokens": tokens, "more": (image, words)})
     moved = np.moveaxis(image, 1, -1)
     for kind, wanted in ((kinds.STAGE, image), (kinds.STAGE_2D, moved)):
-        got = kind.arrange(nested)
+        got = kind.returned(nested)
         np.testing.assert_array_equal(got[0], wanted)
         np.testing.assert_array_equal(got[1]["tokens"], tokens)
         np.testing.assert_array_equal(got[1]["more"][0], wanted)

@@ -177,15 +177,16 @@ def test_a_foreign_kind_and_torch_s_fill_a_variable_alike(kind):
     torch_leaves = {one.torch: one for one in kind.of.leaves}
     assert relaid, "it differs somewhere"
     for one in kind.leaves:
-        (_, theirs), (_, ours) = one.variables[0], torch_leaves[one.torch].variables[0]
-        variable = rng.standard_normal(range(2, 2 + len(ours.sides[1].split())))
-        foreign, canonical = theirs.to_torch(variable), ours.to_torch(variable)
-        np.testing.assert_array_equal(theirs.to_keras(foreign, variable.shape), variable)
-        axes = relaid.get(one.torch)
+        ours = torch_leaves[one.torch]
+        variable = rng.standard_normal(range(2, 2 + len(ours.pattern.sides[1].split())))
+        [foreign], [canonical] = one.to_torch([variable]), ours.to_torch([variable])
+        np.testing.assert_array_equal(one.to_keras([foreign], [variable.shape])[0], variable)
+        axes = relaid.get(one.torch[0])
         assert relaid_shape(foreign.shape, axes or "... -> ...") == canonical.shape
         assert axes is not None or foreign.shape == canonical.shape
-    assert (kind.channels_first, kind.call, kind.callable_alone) == (
-        kind.of.channels_first,
+    assert (kind.inputs, kind.results, kind.call, kind.callable_alone) == (
+        kind.of.inputs,
+        kind.of.results,
         kind.of.call,
         kind.of.callable_alone,
     )
