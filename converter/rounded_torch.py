@@ -27,6 +27,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from converter.rounding import UNITS
 
 _LOW = (torch.float32, torch.float16, torch.bfloat16)
+_HALF = _LOW[1:]
 # Roundings of a result that is the nearest number, uniform within one; of a function, by which libraries differ; and of
 # a sum, for each root of the number of its terms, of its value and of what their magnitudes add up to (docs/proof.md).
 _NEAREST, _FUNCTION, _SUM = 0.6, 2.0, 0.2
@@ -96,8 +97,19 @@ class RandomNumbers(Exception):
     """The computation draws random numbers: two runs of it differ, and show nothing of roundings."""
 
 
+# What code, or torch itself for an RMSNorm, asks of a dtype (`torch.finfo`) is float64's where
+# a computation runs in that; the network's is float32's.
+_LIMITS = {
+    getattr(torch.finfo(torch.float64), name): getattr(torch.finfo(torch.float32), name)
+    for name in ("eps", "tiny", "max", "min")
+}
+
+
 class Exact(TorchDispatchMode):
     """Every operation in float64. `names` notes what was computed, oldest first.
+
+    Two things are as they are in float32: the limits of the dtype where the code uses them, and casts to half types,
+    which round.
 
     Raises:
         RandomNumbers: an operation draws some.
@@ -115,9 +127,11 @@ class Exact(TorchDispatchMode):
             return self._in_place(func, args, kwargs or {})
         self.names.append(name)
         args, kwargs = _doubled(args), _doubled(kwargs or {})
-        if kwargs.get("dtype") in _LOW:
+        dtype = kwargs.get("dtype")
+        if dtype in _LOW:
             kwargs["dtype"] = torch.float64
-        return self._compute(name, func, args, kwargs)
+        result = self._compute(name, func, args, kwargs)
+        return result.to(dtype).double() if name == "_to_copy" and dtype in _HALF else result
 
     def _compute(self, name: str, func: Any, args: tuple, kwargs: dict) -> Any:
         return func(*args, **kwargs)
@@ -149,7 +163,7 @@ class Rounded(Exact):
         self._random = torch.Generator().manual_seed(seed)
 
     def _compute(self, name: str, func: Any, args: tuple, kwargs: dict) -> Any:
-        if name in _MOVES or func.is_view or not (_floats((args, kwargs)) or name in _MADE):
+        if name in _MOVES or func.is_view or not (_floats((args, kwargs)) or name in _MADE) or _empty(args):
             return func(*args, **kwargs)
         rule = _RULES.get(name)
         if rule is None and name.startswith(_RESIZES):
@@ -216,8 +230,18 @@ def _floats(value: Any) -> bool:
     return any(map(_floats, value.values())) if isinstance(value, dict) else _is_float(value)
 
 
+def _empty(args: tuple) -> bool:
+    return any(isinstance(one, torch.Tensor) and not one.numel() for one in args)
+
+
 def _doubled(value: Any) -> Any:
-    return _each(lambda one: one.double() if isinstance(one, torch.Tensor) and one.dtype in _LOW else one, value)
+    return _each(_as_float64, value)
+
+
+def _as_float64(one: Any) -> Any:
+    if isinstance(one, torch.Tensor):
+        return one.double() if one.dtype in _LOW else one
+    return _LIMITS.get(one, one) if isinstance(one, float) else one
 
 
 def _magnitudes(func: Any, args: tuple, kwargs: dict) -> torch.Tensor:

@@ -50,9 +50,13 @@ def allowance(truth: np.ndarray, moved: Sequence[np.ndarray], unit: float = UNIT
     if truth.size < _OWN * channels:
         channels = 1
     size, far = (np.where(np.isfinite(each), each, 0.0).reshape(-1, channels) for each in (np.abs(truth), far))
-    # A channel in which nothing moved is not exact by that.
-    most = np.maximum(far.max(0), np.sqrt(np.mean(np.square(far))))
-    allowed = np.broadcast_to(SAFETY * (most + unit * size.max(0) + _LEAST), size.shape)
+    peaks = size.max(0)
+    # A channel in which nothing moved is not exact by that: what is usual for a value of its size moves it too.
+    usual = np.sqrt(np.mean(np.square(far)))
+    shares = np.divide(far.max(0), peaks, out=np.zeros(channels), where=peaks > 0)
+    share = np.sqrt(np.square(shares).sum() / max(np.count_nonzero(peaks), 1))
+    likely = np.where(peaks > 0, np.minimum(usual, peaks * share), usual)
+    allowed = np.broadcast_to(SAFETY * (np.maximum(far.max(0), likely) + unit * peaks + _LEAST), size.shape)
     apart = list(_apart(size))
     if apart:
         allowed = allowed.copy()

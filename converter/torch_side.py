@@ -38,6 +38,7 @@ AHEAD = 256 << 20
 _ROOM, _ROOM_PER_BYTE = 768 << 20, 200
 MOST_CALLS = 64  # of one layer that are recorded: a decoder may call its head on every level
 _GATE = 0.05  # a constant below it hides what lies behind it
+_SHUT = 1e-4  # and so does any tensor that is no larger
 _MOST_MOVED = 12  # runs of which it is kept what moved at the layers
 _MOST_NAMES = 12  # of operations between two layers
 
@@ -419,14 +420,20 @@ def _seeds(state: dict[str, Any], request: Request) -> dict[str, np.ndarray]:
     for name, tensor in state.items():
         if name in request.ignored or not tensor.is_floating_point() or not tensor.numel():
             continue
-        first = tensor.reshape(-1)[0]
-        if (tensor.numel() > 1 or first == 0) and bool((tensor == first).all()) and bool(first.isfinite()):
-            rng = np.random.default_rng([len(seeds), tensor.numel()])
-            drawn = rng.uniform(0.6, 1.4, tuple(tensor.shape))
-            size: Any = float(first)
-            if abs(size) < _GATE:  # as good as closed
-                size = 0.2 if name.endswith("var") else rng.choice([-0.2, 0.2], drawn.shape)
-            seeds[name] = (size * drawn).astype(np.float32)
+        first, largest = tensor.reshape(-1)[0], float(tensor.abs().max())
+        alike = bool((tensor == first).all()) and (tensor.numel() > 1 or first == 0)
+        if not np.isfinite(largest) or not (alike or largest < _SHUT or bool((tensor == 0).any())):
+            continue
+        rng = np.random.default_rng([len(seeds), tensor.numel()])
+        drawn = rng.uniform(0.6, 1.4, tuple(tensor.shape))
+        signs = 1.0 if name.endswith("var") else rng.choice([-1.0, 1.0], drawn.shape)
+        if (alike and abs(float(first)) < _GATE) or largest < _SHUT:  # as good as closed
+            seeds[name] = (0.2 * signs * drawn).astype(np.float32)
+        elif alike:
+            seeds[name] = (float(first) * drawn).astype(np.float32)
+        else:  # some are closed
+            usual = float(tensor[tensor != 0].abs().mean())
+            seeds[name] = np.where(tensor.numpy() == 0, usual * signs * drawn, tensor.numpy()).astype(np.float32)
     return seeds
 
 

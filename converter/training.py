@@ -43,6 +43,10 @@ def compare_training(proof: "Proof", message: Trained) -> None:
             if number == 0:
                 for step in trained:
                     _compare(proof, "gradient of {}", step, gradients, message.gradients)
+                for path in (one.path for step in steps if step not in trained for one in step.targets):
+                    if path in gradients:
+                        told = "the Keras variable is trainable, torch does not train its tensor"
+                        proof.note_trained(Comparison(f"gradient of {path}", note=told), "")
                 _compare_statistics(proof, message, steps, before)
             for step in trained:
                 rates = [np.full(one.entry.shape, message.rates[one.canonical]) for one in step.sources]

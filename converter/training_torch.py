@@ -138,6 +138,10 @@ class _Training:
             if isinstance(module, torch.nn.modules.batchnorm._BatchNorm)
         ]
         parameters = {name: value for name, value in model.named_parameters() if value.requires_grad}
+        if not parameters:
+            raise ReferenceFailed(
+                "the torch reference has no parameters that are trained, so --verify train has nothing"
+            )
         for step in range(STEPS):
             outputs = [one for _, one in _outputs(model, inputs, probe)]
             loss = sum(

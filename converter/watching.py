@@ -1,5 +1,6 @@
 """Watching a Keras network while it runs: what reaches each layer, and what becomes of other values there."""
 
+import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -10,17 +11,20 @@ import numpy as np
 
 from converter import nested
 
+_NEAR = 1e-3  # of its size that an argument may be off and still be taken for the same
+
 
 @dataclass
 class Seen:
     """One call of a layer: its arguments and its result, arrays in nested tuples, lists and dicts.
 
-    `forced`: the result is not the layer's own.
+    `number` is that of torch's call that it stands for; `forced`: the result is not the layer's own.
     """
 
     args: tuple
     kwargs: dict[str, Any]
-    result: Any
+    number: int
+    result: Any = None
     forced: bool = False
 
     def arrays(self) -> list[np.ndarray]:
@@ -45,18 +49,25 @@ class Watch:
     """What was seen, and what is to be done to the layers.
 
     Attributes:
-        forced: path -> what to give instead of the layer's own result, call by call.
+        forced: path -> what to give instead of the layer's own result, for each of torch's calls.
         added: (path, call, place of the argument) -> what to add to that argument.
         given: path -> results, by call, in place of calling the layer at all.
         look: told of (path, call, what is seen so far) before the layer computes.
-        seen: path -> every call, in order.
+        expected: path -> the first argument of each of torch's calls, of a layer that has several: Keras may make them
+            in another order.
+        seen: path -> every call, in the order of the layer's calls.
     """
 
     forced: Mapping[str, list[Forced | None]] = field(default_factory=dict)
     added: Mapping[tuple[str, int, int], np.ndarray] = field(default_factory=dict)
     given: Mapping[str, Mapping[int, Any]] = field(default_factory=dict)
     look: Callable[[str, int, Seen], None] = lambda path, call, seen: None
+    expected: Mapping[str, list[np.ndarray]] = field(default_factory=dict)
     seen: dict[str, list[Seen]] = field(default_factory=dict)
+
+    def calls(self, path: str) -> list[Seen]:
+        """Every call of a layer, in torch's order."""
+        return sorted(self.seen.get(path, []), key=lambda one: one.number)
 
 
 @contextmanager
@@ -82,10 +93,11 @@ def _watching(path: str, call: Callable[..., Any], watch: Watch) -> Callable[...
     def watching(*args: Any, **kwargs: Any) -> Any:
         if not _all_known((args, kwargs)):
             return call(*args, **kwargs)
-        index = len(watch.seen.setdefault(path, []))
+        args, kwargs = as_declared(call, args, kwargs)
+        index = _number(path, (args, kwargs), watch)
         args, kwargs = _with_added(args, kwargs, path, index, watch)
-        seen = Seen(nested.each(_array, args), nested.each(_array, kwargs), None)
-        watch.seen[path].append(seen)
+        seen = Seen(nested.each(_array, args), nested.each(_array, kwargs), index)
+        watch.seen.setdefault(path, []).append(seen)
         watch.look(path, index, seen)
         if index in watch.given.get(path, {}):
             seen.result = watch.given[path][index]
@@ -99,6 +111,29 @@ def _watching(path: str, call: Callable[..., Any], watch: Watch) -> Callable[...
         return result
 
     return watching
+
+
+def as_declared(call: Callable[..., Any], args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
+    """The arguments in the order in which `call` declares them, however they are given."""
+    try:
+        bound = inspect.signature(call).bind(*args, **kwargs)
+    except (TypeError, ValueError):
+        return args, kwargs
+    return bound.args, dict(sorted(bound.kwargs.items()))
+
+
+def _number(path: str, given: Any, watch: Watch) -> int:
+    """Which of torch's calls this is: the next, but of several the next one that had this first argument."""
+    taken = {one.number for one in watch.seen.get(path, [])}
+    free = [number for number in range(len(taken) + 1) if number not in taken]
+    expected = watch.expected.get(path, [])
+    first = next(iter(nested.arrays(given)), None)
+    for number, wanted in enumerate(expected):
+        if number not in taken and first is not None and first.shape == wanted.shape:
+            size = np.abs(wanted).max(initial=0)
+            if bool((np.abs(np.asarray(first, np.float64) - wanted) <= _NEAR * size).all()):
+                return number
+    return free[0]
 
 
 def _all_known(value: Any) -> bool:
