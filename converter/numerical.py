@@ -23,7 +23,7 @@ from converter.reading import table_of
 from converter.registry import Probe
 from converter.report import Comparison, Numerical
 from converter.torch_process import TorchProcess
-from converter.torch_side import MOST_CALLS, Call, Entry, Note, Request, Run, Seeded, Trained
+from converter.torch_side import MOST_CALLS, WIDE, Call, Entry, Note, Request, Run, Seeded, Trained
 from converter.variables import by_path, layer_at
 from converter.watching import Forced, Seen, Watch, as_declared, distinct, watched
 
@@ -104,12 +104,14 @@ class Proof:
     alone: set[str] = field(default_factory=set)  # variables on which a layer that is run alone depends
     varied: bool = False
     notes: list[str] = field(default_factory=list)
+    named: set[str] = field(default_factory=set)  # inputs and outputs of the whole
     _several: dict[str, list[np.ndarray]] | None = None
 
     def __post_init__(self) -> None:
         table = table_of(self.plan.pair, self.plan.config)
         self.rows = {torch_path: _Row(keras_path, kind) for torch_path, keras_path, kind in table.modules()}
         self.probes = list(self.request.probes)
+        self.named.update(name for probe in self.probes if not probe.part for name in probe.inputs)
         self.table = table
         self.owners: dict[str, str] = {}  # variable -> the torch path of the layer that is proven alone with it
         for torch_path, row in self.rows.items():
@@ -158,6 +160,12 @@ class Proof:
             raise ConversionError(
                 f"`probes` of {pair} prove nothing: on them every output is one number throughout; give inputs on "
                 "which it varies"
+            )
+        strangers = [name for name in self.plan.pair.activations if name not in self.named]
+        if strangers:
+            raise ConversionError(
+                f"`channels_first` or `axes` of {pair} names {listed(map(printable, strangers), 4)}, "
+                "which is neither an input nor an output"
             )
         first = min(self.found, key=lambda one: (one.rank, one.probe, one.place), default=None)
         return Numerical(
@@ -335,16 +343,19 @@ class Proof:
             return [
                 one if isinstance(one, Comparison) else (f"{part}{one[0].removeprefix(part)}", *one[1:]) for one in rows
             ]
-        known = self.plan.pair.outputs
-        if len(known) > len(rows) and known != ("output",):
-            raise ConversionError(
-                f"`outputs` of {self.plan.pair.name} names {len(known)} outputs, but both sides return {len(rows)}"
-            )
+        known, pair = self.plan.pair.outputs, self.plan.pair.name
+        if known != ("output",) and len(known) != len(rows):
+            raise ConversionError(f"`outputs` of {pair} names {len(known)} outputs, but both sides return {len(rows)}")
+        returned = [one.name if isinstance(one, Comparison) else one[0] for one in rows]
+        if known != ("output",) and isinstance(run.truth, Mapping) and set(known) != set(returned):
+            shown = listed(map(printable, returned), 6)
+            raise ConversionError(f"`outputs` of {pair} names {listed(known, 6)}, but both sides return {shown}")
         named: list[Any] = []
         for index, row in enumerate(rows):
             name = row.name if isinstance(row, Comparison) else row[0]
             plain = name == "" or name.isdecimal()
             name = name if not plain else known[index] if index < len(known) else f"output {index}"
+            self.named.add(name)
             if isinstance(row, Comparison):
                 named.append(replace(row, name=name))
                 continue
@@ -397,7 +408,9 @@ class Proof:
         # Inputs of another size, which may be right, but are to blame where what comes next differs.
         otherwise: dict[int, tuple[Comparison, np.ndarray, np.ndarray]] = {}
         for index, entry in enumerate(self.entries):
-            for place, ours, truth, allowed in self._reaching(entry, watch, index > own):
+            for place, ours, truth, allowed in self._reaching(
+                entry, watch, (entry.args, entry.kwargs), entry.far if index > own else entry.near
+            ):
                 if ours.shape != truth.shape:
                     if ours.size != truth.size:
                         note = f"TensorFlow's has shape {ours.shape}, torch's {truth.shape}"
@@ -430,6 +443,35 @@ class Proof:
                 text = self._between_text(len(self.entries), one, ours, truth, watch, name, run.between)
                 self._note_found(0, len(self.entries), text)
         self._cover_between(watch, forced, compared, rows, run)
+        if run.wide is not None and not wrong and not otherwise and all(one for _, one, _, _ in last):
+            self._compare_wide(run, own)
+
+    def _compare_wide(self, run: Run, own: int) -> None:
+        """The same where every layer gives WIDE times its result: what is alike for small values may differ for large."""
+        watch = Watch(forced=self._forced(WIDE))
+        try:
+            with _eagerly():
+                results = self._root(watch)
+        except Exception:  # as a network may that takes only what layers really give
+            return
+        told = f" (where the layers before give {WIDE:.0f} times as much)"
+        for index, entry in enumerate(self.entries[: own + 1]):
+            if entry.wide is None:
+                continue
+            for _, ours, truth, allowed in self._reaching(entry, watch, entry.wide, entry.wide_near):
+                if ours.shape == truth.shape and _far_from_overflow(truth):
+                    one = _compare_allowed(entry.path, ours, truth, allowed)
+                    pool(self.between, one)
+                    if not one:
+                        self._note_found(0, index, self._between_text(index, one, ours, truth, watch) + told)
+        if own < len(self.entries):
+            return
+        wide = replace(run, outputs=run.wide, truth=run.wide)
+        for name, ours, single, truth, moved in self._rows_of(results, wide, run.wide_near):
+            one = compare(name, ours, single, truth, moved)
+            if not one and _far_from_overflow(truth):
+                text = self._between_text(len(self.entries), one, ours, truth, watch, name, run.between)
+                self._note_found(0, len(self.entries), text + told)
 
     def _cover_between(
         self, watch: Watch, forced: dict[str, list[Forced | None]], compared: list[Any], rows: list[Any], run: Run
@@ -493,8 +535,8 @@ class Proof:
             self._several = {path: calls for path, calls in found.items() if len(calls) > 1}
         return self._several
 
-    def _forced(self) -> dict[str, list[Forced | None]]:
-        """Torch's result of each call of each layer, as the Keras layer gives it."""
+    def _forced(self, factor: float = 1.0) -> dict[str, list[Forced | None]]:
+        """Torch's result of each call of each layer, times the factor, as the Keras layer gives it."""
         forced: dict[str, list[Forced | None]] = {}
         for entry in self.entries:
             row = self.rows[entry.path]
@@ -502,6 +544,8 @@ class Proof:
                 continue
             result = None if entry.result is None else row.kind.returned(entry.result, entry.batch_second)
             layer = self._layer(row)
+            if factor != 1 and result is not None:
+                result = nested.each(lambda part: part * np.float32(factor) if part.dtype.kind == "f" else part, result)
             if result is not None and row.kind.activated and _activation(layer) is not None:
                 result = _activated(_activation(layer), result)
             given = self._given(entry, entry.args, entry.kwargs)
@@ -527,17 +571,19 @@ class Proof:
         seen = len(watch.seen.get(path, []))
         return seen == known or (known == MOST_CALLS and seen > known)
 
-    def _reaching(self, entry: Entry, watch: Watch, far: bool) -> Iterator[tuple[int, np.ndarray, np.ndarray, Any]]:
+    def _reaching(
+        self, entry: Entry, watch: Watch, true_arguments: tuple[tuple, dict[str, Any]], moved_by: list[Any]
+    ) -> Iterator[tuple[int, np.ndarray, np.ndarray, Any]]:
         """(place, ours, truth, allowed) of each argument of a layer's call that can be compared."""
         calls = watch.calls(entry.path)
-        if not self._called_alike(entry.path, watch) or not entry.near:
+        if not self._called_alike(entry.path, watch) or not moved_by:
             return  # Keras's layer is called otherwise, or not at all
         kind = self.rows[entry.path].kind
         seen: Seen = calls[entry.index]
 
         def torchs(kind: Kind) -> list[list[np.ndarray]]:
-            moved = [_sum((entry.args, entry.kwargs), run) for run in (entry.far if far else entry.near)]
-            runs = [self._given(entry, *one, kind) for one in ((entry.args, entry.kwargs), *moved)]
+            moved = [_sum(true_arguments, run) for run in moved_by]
+            runs = [self._given(entry, *one, kind) for one in (true_arguments, *moved)]
             return [run for run in runs if run is not None]
 
         given = torchs(kind)
@@ -686,6 +732,10 @@ def _beyond(results: list[np.ndarray], usual: list[np.ndarray], allowed: list[An
         result.shape == before.shape and bool((np.abs(result - before) > most).any())
         for result, before, most in zip(results, usual, allowed, strict=True)
     )
+
+
+def _far_from_overflow(truth: np.ndarray) -> bool:
+    return bool((np.abs(truth) < np.sqrt(_LARGEST)).all())
 
 
 class _Capture:

@@ -184,6 +184,9 @@ def request_for(plan: Plan, checkpoint: Checkpoint, dtype: str, level: str = "fu
         probes = list(pair.probes(plan.config, np.random.default_rng(SEED)))
         if not all(isinstance(probe, Probe) for probe in probes):
             raise TypeError("it gives something other than a list of Probe(inputs)")
+    stages = {path for path, _, kind in table.modules() if kind.stage}
+    for probe in probes:
+        _check_probe(pair.name, probe, stages)
     if level == "full-size" and pair.full_size_probes is not None:
         with blaming(pair.name, "full_size_probes"):
             probes += pair.full_size_probes(plan.config, np.random.default_rng(SEED))
@@ -201,6 +204,25 @@ def request_for(plan: Plan, checkpoint: Checkpoint, dtype: str, level: str = "fu
         train=level == "train",
         shared={**table.ties(), **{name: kept for name, kept in table.equals.items() if isinstance(kept, str)}},
     )
+
+
+def _check_probe(name: str, probe: Probe, stages: set[str]) -> None:
+    """
+    Raises:
+        ConversionError: its inputs are not arrays of numbers by name, or its part is no stage.
+    """
+    if not isinstance(probe.inputs, dict) or not all(isinstance(key, str) for key in probe.inputs):
+        raise ConversionError(
+            f"`probes` of {name}: the inputs of a Probe are a dict of arrays by torch's parameter names"
+        )
+    for path, value in nested.flat(probe.inputs):
+        if np.asarray(value).dtype.kind not in "iubfc":
+            raise ConversionError(f"`probes` of {name}: the input {printable(path)} is no array of numbers")
+    if probe.part and probe.part not in stages:
+        raise ConversionError(
+            f"`probes` of {name}: the part {printable(probe.part)} is no stage of its mapping; stages are "
+            f"{listed(sorted(map(printable, stages)), 6) or 'none'}"
+        )
 
 
 def _single(value: Any) -> Any:

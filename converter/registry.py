@@ -131,6 +131,12 @@ class Pair:
     summary: str = ""
     tensors: int | None = None
 
+    def __post_init__(self) -> None:
+        for name in ("outputs", "scopes"):
+            value = getattr(self, name)
+            if isinstance(value, str) or len(set(value)) < len(tuple(value)):
+                raise ValueError(f"`{name}` of the pair {self.name} is a tuple of different names, not {value!r}")
+
     @property
     def activations(self) -> Axes:
         """The axes of every input and output that is laid out otherwise on the other side."""

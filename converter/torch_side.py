@@ -36,6 +36,7 @@ from converter.rounding import runs_for
 AHEAD = 256 << 20
 # Bytes that a proof may take beyond the weights: so many, and so many for each byte of the files.
 _ROOM, _ROOM_PER_BYTE = 768 << 20, 200
+WIDE = 8.0  # times what layers give, to take functions between them past their bends, as ReLU6's
 MOST_CALLS = 64  # of one layer that are recorded: a decoder may call its head on every level
 _GATE = 0.05  # a constant below it hides what lies behind it
 _SHUT = 1e-4  # and so does any tensor that is no larger
@@ -141,6 +142,8 @@ class Entry:
         near: what roundings move (args, kwargs) by, run by run, where every layer before gives its true result; empty
             where it was not entered then.
         far: the same where the layers before round too.
+        wide: (args, kwargs) where every layer before gives WIDE times its result, and `wide_near` what roundings move
+            those by; None where that was not tried.
         result: what the layer gave, in float32; None for a stage.
         between: the operations since the layer before was left, by torch's names.
         padded, batch_second: as for `Call`.
@@ -156,6 +159,8 @@ class Entry:
     batch_second: bool = False
     near: list[Any] = field(default_factory=list)
     far: list[Any] = field(default_factory=list)
+    wide: Any = None
+    wide_near: list[Any] = field(default_factory=list)
 
 
 @dataclass
@@ -168,6 +173,7 @@ class Run:
         moved: what roundings moved the truth by, run by run.
         near: the same where every layer gave its true result, so that only what lies after them rounds.
         between: the operations since the last layer was left.
+        wide, wide_near: truth and `near` where every layer gave WIDE times its result; None where not tried.
     """
 
     outputs: Any
@@ -175,6 +181,8 @@ class Run:
     moved: list[Any]
     near: list[Any]
     between: tuple[str, ...] = ()
+    wide: Any = None
+    wide_near: list[Any] = field(default_factory=list)
 
 
 @dataclass
@@ -497,6 +505,7 @@ class _Probing:
         self.entered = [p for p in (entries or request).recorded(probe) if p != probe.part]
         self.leaves = {path for path in self.entered if path not in request.stages}
         self.inputs = as_tensors(probe.inputs)
+        self.first = entries is None  # with the checkpoint's own values
         self.seed = 0
         self.calls: dict[str, int] = {}  # of each layer in a run of the whole
         self.given: dict[str, Any] = {}  # what entered a layer the first time
@@ -514,13 +523,14 @@ class _Probing:
             truth, entries, after = self._entries()
         with self._hooked(self.exact, self._moved_into("far", entries), self.entered if entries else (), True):
             moved = self._moved(lambda: self._called(self.exact), truth)
-        near = self._near(entries, truth) if entries else []
+        near, wide, wide_near = self._near(entries, truth) if entries else ([], None, [])
         for entry in entries:
             self.send(entry)
-        self.send(Run(_numpy(outputs), _numpy(truth), _numpy(moved), _numpy(near), after))
+        outputs, truth, moved, near = (_numpy(each) for each in (outputs, truth, moved, near))
+        self.send(Run(outputs, truth, moved, near, after, _numpy(wide), _numpy(wide_near)))
 
     def _moved_into(self, name: str, entries: list[Entry]) -> Callable[[str], Callable[..., None]]:
-        """A hook that notes how far what enters a layer is from what its entry says, run by run."""
+        """A hook that notes how far what enters a layer is from what its entry says, run by run; "wide": what enters."""
         known: dict[str, list[Entry]] = {path: [] for path in self.entered}
         for entry in entries:
             known[entry.path].append(entry)
@@ -532,9 +542,14 @@ class _Probing:
                     return
                 run, index = divmod(counts.get(path, 0), self.calls.get(path, len(known[path])))
                 counts[path] = counts.get(path, 0) + 1
-                if run < _MOST_MOVED and index < len(known[path]):
-                    entry = known[path][index]
-                    getattr(entry, name).append(_numpy(_difference((args, kwargs), (entry.args, entry.kwargs))))
+                if run >= _MOST_MOVED or index >= len(known[path]):
+                    return
+                entry = known[path][index]
+                if name == "wide":
+                    entry.wide = _copied((args, kwargs))
+                    return
+                base = entry.wide if name == "wide_near" else (entry.args, entry.kwargs)
+                getattr(entry, name).append(_numpy(_difference((args, kwargs), base)))
 
             return hook
 
@@ -676,14 +691,38 @@ class _Probing:
             truth = self._called(self.exact)
         return truth, entries, tuple(mode.names[-_MOST_NAMES:])
 
-    def _near(self, entries: list[Entry], truth: Any) -> list[Any]:
-        """Fill in what roundings move the entries by where every layer gives its true result; and the outputs."""
+    def _near(self, entries: list[Entry], truth: Any) -> tuple[list[Any], Any, list[Any]]:
+        """Fill in what roundings move the entries by where every layer gives its true result; and the same of outputs.
+
+        Then, with the checkpoint's own values, the outputs where every layer gives WIDE times that, and what moves them.
+        """
+        # As they are handed to the other side: rounded once.
         results: dict[str, list[Any]] = {path: [] for path in self.leaves}
         for entry in entries:
             if entry.path in self.leaves:
-                # As they are handed to the other side: rounded once.
-                rounded = _map(entry.result, lambda t: t.float().double() if t.is_floating_point() else t)
-                results[entry.path].append(rounded)
+                results[entry.path].append(_rounded_once(entry.result))
+        sizes = [t.numel() for e in entries for t in _flat((e.args, e.kwargs)) if t.numel()]
+        smallest = min(sizes, default=1)
+        wide, wide_near = None, []
+        hooked = self._hooked(self.exact, self._moved_into("near", entries), self.entered, True)
+        with self._giving(results) as compute, hooked:
+            near = self._moved(compute, truth, smallest)
+        if self.first:
+            larger = {path: [_scaled(one, WIDE) for one in several] for path, several in results.items()}
+            with self._giving(larger) as compute:
+                with self._hooked(self.exact, self._moved_into("wide", entries), self.entered, True):
+                    wide = self._exactly(compute)
+                with self._hooked(self.exact, self._moved_into("wide_near", entries), self.entered, True):
+                    wide_near = self._moved(compute, wide, smallest)
+        for entry in entries:
+            entry.args, entry.kwargs, entry.wide = _numpy(entry.args), _numpy(entry.kwargs), _numpy(entry.wide)
+            if entry.result is not None:
+                entry.result = _numpy(_map(entry.result, _single))
+        return near, wide, wide_near
+
+    @contextlib.contextmanager
+    def _giving(self, results: dict[str, list[Any]]) -> Iterator[Callable[[], Any]]:
+        """In the block layers give these results, call by call; the function runs the whole so."""
         counts: dict[str, int] = {}
 
         def forced(path: str, module: Any) -> Callable[..., Any]:
@@ -698,30 +737,22 @@ class _Probing:
 
             return forward
 
+        def compute() -> Any:
+            counts.clear()
+            return self._called(self.exact)
+
         modules = {path: self.exact.get_submodule(path) for path in self.leaves}
         before = {path: vars(module).get("forward") for path, module in modules.items()}
         for path, module in modules.items():
             module.forward = forced(path, module)
         try:
-            with self._hooked(self.exact, self._moved_into("near", entries), self.entered, True):
-
-                def compute() -> Any:
-                    counts.clear()
-                    return self._called(self.exact)
-
-                smallest = min((t.numel() for e in entries for t in _flat((e.args, e.kwargs)) if t.numel()), default=1)
-                near = self._moved(compute, truth, smallest)
+            yield compute
         finally:
             for path, module in modules.items():
                 if before[path] is None:
                     del module.forward
                 else:
                     module.forward = before[path]
-        for entry in entries:
-            entry.args, entry.kwargs = _numpy(entry.args), _numpy(entry.kwargs)
-            if entry.result is not None:
-                entry.result = _numpy(_map(entry.result, _single))
-        return near
 
 
 @contextlib.contextmanager
@@ -790,6 +821,10 @@ def _near_epsilon(layer: Any, args: tuple, factor: float) -> float:
         return factor
     spread = float(args[0].double().std()) if args[0].numel() > 1 else 0.0
     return min(factor, 3 * max(epsilon, 1e-7) ** 0.5 / spread) if spread > 0 and np.isfinite(spread) else factor
+
+
+def _rounded_once(value: Any) -> Any:
+    return _map(value, lambda tensor: tensor.float().double() if tensor.is_floating_point() else tensor)
 
 
 def _scaled(value: Any, factor: float) -> Any:
