@@ -530,7 +530,7 @@ class _Probing:
         self.send(Run(outputs, truth, moved, near, after, _numpy(wide), _numpy(wide_near)))
 
     def _moved_into(self, name: str, entries: list[Entry]) -> Callable[[str], Callable[..., None]]:
-        """A hook that notes how far what enters a layer is from what its entry says, run by run; "wide": what enters."""
+        """A hook that notes what enters a layer ("wide"), or how far that is from what its entry says, run by run."""
         known: dict[str, list[Entry]] = {path: [] for path in self.entered}
         for entry in entries:
             known[entry.path].append(entry)
@@ -694,7 +694,7 @@ class _Probing:
     def _near(self, entries: list[Entry], truth: Any) -> tuple[list[Any], Any, list[Any]]:
         """Fill in what roundings move the entries by where every layer gives its true result; and the same of outputs.
 
-        Then, with the checkpoint's own values, the outputs where every layer gives WIDE times that, and what moves them.
+        Then, with the checkpoint's own values, outputs where every layer gives WIDE times that, and what moves them.
         """
         # As they are handed to the other side: rounded once.
         results: dict[str, list[Any]] = {path: [] for path in self.leaves}

@@ -188,6 +188,139 @@ def test_an_input_of_another_size_is_to_blame_where_what_follows_differs(tmp_pat
     )
 
 
+def test_a_function_that_the_probe_does_not_bend_is_bent(tmp_path):
+    one = two(lambda self, x: self.b(ops.relu(self.a(x))), lambda self, x: self.b(F.relu6(self.a(x))))
+    refused(one, state(one), tmp_path, "a agrees, the input of b does not .* give 8 times as much")
+
+
+@pytest.mark.parametrize("forgotten", ["all", "gelu"])
+def test_what_lies_behind_a_dead_layer_is_compared(tmp_path, forgotten):
+    class Three(nn.Module):
+        def __init__(self):
+            super().__init__()
+            torch.manual_seed(0)
+            self.a, self.b, self.c, self.o = (nn.Linear(8, 8) for _ in range(4))
+            with torch.no_grad():
+                self.b.bias.sub_(100)
+
+        def forward(self, x):
+            return self.o(self.b(F.gelu(self.a(x))).relu() + self.c(x))
+
+    def call(self, x):
+        inside = 0.3 * x if forgotten == "all" else ops.tanh(self.a(x))
+        self.a(x)
+        return self.o(ops.relu(self.b(inside)) + self.c(x))
+
+    rows = [Row("{a,b,c,o}", kinds.DENSE)]
+    one = pair(lambda: Model(call, **{name: dense(8, 8) for name in "abco"}), Three, rows, normal(7, 8))
+    refused(one, state(one), tmp_path, "the input of b does not")
+
+
+def test_another_epsilon_than_torchs_default_of_the_dtype(tmp_path):
+    """torch's RMSNorm takes the epsilon of the inputs' dtype, which is another in float64."""
+
+    def build(epsilon):
+        def call(self, x):
+            y = self.a(x)
+            return self.b(y * ops.rsqrt(ops.mean(y**2, -1, keepdims=True) + epsilon))
+
+        return lambda: Model(call, a=dense(12, 4), b=dense(12, 12))
+
+    def probes(config, rng):
+        return [Probe({"x": 3e-4 * rng.standard_normal((7, 4), dtype=np.float32)})]
+
+    def torchs():
+        made = net(lambda self, x: self.b(F.rms_norm(self.a(x), (12,))), a=nn.Linear(4, 12), b=nn.Linear(12, 12))
+        with torch.no_grad():
+            made.a.bias.zero_()
+        return made
+
+    wrong = pair(build(0.0), torchs, AB, probes)
+    refused(wrong, torchs().state_dict(), tmp_path, "the input of b does not")
+    right = pair(build(float(np.finfo(np.float32).eps)), torchs, AB, probes)
+    assert converted(right, torchs().state_dict(), tmp_path).numerical
+
+
+def test_a_reference_that_computes_something_else_in_float64(tmp_path):
+    def torchs(self, x):
+        y = self.a(x)
+        return self.b(y.relu() if y.dtype == torch.float32 else 3 * y)
+
+    one = two(lambda self, x: self.b(ops.relu(self.a(x))), torchs)
+    refused(one, state(one), tmp_path, "computes something else in float64|the input of b does not")
+
+
+def test_whole_numbers_hide_no_fault_before_them(tmp_path):
+    one = two(
+        lambda self, x: {"i": ops.argmax(self.b(ops.tanh(self.a(x))), -1), "y": self.b(ops.tanh(self.a(x)))},
+        lambda self, x: {"i": self.b(self.a(x).relu()).argmax(-1), "y": self.b(self.a(x).relu())},
+    )
+    refused(one, state(one), tmp_path, "a agrees, the input of b does not")
+
+
+def test_a_gate_that_is_closed_in_part_is_opened(tmp_path):
+    class Gated(nn.Module):
+        def __init__(self):
+            super().__init__()
+            torch.manual_seed(0)
+            self.a = nn.Linear(4, 8)
+            self.gate = nn.Parameter(torch.tensor([0.0, 0, 0, 0, 1, 1, 1, 1]))
+
+        def forward(self, x):
+            return self.a(x).tanh() * self.gate
+
+    class Keras(keras.Model):
+        def __init__(self):
+            super().__init__()
+            (self.a, shape) = dense(8, 4)
+            self.a.build(shape)
+            self.gate = self.add_weight(shape=(8,), name="gate")
+            self.built = True
+
+        def call(self, x):
+            y = ops.tanh(self.a(x))
+            return ops.concatenate([y[..., 3::-1], y[..., 4:]], -1) * self.gate
+
+    one = pair(Keras, Gated, [Row("a", kinds.DENSE), Row("gate", kinds.PARAMETER)], normal(7, 4))
+    refused(one, state(one), tmp_path, "does not")
+
+
+def test_large_channels_do_not_excuse_small_ones(tmp_path):
+    one = two(
+        lambda self, x: ops.concatenate([1.001 * self.b(self.a(x)), 1e8 * self.a(x)], -1),
+        lambda self, x: torch.cat([self.b(self.a(x)), 1e8 * self.a(x)], -1),
+        normal(64, 4),
+    )
+    refused(one, state(one), tmp_path, "the output output does not")
+
+
+def test_training_sees_what_torch_does_not_train(tmp_path):
+    def torchs():
+        made = net(lambda self, x: self.b(self.a(x)), a=nn.Linear(4, 12), b=nn.Linear(12, 12))
+        made.a.requires_grad_(False)
+        return made
+
+    one = pair(
+        lambda: Model(lambda self, x: self.b(self.a(x)), a=dense(12, 4), b=dense(12, 12)), torchs, AB, normal(7, 4)
+    )
+    refused(one, torchs().state_dict(), tmp_path, "torch does not train its tensor", verify="train")
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"channels_first": frozenset({"xx"})}, "names xx, which is neither an input nor an output"),
+        ({"outputs": ("p", "q")}, "`outputs` of reach names 2 outputs, but both sides return 1"),
+        ({"probes": lambda config, rng: [Probe([np.zeros((3, 4))])]}, "the inputs of a Probe are a dict of arrays"),
+        ({"probes": lambda config, rng: [Probe({"x": np.array([["a"]])})]}, "the input x is no array of numbers"),
+        ({"probes": lambda config, rng: [Probe({"x": np.ones((3, 4))}, part="a")]}, "the part a is no stage"),
+    ],
+)
+def test_the_field_at_fault_is_named(tmp_path, changes, told):
+    one = two(lambda self, x: self.b(self.a(x)), lambda self, x: self.b(self.a(x)))
+    refused(replace(one, **changes), state(one), tmp_path, told)
+
+
 # --- Right, and accepted ----------------------------------------------------------------------------------------------
 
 
@@ -289,6 +422,94 @@ def test_training_leaves_frozen_parameters_and_pairs_outputs_by_name(tmp_path):
         "b.kernel",
         "b.bias",
     }
+
+
+def test_one_layer_for_two_inputs_in_another_order(tmp_path):
+    def swapped(self, x, y):
+        second = ops.tanh(self.a(y))
+        return self.b(ops.tanh(self.a(x)) - 0.5 * second)
+
+    def probes(config, rng):
+        return [Probe({name: rng.standard_normal((7, 4), dtype=np.float32) for name in "xy"})]
+
+    class Siamese(Model):
+        def call(self, x, y):
+            return swapped(self, x, y)
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            torch.manual_seed(0)
+            self.a, self.b = nn.Linear(4, 12), nn.Linear(12, 12)
+
+        def forward(self, x, y):
+            return self.b(self.a(x).tanh() - 0.5 * self.a(y).tanh())
+
+    one = pair(lambda: Siamese(None, a=dense(12, 4), b=dense(12, 12)), Net, AB, probes)
+    assert converted(one, state(one), tmp_path).numerical.full
+
+
+def test_keywords_of_a_stage_go_by_name(tmp_path):
+    class Stage(keras.layers.Layer):
+        def call(self, x, pos=None, scale=None):
+            return x * scale + pos
+
+    class Shifted(nn.Module):
+        def forward(self, x, scale=None, pos=None):
+            return x * scale + pos
+
+    class Keras(keras.Model):
+        def __init__(self):
+            super().__init__()
+            (self.a, shape), self.st = dense(4, 4), Stage()
+            self.a.build(shape)
+            self.built = True
+
+        def call(self, x):
+            y = self.a(x)
+            return self.st(y, pos=ops.tanh(y), scale=ops.sigmoid(y))
+
+    one = pair(
+        Keras,
+        lambda: net(
+            lambda self, x: self.st(self.a(x), scale=self.a(x).sigmoid(), pos=self.a(x).tanh()),
+            a=nn.Linear(4, 4),
+            st=Shifted(),
+        ),
+        [Row("a", kinds.DENSE), Row("st", kinds.STAGE)],
+        normal(7, 4),
+    )
+    assert converted(one, state(one), tmp_path).numerical
+
+
+def test_casts_to_half_types_round_on_both_sides(tmp_path):
+    one = two(
+        lambda self, x: self.b(ops.cast(ops.cast(self.a(x), "float16"), "float32")),
+        lambda self, x: self.b(self.a(x).half().to(torch.float32)),
+    )
+    assert converted(one, state(one), tmp_path).numerical
+
+
+def test_whole_numbers_that_are_cut_off(tmp_path):
+    one = two(
+        lambda self, x: (self.b(self.a(x)), ops.cast(1e5 * self.a(x), "int32")),
+        lambda self, x: (self.b(self.a(x)), (1e5 * self.a(x)).to(torch.int32)),
+        normal(50, 4),
+    )
+    assert converted(one, state(one), tmp_path).numerical
+
+
+def test_no_values_at_all_in_a_normalisation(tmp_path):
+    def probes(config, rng):
+        return [Probe({"x": rng.standard_normal((n, 6), dtype=np.float32)}) for n in (0, 5)]
+
+    one = pair(
+        lambda: Model(lambda self, x: self.n(x), n=(keras.layers.LayerNormalization(epsilon=1e-5), (None, 6))),
+        lambda: net(lambda self, x: self.n(x), n=nn.LayerNorm(6)),
+        [Row("n", kinds.LAYER_NORM)],
+        probes,
+    )
+    assert converted(one, state(one), tmp_path).numerical.full
 
 
 def test_mapping_refuses_what_is_no_row():
