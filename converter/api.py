@@ -1,6 +1,7 @@
 """The steps of a conversion in their order: checkpoint, reading, plan, file, proofs."""
 
 import os
+import sys
 import time
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -235,6 +236,9 @@ class _Session(ExitStack):
                 self.callback(undisturbed()(self._torch.close))
         self._hashing = self.enter_context(ThreadPoolExecutor(1)).submit(self.source.sha256)
         self.callback(self.source.stop)
+        if level == "train" and "tensorflow" not in sys.modules:
+            # TensorFlow 2.21's oneDNN writes out of bounds in the gradient of a 1x1 convolution with stride 2.
+            os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
         self._progress.start("loading TensorFlow", 0)
         from converter.planning import make_plan
 
