@@ -311,9 +311,8 @@ def recognise(
     refused: list[UsageError] = []
     for pair in known:
         tried.append(pair.name)
-        own = {name: value for name, value in options.items() if name in pair.options}
         try:
-            parsed = pair.parse_options(own)
+            parsed = pair.parse_options(pair.own_options(options))
         except UsageError as error:  # a value may be right for another model
             refused.append(error)
             continue
@@ -328,7 +327,7 @@ def recognise(
     most = max((reading.matched for reading in fitting), default=0)
     chosen = [reading for reading in fitting if reading.matched == most]
     if len(chosen) == 1:
-        chosen[0].pair.parse_options(options)  # an option that this pair does not know is an error
+        chosen[0].pair.check_determined(options, chosen[0].config)
         return chosen[0]
     if not chosen:
         if refused:
@@ -346,4 +345,6 @@ def find_reading(checkpoint: Checkpoint, model: str | None, options: dict[str, A
         return recognise(checkpoint, pairs(), options, choice)
     assert model is not None
     pair = get(model)
-    return read_as(checkpoint, pair, pair.parse_options(options), choice)
+    reading = read_as(checkpoint, pair, pair.parse_options(pair.own_options(options)), choice)
+    pair.check_determined(options, reading.config)
+    return reading

@@ -152,6 +152,26 @@ class Pair:
         except Exception:  # a pair that is someone's own, at sizes that are a guess
             return None
 
+    def own_options(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        """Of what is given, what the state dict cannot reveal."""
+        return {name: value for name, value in given.items() if name in self.options}
+
+    def check_determined(self, given: Mapping[str, Any], config: Mapping[str, Any] | None) -> None:
+        """See that what is given besides the options is what the checkpoint says.
+
+        Raises:
+            UsageError: it is something else, or no size of the model at all.
+        """
+        for name, value in given.items():
+            found = None if name in self.options else (config or {}).get(name)
+            if found is None or isinstance(found, dict):
+                self.parse_options({name: value})
+                continue
+            wanted = tuple(found) if isinstance(found, list) else found
+            if Option(wanted, "").parse(name, value) != wanted:
+                told = f"the checkpoint is of a {self.name} with {name} {found}"
+                raise UsageError(f"option {name} is {printable(value, 60)}, but {told}")
+
     def parse_options(self, given: Mapping[str, Any]) -> dict[str, Any]:
         """Every option's value: as given, else its default.
 

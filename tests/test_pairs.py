@@ -10,6 +10,7 @@ from torch import nn
 
 import converter
 import tf_models
+import torch_refs
 from converter import Mapping, Option, Pair, Probe, Row, kinds, nested
 from converter.atomic import scratch
 from converter.checkpoint import Checkpoint
@@ -221,3 +222,14 @@ def test_each_missing_tensor_is_told_as_just_that(tmp_path):
         if (told, reading.unexpected, reading.doubled, reading.dialect.name) != ([name], [], {}, "official"):
             wrong[name] = (reading.missing[:3], reading.unexpected[:3], list(reading.doubled)[:3])
     assert wrong == {}
+
+
+@pytest.mark.parametrize("model", ["deformable_attention_2d", "auto"])
+def test_an_option_that_the_checkpoint_determines_is_compared(model, tmp_path):
+    state = torch_refs.create("deformable_attention_2d", dim=16, heads=2, dim_head=8).state_dict()
+    torch.save(state, tmp_path / "c.pth")
+    assert converter.plan(model, tmp_path / "c.pth", {"heads": "2"}).config["heads"] == 2
+    with pytest.raises(converter.UsageError, match=r"option heads is 4, but the checkpoint is of a .* with heads 2"):
+        converter.plan(model, tmp_path / "c.pth", {"heads": 4})
+    with pytest.raises(converter.UsageError, match="has no option depth"):
+        converter.plan(model, tmp_path / "c.pth", {"depth": 4})
