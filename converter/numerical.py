@@ -163,10 +163,8 @@ class Proof:
             )
         strangers = [name for name in self.plan.pair.activations if name not in self.named]
         if strangers:
-            raise ConversionError(
-                f"`channels_first` or `axes` of {pair} names {listed(map(printable, strangers), 4)}, "
-                "which is neither an input nor an output"
-            )
+            shown = listed(map(printable, strangers), 4)
+            self.notes.append(f"`channels_first` or `axes` of {pair} names {shown}, neither an input nor an output")
         first = min(self.found, key=lambda one: (one.rank, one.probe, one.place), default=None)
         return Numerical(
             outputs=tuple(self.outputs.values()),

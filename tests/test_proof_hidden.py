@@ -309,7 +309,6 @@ def test_training_sees_what_torch_does_not_train(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "told"),
     [
-        ({"channels_first": frozenset({"xx"})}, "names xx, which is neither an input nor an output"),
         ({"outputs": ("p", "q")}, "`outputs` of reach names 2 outputs, but both sides return 1"),
         ({"probes": lambda config, rng: [Probe([np.zeros((3, 4))])]}, "the inputs of a Probe are a dict of arrays"),
         ({"probes": lambda config, rng: [Probe({"x": np.array([["a"]])})]}, "the input x is no array of numbers"),
@@ -510,6 +509,13 @@ def test_no_values_at_all_in_a_normalisation(tmp_path):
         probes,
     )
     assert converted(one, state(one), tmp_path).numerical.full
+
+
+def test_a_name_that_is_no_input_is_noted(tmp_path):
+    one = two(lambda self, x: self.b(self.a(x)), lambda self, x: self.b(self.a(x)), channels_first=frozenset({"xx"}))
+    report = converted(one, state(one), tmp_path)
+    assert report.numerical.full
+    assert "names xx, neither an input nor an output" in str(report)
 
 
 def test_mapping_refuses_what_is_no_row():
