@@ -129,6 +129,7 @@ def convert(
                 dtype=dtype,
                 out_of_scope=plan.out_of_scope,
                 dropped=plan.dropped,
+                folded=plan.folded,
                 narrowed=written.narrowed,
                 loss=written.loss,
             )
@@ -253,6 +254,7 @@ def verify(
             dtype=dtype,
             out_of_scope=plan.out_of_scope,
             dropped=plan.dropped,
+            folded=plan.folded,
         )
         if torch is not None:
             request = proofs.request_for(plan, source, dtype, level)

@@ -607,7 +607,7 @@ class Proof:
                 and entry.padded is not None
                 and moved_by is not entry.wide_near
             ):
-                true = _numbers(arranged(entry.padded, "0", kind.inputs))  # Keras pads before the layer
+                true = _numbers(arranged(entry.padded, "0", kind.inputs, kind.sizes))  # Keras pads before the layer
                 allowed = np.max(allowed, axis=tuple(range(true.ndim - 1)))
             yield place, value, true, allowed
 

@@ -172,7 +172,7 @@ def _plan(path: Path, pair: Pair, about: dict[str, Any], origin: Origin, dialect
     config = about["config"]
     held = len(datasets(path))
     try:
-        table = table_of(pair, config)
+        table = table_of(pair, config).holding(frozenset(origin.instead))
         model = abstract(lambda: build_tf(pair, config), 100 + 4 * held)
     except Exception as error:  # whatever a table or a model's builder raises on a configuration that is not one
         cause = error.__cause__ if isinstance(error, PairError) else error
@@ -329,7 +329,7 @@ def _prove(
         if found != expected or len(checkpoint.states) != 1:
             raise ProofError("the names, dtypes or shapes read back are not those that were written")
         again = replace(plan, steps=[_as_written(step, state) for step in plan.steps])
-        proof = lossless(weights, again, checkpoint, dtype, progress.advance)
+        proof = lossless(weights, again, checkpoint, dtype, progress.advance, restored=True)
         differing = [*proof.differing]
         differing += [name for name, one in kept.items() if checkpoint.read(state[name]).tobytes() != one.values]
         if differing:
