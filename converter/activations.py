@@ -26,9 +26,12 @@ def arrange(value: Any, axes: Axes, sizes: Mapping[str, int] | None = None) -> A
 
 
 def arranged(part: Any, path: str, axes: Axes, sizes: Mapping[str, int] | None = None) -> Any:
-    """The same of the array at one path. Under "" stands what arrays of three axes or more have that fit it."""
+    """The same of the array at one path. Under "" stands what arrays have that fit it, those of three axes or more
+    where the pattern does not say how many."""
     named = _named(path, axes)
-    if not isinstance(part, np.ndarray) or named is None or (named == "" and part.ndim < 3):
+    if not isinstance(part, np.ndarray) or named is None:
+        return part
+    if named == "" and part.ndim < 3 and "..." in axes[named]:
         return part
     found = pattern(axes[named])
     try:

@@ -1,8 +1,8 @@
 """Folds: several tensors that become one on their way to Keras, computed in float64 and rounded once.
 
-    weight_norm       v * g / |v|       torch's weight normalisation
-    spectral_norm     w / (u W v)       torch's spectral normalisation, with the vectors that are stored
-    batch_norm        w * s, (b - mean) * s + beta, with s = gamma / sqrt(variance + epsilon)
+weight_norm       v * g / |v|       torch's weight normalisation
+spectral_norm     w / (u W v)       torch's spectral normalisation, with the vectors that are stored
+batch_norm        w * s, (b - mean) * s + beta, with s = gamma / sqrt(variance + epsilon)
 """
 
 from collections.abc import Callable
@@ -85,9 +85,7 @@ def spectral_norm(dim: int = 0) -> Fold:
         [shape] = folded
         return [shape, (shape[dim],), (prod(shape) // max(shape[dim], 1),)]
 
-    cost = (
-        "spectral normalisation, folded; what comes back gives the same kernel, and is normalised anew in training"
-    )
+    cost = "spectral normalisation, folded; what comes back gives the same kernel, and is normalised anew in training"
     return Fold("spectral_norm", forward, back, shapes, cost, apart=2)
 
 

@@ -246,7 +246,7 @@ def relaid_shape(shape: tuple[int, ...], axes: str) -> tuple[int, ...]:
         raise ValueError(f"a tensor of shape {shape} does not have the axes ({axes.split('->')[0].strip()})") from None
 
 
-IMAGE = {"": IMAGES}
+IMAGE: Axes = {"": IMAGES}
 IMAGE_2D = {"": "n c h w -> n h w c"}
 
 
@@ -255,11 +255,14 @@ def channels_last(array: np.ndarray) -> np.ndarray:
     return np.moveaxis(array, 1, -1) if array.ndim > 2 else array
 
 
-BIAS = leaf("bias", "bias", "o -> o", optional=True)
-NORM_LEAVES = (leaf("weight", "gamma", "c -> c", optional=True), leaf("bias", "beta", "c -> c", optional=True))
+BIAS: Leaf = leaf("bias", "bias", "o -> o", optional=True)
+NORM_LEAVES: tuple[Leaf, ...] = (
+    leaf("weight", "gamma", "c -> c", optional=True),
+    leaf("bias", "beta", "c -> c", optional=True),
+)
 # Recorded activations times 0.01 bring the variance near epsilon, where a wrong one shows.
-NORM_SCALES = (1.0, 0.01)
-NORM_SUSPECTS = "its epsilon"
+NORM_SCALES: tuple[float, ...] = (1.0, 0.01)
+NORM_SUSPECTS: str = "its epsilon"
 
 
 def _conv(name: str, pattern: str, keras: str = "kernel") -> Kind:
@@ -277,7 +280,11 @@ DENSE = Kind(
 )
 # Paddle's Linear.
 DENSE_IN_OUT = Kind("DENSE_IN_OUT", (leaf("weight", "kernel", "i o -> i o"), BIAS), of=DENSE, activated=True)
-EMBEDDING = Kind("EMBEDDING", (leaf("weight", "embeddings", "n c -> n c"),))
+EMBEDDING = Kind(
+    "EMBEDDING",
+    (leaf("weight", "embeddings", "n c -> n c"),),
+    suspects="max_norm, by which torch shortens the rows that it looks up, in the table itself",
+)
 # An Embedding whose weight its owner reads as a table of parameters; it is never called.
 TOKENS = Kind("TOKENS", EMBEDDING.leaves, callable_alone=False)
 
@@ -323,8 +330,8 @@ BATCH_NORM = Kind(
     "BATCH_NORM",
     (
         *NORM_LEAVES,
-        leaf("running_mean", "moving_mean", "c -> c"),
-        leaf("running_var", "moving_variance", "c -> c"),
+        leaf("running_mean", "moving_mean", "c -> c", optional=True),
+        leaf("running_var", "moving_variance", "c -> c", optional=True),
     ),
     ignored=(("num_batches_tracked", "Keras keeps no count of batches"),),
     inputs=IMAGE,
@@ -425,3 +432,5 @@ MULTIHEAD_ATTENTION = Kind(
     sequences=(("0", "1", "2", "query", "key", "value"), ("0",)),
     without_effect=("key_dense.bias",),  # it adds the same to every score of a query, which softmax takes away
 )
+
+from converter.kinds_more import *  # noqa: E402, F403  made of what stands above

@@ -4,6 +4,7 @@ import copy
 import re
 from collections.abc import Container, Iterable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import product
 from math import prod
 from typing import Any
@@ -112,7 +113,7 @@ class Mapping:
         rows = []
         for row in self.rows:
             modules, tied = row.modules(), expand(row.tied) if row.tied else []
-            kinds = [row.kind.holding(lambda name, path=path: join(path, name) in names) for path, _ in modules]
+            kinds = [row.kind.holding(partial(_held, names, path)) for path, _ in modules]
             if all(kind is row.kind for kind in kinds):
                 rows.append(row)
                 continue
@@ -153,6 +154,10 @@ class Mapping:
             ignored.update({join(path, name): reason for name, reason in kind.ignored})
         ignored.update({name: f"shares the values of {kept}" for name, kept in self.ties().items()})
         return ignored
+
+
+def _held(names: Container[str], path: str, name: str) -> bool:
+    return join(path, name) in names
 
 
 def under(prefix: str, rows: Iterable[Row | Drop]) -> list[Row | Drop]:

@@ -208,9 +208,7 @@ class Report:
             reasons: dict[str, list[str]] = {}
             for name, reason in tensors.items():
                 reasons.setdefault(reason, []).append(name)
-            rows += [
-                (what, f"{listed(map(printable, fold(names)), 4)}: {reason}") for reason, names in reasons.items()
-            ]
+            rows += [(what, f"{listed(map(printable, fold(names)), 4)}: {reason}") for reason, names in reasons.items()]
         if self.narrowed:
             rows.append(("narrowed", f"{self.narrowed} tensors to {self.dtype}, relative loss at most {self.loss:.1e}"))
         rows += [("note", note) for note in (*self.notes, *self.numerical.notes)]
