@@ -67,10 +67,10 @@ RMS_NORM = Kind(
 
 
 # A linear layer after a flatten, `n c h w -> n (c h w)` in torch and `n h w c -> n (h w c)` in Keras.
-# `DENSE_FLATTENED.sized(h=7, w=7)`, or with c and one of them.
+# `DENSE_FLATTENED.sized(h=7, w=7)`; only h times w counts, so that one of more or fewer axes is h=length, w=1.
 _FLAT = "... (c h w) -> ... (h w c)"
 _FLAT_INPUT = {"0": _FLAT, "input": _FLAT}
-FLAT_SUSPECTS = "the sizes of what was flattened: h and w, in this order"
+FLAT_SUSPECTS = "the sizes of what was flattened: h and w"
 DENSE_FLATTENED = Kind(
     "DENSE_FLATTENED",
     (normed(leaf("weight", "kernel", "o (c h w) -> (h w c) o")), BIAS),
