@@ -24,6 +24,7 @@ class Fold:
         shapes: the folded arrays' shapes -> the tensors'.
         cost: what comes back, for a person.
         apart: units in the last place by which what comes back, which is rounded itself, may fold to something else.
+        trains: in training the tensors give the same as they do else.
     """
 
     name: str
@@ -32,6 +33,7 @@ class Fold:
     shapes: Callable[[list[Shape]], list[Shape]]
     cost: str
     apart: int = 0
+    trains: bool = True
 
     def __repr__(self) -> str:
         return self.name
@@ -86,7 +88,7 @@ def spectral_norm(dim: int = 0) -> Fold:
         return [shape, (shape[dim],), (prod(shape) // max(shape[dim], 1),)]
 
     cost = "spectral normalisation, folded; what comes back gives the same kernel, and is normalised anew in training"
-    return Fold("spectral_norm", forward, back, shapes, cost, apart=2)
+    return Fold("spectral_norm", forward, back, shapes, cost, apart=2, trains=False)
 
 
 def batch_norm(dim: int, epsilon: float, bias: bool, affine: bool) -> Fold:
@@ -122,7 +124,7 @@ def batch_norm(dim: int, epsilon: float, bias: bool, affine: bool) -> Fold:
         "batch normalisation, folded into the kernel; what comes back has its factors in the kernel and "
         "statistics that change nothing"
     )
-    return Fold("batch_norm", forward, back, shapes, cost, apart=0 if affine else 1)
+    return Fold("batch_norm", forward, back, shapes, cost, apart=0 if affine else 1, trains=False)
 
 
 def _others(rank: int, dim: int) -> tuple[int, ...]:

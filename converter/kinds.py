@@ -34,7 +34,7 @@ class Leaf:
             other.
         sizes: lengths of axes that the shapes of the variables do not tell.
         fold: what becomes of the tensors before that.
-        instead: leaves of other tensors for the same variables, which a checkpoint may hold in place of this one's.
+        spellings: leaves of other tensors for the same variables, which a checkpoint may hold in place of this one's.
     """
 
     torch: tuple[str, ...]
@@ -43,13 +43,13 @@ class Leaf:
     optional: bool = False
     sizes: tuple[tuple[str, int], ...] = ()
     fold: Fold | None = None
-    instead: tuple["Leaf", ...] = field(default=(), compare=False)
+    spellings: tuple["Leaf", ...] = field(default=(), compare=False)
 
     def sized(self, sizes: Mapping[str, int]) -> "Leaf":
         """The leaf that knows these lengths, of axes that it has."""
         mine = {name: length for name, length in sizes.items() if name in axes_in(self.pattern.text)}
-        instead = tuple(other.sized(sizes) for other in self.instead)
-        return replace(self, sizes=tuple({**dict(self.sizes), **mine}.items()), instead=instead)
+        spellings = tuple(other.sized(sizes) for other in self.spellings)
+        return replace(self, sizes=tuple({**dict(self.sizes), **mine}.items()), spellings=spellings)
 
     def torch_shapes(self, keras_shapes: Sequence[tuple[int, ...]]) -> list[tuple[int, ...]]:
         """The shapes of the tensors that fill variables of these shapes.
@@ -112,8 +112,8 @@ def normed(plain: Leaf, dim: int | None = 0, spectral: int = 0) -> Leaf:
         ((f"{name}_orig", f"{name}_u", f"{name}_v"), spectral_norm(spectral)),
         ((f"{now}.original", f"{now}.0._u", f"{now}.0._v"), spectral_norm(spectral)),
     ]
-    others = tuple(replace(plain, torch=names, fold=fold, instead=()) for names, fold in spelled)
-    return replace(plain, instead=others)
+    others = tuple(replace(plain, torch=names, fold=fold, spellings=()) for names, fold in spelled)
+    return replace(plain, spellings=others)
 
 
 @dataclass(frozen=True)
@@ -195,7 +195,7 @@ class Kind:
     def holding(self, has: Callable[[str], bool]) -> "Kind":
         """The kind with the leaves whose tensors the checkpoint `has`, where it holds others in place of some."""
         leaves = tuple(
-            next((one for one in (part, *part.instead) if all(map(has, one.torch))), part) for part in self.leaves
+            next((one for one in (part, *part.spellings) if all(map(has, one.torch))), part) for part in self.leaves
         )
         return self if leaves == self.leaves else replace(self, leaves=leaves)
 

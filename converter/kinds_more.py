@@ -178,7 +178,7 @@ def weight_normed(kind: Kind, dim: int | None = 0, spectral: int | None = None) 
         ValueError: the kind has no kernel.
     """
     kernel, *others = kind.leaves
-    if not kernel.instead:
+    if not kernel.spellings:
         raise ValueError(f"{kind} has no kernel that torch normalises")
     usual = int(kind.name.startswith("CONV_TRANSPOSE"))
     return replace(kind, leaves=(normed(kernel, dim, usual if spectral is None else spectral), *others))
@@ -191,7 +191,7 @@ def weight_norm_kept(kind: Kind) -> Kind:
         ValueError: the kind has no kernel.
     """
     kernel, *others = kind.leaves
-    if not kernel.instead:
+    if not kernel.spellings:
         raise ValueError(f"{kind} has no kernel that torch normalises")
     axes = _left_axes(kernel)
     factor = " ".join([axes[0], *["1"] * (len(axes) - 1)]) + " -> " + axes[0].strip("()")
@@ -199,7 +199,7 @@ def weight_norm_kept(kind: Kind) -> Kind:
     both = ("weight_g", "g", factor), ("weight_v", f"layer.{kernel.keras[0]}", kernel.pattern.text)
     for number, (name, place, axes_of) in enumerate(both):
         now = leaf(f"parametrizations.weight.original{number}", place, axes_of)
-        leaves.append(replace(leaf(name, place, axes_of), instead=(now,)))
+        leaves.append(replace(leaf(name, place, axes_of), spellings=(now,)))
     inner = (replace(one, keras=tuple(f"layer.{name}" for name in one.keras)) for one in others)
     return replace(kind, name=f"{kind.name}_WEIGHT_NORM_KEPT", leaves=(*leaves, *inner))
 

@@ -56,7 +56,7 @@ class Origin:
         narrowed: how many tensors lost precision on the way into the file.
         unrecorded: which of `names`, `dtypes` and `kept` were too long to be recorded.
         ties: canonical names under which the checkpoint also had a tensor that the model has once.
-        instead: canonical names of tensors that it had in the place of those that the table names first.
+        spelled: canonical names of tensors that it had in the place of those that the table names first.
     """
 
     key: str = ""
@@ -70,7 +70,7 @@ class Origin:
     narrowed: int = 0
     unrecorded: list[str] = field(default_factory=list)
     ties: list[str] = field(default_factory=list)
-    instead: list[str] = field(default_factory=list)
+    spelled: list[str] = field(default_factory=list)
 
     @classmethod
     def of(cls, reading: Reading, checkpoint: Checkpoint) -> "Origin":
@@ -91,7 +91,7 @@ class Origin:
         origin.dtype = Counter(needed.values()).most_common(1)[0][0] if needed else "float32"
         origin.dtypes = {name: dtype for name, dtype in needed.items() if dtype != origin.dtype}
         usual = {name for name, _ in table_of(reading.pair, reading.config or {}).tensors()}
-        origin.instead = [name for name in needed if name not in usual]
+        origin.spelled = [name for name in needed if name not in usual]
         ties = reading.table.ties()
         for name in ignored:
             entry = reading.entries.get(name)
@@ -113,7 +113,7 @@ class Origin:
         result["narrowed"] = narrowed
         result["lost"] = fold(self.lost)
         result["ties"] = fold(self.ties)
-        result["instead"] = fold(self.instead)
+        result["spelled"] = fold(self.spelled)
         result["dtype"] = "" if self.dtype == "float32" else self.dtype
         result["dtypes"] = {dtype: fold(names) for dtype, names in _inverted(self.dtypes)}
         result["names"] = self.names
@@ -122,7 +122,7 @@ class Origin:
             for one, names in _inverted(self.kept)
         ]
         result = {name: value for name, value in result.items() if value}
-        for name in ("kept", "names", "dtypes", "lost", "ties", "instead"):
+        for name in ("kept", "names", "dtypes", "lost", "ties", "spelled"):
             if name in result and len(json.dumps(result)) > _LONGEST:
                 del result[name]
                 result.setdefault("unrecorded", []).append(name)
@@ -142,7 +142,7 @@ class Origin:
             dtype=_typed(record, "dtype", str) or "float32",
             lost=_expanded(_typed(record, "lost", list)),
             ties=_expanded(_typed(record, "ties", list)),
-            instead=_expanded(_typed(record, "instead", list)),
+            spelled=_expanded(_typed(record, "spelled", list)),
             out_of_scope=_typed(record, "out_of_scope", int),
             narrowed=_typed(record, "narrowed", int),
             unrecorded=_typed(record, "unrecorded", list),

@@ -196,11 +196,12 @@ def request_for(plan: Plan, checkpoint: Checkpoint, dtype: str, level: str = "fu
         for name, entry in plan.entries.items()
         if not entry.problem
     }
-    if level == "train" and plan.folded:
-        names = listed([*map(printable, plan.folded)], 4)
+    untrained = [step.name for step in plan.steps if step.leaf.fold and not step.leaf.fold.trains]
+    if level == "train" and untrained:
+        names = listed([*map(printable, untrained)], 4)
         raise ConversionError(
-            f"{names} are folded, and the folded network trains otherwise than torch's: there is no training to compare"
-            " (--verify full proves the rest)"
+            f"{names} is folded with what torch computes anew in training: there is no training to compare "
+            "(--verify full proves the rest)"
         )
     called = {path: kind for path, _, kind in table.modules() if kind.callable_alone}
     with blaming(pair.name, "probes"):

@@ -172,7 +172,7 @@ def _plan(path: Path, pair: Pair, about: dict[str, Any], origin: Origin, dialect
     config = about["config"]
     held = len(datasets(path))
     try:
-        table = table_of(pair, config).holding(frozenset(origin.instead))
+        table = table_of(pair, config).holding(frozenset(origin.spelled))
         model = abstract(lambda: build_tf(pair, config), 100 + 4 * held)
     except Exception as error:  # whatever a table or a model's builder raises on a configuration that is not one
         cause = error.__cause__ if isinstance(error, PairError) else error

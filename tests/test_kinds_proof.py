@@ -329,8 +329,17 @@ def test_a_kernel_of_another_length_is_refused(tmp_path):
 
 
 def test_what_is_folded_is_not_trained(tmp_path):
-    one = folded([now.weight_norm, lambda x: x, lambda x: x, lambda x: x])
-    told = r"conv\.parametrizations\.weight\.original0.* are folded, and the folded network trains otherwise"
+    plain = [lambda x: x] * 3
+    one = folded([now.weight_norm, *plain])
+    report = converted(one, one.build_torch().state_dict(), tmp_path, verify="train")
+    assert report.numerical.full
+    assert "2 tensors are folded with others: neither side trains them" in str(report)
+    (tmp_path / "out.weights.h5").unlink()
+    one = folded([before.weight_norm, *plain])
+    assert converted(one, one.build_torch().state_dict(), tmp_path, verify="train").numerical.full
+    (tmp_path / "out.weights.h5").unlink()
+    one = folded([now.spectral_norm, *plain])
+    told = r"conv\.parametrizations\.weight\.original is folded with what torch computes anew in training"
     refused(one, one.build_torch().state_dict(), tmp_path, told, verify="train")
 
 
@@ -357,23 +366,27 @@ def test_weight_normalisation_that_keras_has_too(tmp_path):
 def without_norms(epsilon=1e-5):
     def build():
         return Model(
-            lambda self, x: self.fc(keras.ops.mean(keras.ops.relu(self.b(keras.ops.relu(self.a(x)))), (1, 2))),
+            lambda self, x: self.fc(self.c(keras.ops.mean(keras.ops.relu(self.b(keras.ops.relu(self.a(x)))), (1, 2)))),
             a=(layers.Conv2D(4, 3), (None, None, None, 3)),
             b=(layers.Conv2D(6, 3), (None, None, None, 4)),
+            c=(K.Dense(6), (None, 6)),
             fc=(K.Dense(5), (None, 6)),
         )
 
     def torchs():
         return net(
-            lambda self, x: self.fc(self.part(self.bn1(self.conv1(x)).relu()).relu().mean((2, 3))),
+            lambda self, x: self.fc(self.bn2(self.fc2(self.part(self.bn1(self.conv1(x)).relu()).relu().mean((2, 3))))),
             conv1=nn.Conv2d(3, 4, 3, bias=False),
             bn1=nn.BatchNorm2d(4),
+            fc2=nn.Linear(6, 6),
+            bn2=nn.BatchNorm1d(6, affine=False),
             part=nn.Sequential(nn.Conv2d(4, 6, 3), nn.BatchNorm2d(6)),
             fc=nn.Linear(6, 5),
         )
 
     rows = [
         Row("", kinds.batch_norm_folded(kinds.CONV_2D, "conv1", "bn1", epsilon), keras="a"),
+        Row("", kinds.batch_norm_folded(kinds.DENSE, "fc2", "bn2", epsilon, bias=True, affine=False), keras="c"),
         Row("part", kinds.batch_norm_folded(kinds.CONV_2D, "0", "1", epsilon, bias=True, alone=True), keras="b"),
         Row("fc", kinds.DENSE),
     ]
