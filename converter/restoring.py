@@ -213,7 +213,10 @@ def _entries(
         shapes = expected_shapes(leaf, [Target(path, variables[path]) for path in paths])
         for canonical, shape in zip(names, shapes, strict=True):
             name = _name(origin, about, dialect, canonical)
-            yield canonical, Entry(name, shape, origin.dtypes.get(canonical, usual), origin.key)
+            dtype = origin.dtypes.get(canonical, usual)
+            if leaf.fold is not None and dtype in ("float16", "bfloat16"):
+                dtype = "float32"  # what is computed anew has digits that a half type does not hold
+            yield canonical, Entry(name, shape, dtype, origin.key)
 
 
 def _with_ties(

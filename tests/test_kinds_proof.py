@@ -317,6 +317,16 @@ def test_normalised_kernels_fold_and_come_back(tmp_path, turn):
     assert converted(one, back, tmp_path / "again").numerical.full
 
 
+def test_a_fold_of_halves_comes_back_in_float32(tmp_path):
+    one = folded([now.weight_norm] * 4)
+    state = {name: tensor.half() for name, tensor in one.build_torch().state_dict().items()}
+    report = converted(one, state, tmp_path)
+    assert report.numerical.full
+    back = restored(one, report, tmp_path)
+    assert back["conv.bias"].dtype == torch.float16
+    assert back["conv.parametrizations.weight.original0"].dtype == torch.float32
+
+
 def test_a_kernel_of_another_length_is_refused(tmp_path):
     """g is left out of the reference's own kernel: as if the fold were wrong."""
     one = folded([now.weight_norm] * 4)
