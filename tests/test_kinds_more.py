@@ -74,6 +74,18 @@ CASES = {
         lambda: layers.BatchStatisticsNormalization(),
         (3, 6, 5, 4),
     ),
+    "layer norm, not affine": (
+        kinds.LAYER_NORM,
+        lambda: nn.LayerNorm(6, elementwise_affine=False),
+        lambda: K.LayerNormalization(epsilon=1e-5, center=False, scale=False),
+        (3, 4, 6),
+    ),
+    "layer norm, no bias": (
+        kinds.LAYER_NORM,
+        lambda: norm(nn.LayerNorm(6, bias=False)),
+        lambda: K.LayerNormalization(epsilon=1e-5, center=False),
+        (3, 4, 6),
+    ),
     "rms norm": (
         kinds.RMS_NORM,
         lambda: norm(nn.RMSNorm(6, eps=1e-6)),
@@ -191,6 +203,21 @@ CASES = {
         (2, 4, 5),
     ),
 }
+for rank in (1, 2, 3):
+    space = (4, 5, 6)[:rank]
+    for mode in ("reflect", "replicate", "circular"):
+        CASES[f"{mode} padding {rank}d"] = (
+            getattr(kinds, f"CONV_{rank}D"),
+            lambda rank=rank, mode=mode: getattr(nn, f"Conv{rank}d")(3, 6, 3, padding=2, padding_mode=mode),
+            lambda rank=rank, mode=mode: getattr(layers, f"Conv{rank}D")(6, 3, padding=2, padding_mode=mode),
+            (2, 3, *space),
+        )
+    CASES[f"transposed {rank}d, output padding and dilation"] = (
+        getattr(kinds, f"CONV_TRANSPOSE_{rank}D"),
+        lambda rank=rank: getattr(nn, f"ConvTranspose{rank}d")(3, 6, 3, 2, 1, 1, dilation=2),
+        lambda rank=rank: getattr(layers, f"Conv{rank}DTranspose")(6, 3, 2, 1, 1, 2),
+        (2, 3, *space),
+    )
 # The same of kernels that are folded: their gradients are not torch's.
 MODULES = {
     "linear": (kinds.DENSE, lambda: nn.Linear(4, 6), lambda: K.Dense(6), (3, 4)),

@@ -81,6 +81,7 @@ def test_a_linear_layer_after_a_flatten(tmp_path):
             r"input of bn does not.*torch flattens \(4 channels, h, w\).*DENSE_FLATTENED",
         ),
         (tuple(kind.sized(h=2, w=2) for kind in FLAT), "input of bn does not.*the same values in another order"),
+        ((kinds.DENSE_FLATTENED, FLAT[1]), r"does not fit the model at a\.kernel: no shape tells the length of c"),
         ((kinds.DENSE, FLAT[1]), r"input of a does not.*torch flattens \(4 channels, h, w\)"),
     ],
 )
@@ -236,6 +237,20 @@ def test_the_epsilon_of_rms_norm_shows(tmp_path):
     refused(one, norm(one.build_torch()).state_dict(), tmp_path, told)
 
 
+def test_another_mode_of_padding_is_named(tmp_path):
+    one = pair(
+        lambda: Model(
+            lambda self, x: self.conv(x),
+            conv=(layers.Conv2D(4, 3, padding=1, padding_mode="replicate"), (None, None, None, 3)),
+        ),
+        lambda: net(lambda self, x: self.conv(x), conv=nn.Conv2d(3, 4, 3, padding=1, padding_mode="reflect")),
+        [Row("conv", kinds.CONV_2D)],
+        normal(2, 3, 5, 6),
+        channels_first=frozenset({"x", "output"}),
+    )
+    refused(one, one.build_torch().state_dict(), tmp_path, "first layer that differs: conv.*suspect its padding")
+
+
 def looked_up(**more):
     return pair(
         lambda: Model(
@@ -328,7 +343,7 @@ def test_a_fold_of_halves_comes_back_in_float32(tmp_path):
 
 
 def test_a_kernel_of_another_length_is_refused(tmp_path):
-    """g is left out of the reference's own kernel: as if the fold were wrong."""
+    """The row says that torch was given another dim."""
     one = folded([now.weight_norm] * 4)
     state = one.build_torch().state_dict()
     wrong = kinds.weight_normed(kinds.DENSE, None)
