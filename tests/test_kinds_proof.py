@@ -332,6 +332,14 @@ def test_normalised_kernels_fold_and_come_back(tmp_path, turn):
     assert converted(one, back, tmp_path / "again").numerical.full
 
 
+def test_a_checkpoint_of_the_old_spelling_fits_a_reference_of_the_new(tmp_path):
+    old, one = folded([before.weight_norm] * 4), folded([now.weight_norm] * 4)
+    state = old.build_torch().state_dict()
+    report = converted(one, state, tmp_path)
+    assert report.numerical.full
+    assert sorted(restored(one, report, tmp_path)) == sorted(state)
+
+
 def test_a_fold_of_halves_comes_back_in_float32(tmp_path):
     one = folded([now.weight_norm] * 4)
     state = {name: tensor.half() for name, tensor in one.build_torch().state_dict().items()}
