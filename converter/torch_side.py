@@ -371,16 +371,8 @@ def _reference(request: Request, probe: Probe, state: dict[str, Any], built: dic
         with torch.no_grad():  # weight_norm of old keeps a computed tensor, which with a gradient cannot be copied
             model = _build(request, config).eval()
             _fill(model, state, request, torch)
-        _fix_epsilon(model, torch)
         built[key] = _Reference(model, copy.deepcopy(model).double() if request.copied else model)
     return built[key]
-
-
-def _fix_epsilon(model: Any, torch: Any) -> None:
-    """RMSNorm without an epsilon takes that of its input's dtype: it is float32's in the run in float64 too."""
-    for module in model.modules():
-        if isinstance(module, torch.nn.RMSNorm) and module.eps is None:
-            module.eps = torch.finfo(torch.float32).eps
 
 
 def _build(request: Request, config: dict[str, Any]) -> Any:
