@@ -16,28 +16,31 @@ SEQUENCES = "l n ... -> n l ..."  # time first in torch, where `batch_first` is 
 Axes = Mapping[str, str]
 
 
-def arrange(value: Any, axes: Axes) -> Any:
-    """Torch's arrays, in tuples, lists and dicts, as Keras has them.
+def arrange(value: Any, axes: Axes, sizes: Mapping[str, int] | None = None) -> Any:
+    """Torch's arrays, in tuples, lists and dicts, as Keras has them; `sizes` are lengths that no array tells.
 
     Raises:
         ValueError: an array that is named does not have the axes of its pattern.
     """
-    return nested.each_at(lambda path, part: arranged(part, path, axes), value) if axes else value
+    return nested.each_at(lambda path, part: arranged(part, path, axes, sizes), value) if axes else value
 
 
-def arranged(part: Any, path: str, axes: Axes) -> Any:
-    """The same of the array at one path. Under "" stands what arrays of three axes or more have that fit it."""
+def arranged(part: Any, path: str, axes: Axes, sizes: Mapping[str, int] | None = None) -> Any:
+    """The same of the array at one path. Under "" stands what arrays have that fit it, those of three axes or more
+    where the pattern does not say how many."""
     named = _named(path, axes)
-    if not isinstance(part, np.ndarray) or named is None or (named == "" and part.ndim < 3):
+    if not isinstance(part, np.ndarray) or named is None:
+        return part
+    if named == "" and part.ndim < 3 and "..." in axes[named]:
         return part
     found = pattern(axes[named])
     try:
-        [shape] = found.reversed().shapes([part.shape])
+        [shape] = found.reversed().shapes([part.shape], sizes)
     except ValueError:
         if named:
             raise
         return part
-    return found.apply([part], [shape])[0]
+    return found.apply([part], [shape], sizes)[0]
 
 
 def _named(path: str, axes: Axes) -> str | None:

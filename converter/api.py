@@ -269,6 +269,7 @@ class _Session(ExitStack):
             dtype=dtype,
             out_of_scope=plan.out_of_scope,
             dropped=plan.dropped,
+            folded=plan.folded,
         )
 
     def prove(self, report: Report, plan: "Plan", weights: Path, level: str, dtype: str) -> None:

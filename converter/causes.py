@@ -82,7 +82,58 @@ def _function(ours: np.ndarray, theirs: np.ndarray, before: np.ndarray | None, e
 
 def _order(ours: np.ndarray, theirs: np.ndarray, before: object, earlier: object) -> str:
     if theirs.size > 1 and _near(np.sort(ours, None), np.sort(theirs, None), 1e-6):
+        channels = _flattened(ours, theirs)
+        if channels:
+            return (
+                f"the same values in another order: torch flattens ({channels} channels, h, w), TensorFlow (h, w, "
+                f"{channels} channels): kinds.DENSE_FLATTENED.sized(h=..., w=...) lays a kernel out for that"
+            )
+        named = _shuffled(ours, theirs)
+        if named:
+            return named
         return "the same values in another order: a flatten, a reshape, a pixel shuffle, a transpose or a roll"
+    return ""
+
+
+def _flattened(ours: np.ndarray, theirs: np.ndarray) -> int:
+    """How many channels come first in torch's rows and last in TensorFlow's, or 0."""
+    if ours.shape != theirs.shape or ours.ndim != 2:
+        return 0
+    for channels in range(2, ours.shape[1]):
+        if ours.shape[1] % channels == 0:
+            turned = theirs.reshape(len(theirs), channels, -1).swapaxes(1, 2).reshape(theirs.shape)
+            if _near(ours, turned, 1e-6):
+                return channels
+    return 0
+
+
+def _shuffled(ours: np.ndarray, theirs: np.ndarray) -> str:
+    """Channels that a pixel shuffle takes or a pixel unshuffle gives, in the order of the other library."""
+    if ours.shape != theirs.shape or ours.ndim != 4:
+        return ""
+    for factor in (2, 3, 4, 8):
+        block, channels = factor * factor, ours.shape[-1]
+        if channels % block == 0 and channels > block:
+            unshuffled = theirs.reshape(*theirs.shape[:3], channels // block, block).swapaxes(3, 4)
+            if _near(ours, unshuffled.reshape(theirs.shape), 1e-6):
+                return (
+                    "the same values in another order: torch's pixel unshuffle counts the channels (c, r, r), "
+                    "TensorFlow's space_to_depth (r, r, c): kinds.CONV_2D_UNSHUFFLED, or "
+                    "tf_models.layers.PixelUnshuffle"
+                )
+        grown = [n % factor for n in ours.shape[1:3]]
+        if any(grown):
+            continue
+        batch, height, width, _ = ours.shape
+        cells = (batch, height // factor, factor, width // factor, factor, channels)
+        order = (0, 1, 3, 5, 2, 4)  # (N, H, W, c, r, r), as torch counts the channels
+        mine, one = (value.reshape(cells).transpose(order) for value in (ours, theirs))
+        flat = one.reshape(*one.shape[:3], block, channels).swapaxes(3, 4).reshape(one.shape)
+        if channels > 1 and _near(mine, flat, 1e-6):
+            return (
+                "the same values in another order: torch's pixel shuffle counts the channels (c, r, r), TensorFlow's "
+                "depth_to_space (r, r, c): kinds.CONV_2D_SHUFFLED, or tf_models.layers.PixelShuffle"
+            )
     return ""
 
 

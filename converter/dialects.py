@@ -102,7 +102,7 @@ class Dialect:
         for pattern, theirs in self._modules:
             match = pattern.fullmatch(path)
             if match and not match["rest"]:
-                if theirs.of is not kind:
+                if theirs.of is None or theirs.of.name != kind.name:
                     raise ValueError(f"dialect {self.name}: {theirs} is no layout of {kind}, the kind of {path!r}")
                 return theirs
         return kind

@@ -10,7 +10,7 @@ h heads, d channels of a head, n embeddings or features.
 """
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -20,27 +20,7 @@ from einops import EinopsError, rearrange
 from converter.activations import IMAGES, SEQUENCES, Axes, arrange
 from converter.axes import Pattern, pattern
 from converter.errors import ConversionError
-
-
-@dataclass(frozen=True)
-class Fold:
-    """What several tensors become before they are laid out, where that cannot be undone, and what it costs.
-
-    Attributes:
-        forward: the tensors, in float64 -> the folded arrays, which the leaf's pattern lays out.
-        back: the folded arrays -> tensors that fold to the same, or None where there are none to be had.
-        shapes: the folded arrays' shapes -> the tensors'.
-        cost: what comes back, for a person.
-    """
-
-    name: str
-    forward: Callable[[list[np.ndarray]], list[np.ndarray]]
-    back: Callable[[list[np.ndarray]], list[np.ndarray]] | None
-    shapes: Callable[[list[tuple[int, ...]]], list[tuple[int, ...]]]
-    cost: str
-
-    def __repr__(self) -> str:
-        return self.name
+from converter.folds import Fold, spectral_norm, weight_norm
 
 
 @dataclass(frozen=True)
@@ -54,6 +34,7 @@ class Leaf:
             other.
         sizes: lengths of axes that the shapes of the variables do not tell.
         fold: what becomes of the tensors before that.
+        spellings: leaves of other tensors for the same variables, which a checkpoint may hold in place of this one's.
     """
 
     torch: tuple[str, ...]
@@ -62,6 +43,13 @@ class Leaf:
     optional: bool = False
     sizes: tuple[tuple[str, int], ...] = ()
     fold: Fold | None = None
+    spellings: tuple["Leaf", ...] = field(default=(), compare=False)
+
+    def sized(self, sizes: Mapping[str, int]) -> "Leaf":
+        """The leaf that knows these lengths, of axes that it has."""
+        mine = {name: length for name, length in sizes.items() if name in axes_in(self.pattern.text)}
+        spellings = tuple(other.sized(sizes) for other in self.spellings)
+        return replace(self, sizes=tuple({**dict(self.sizes), **mine}.items()), spellings=spellings)
 
     def torch_shapes(self, keras_shapes: Sequence[tuple[int, ...]]) -> list[tuple[int, ...]]:
         """The shapes of the tensors that fill variables of these shapes.
@@ -105,6 +93,29 @@ def leaf(
     return Leaf(names[0], names[1], pattern(axes), optional, tuple(sizes.items()), fold)
 
 
+def axes_in(text: str) -> set[str]:
+    """The names of axes in a pattern."""
+    return set(re.findall(r"[A-Za-z_]\w*", text))
+
+
+def normed(plain: Leaf, dim: int | None = 0, spectral: int = 0) -> Leaf:
+    """The leaf of a kernel, in whose place there may be what torch's weight or spectral normalisation makes of it.
+
+    Each in both spellings, that of before torch 2.0 and that of `torch.nn.utils.parametrizations`. `dim` is the axis
+    that torch was given for the one, `spectral` that for the other.
+    """
+    name = plain.torch[0]
+    now = f"parametrizations.{name}"
+    spelled = [
+        ((f"{name}_g", f"{name}_v"), weight_norm(dim)),
+        ((f"{now}.original0", f"{now}.original1"), weight_norm(dim)),
+        ((f"{name}_orig", f"{name}_u", f"{name}_v"), spectral_norm(spectral)),
+        ((f"{now}.original", f"{now}.0._u", f"{now}.0._v"), spectral_norm(spectral)),
+    ]
+    others = tuple(replace(plain, torch=names, fold=fold, spellings=()) for names, fold in spelled)
+    return replace(plain, spellings=others)
+
+
 @dataclass(frozen=True)
 class Kind:
     """A sort of module.
@@ -125,6 +136,7 @@ class Kind:
         returns: which of torch's results the Keras layer has, by place; None: all of them, one to one.
         activated: the Keras layer may apply an `activation` that torch has apart; the proof takes it off.
         without_effect: Keras variables on which no result ever depends, whatever their values.
+        sizes: lengths of axes of `inputs` and `results` that the arrays do not tell.
     """
 
     name: str
@@ -142,6 +154,7 @@ class Kind:
     returns: tuple[int, ...] | None = None
     activated: bool = False
     without_effect: tuple[str, ...] = ()
+    sizes: Mapping[str, int] = field(default_factory=dict)
 
     def relaid(self) -> Iterator[tuple[str, str]]:
         """(leaf, "these axes -> torch's axes") of every tensor that is laid out otherwise than in the kind `of`.
@@ -171,27 +184,25 @@ class Kind:
         Raises:
             ValueError: no pattern of the kind has such an axis.
         """
-        known = {
-            name: set(re.findall(r"[A-Za-z_]\w*", part.pattern.text)) for part in self.leaves for name in part.torch
-        }
+        texts = [part.pattern.text for part in self.leaves] + [*self.inputs.values(), *self.results.values()]
+        known = {name for text in texts for name in axes_in(text)}
         for name in sizes:
-            if not any(name in names for names in known.values()):
+            if name not in known:
                 raise ValueError(f"{self} has no axis {name}")
+        leaves = tuple(part.sized(sizes) for part in self.leaves)
+        return replace(self, leaves=leaves, sizes={**self.sizes, **sizes})
+
+    def holding(self, has: Callable[[str], bool]) -> "Kind":
+        """The kind with the leaves whose tensors the checkpoint `has`, where it holds others in place of some."""
         leaves = tuple(
-            replace(
-                part,
-                sizes=tuple(
-                    {**dict(part.sizes), **{n: v for n, v in sizes.items() if n in known[part.torch[0]]}}.items()
-                ),
-            )
-            for part in self.leaves
+            next((one for one in (part, *part.spellings) if all(map(has, one.torch))), part) for part in self.leaves
         )
-        return replace(self, leaves=leaves)
+        return self if leaves == self.leaves else replace(self, leaves=leaves)
 
     def given(self, args: tuple, kwargs: dict[str, Any], batch_second: bool = False) -> tuple[tuple, dict[str, Any]]:
         """What torch's module was called with, as the Keras layer has it."""
         axes = {**self.inputs, **dict.fromkeys(self.sequences[0] if batch_second else (), SEQUENCES)}
-        return arrange(args, axes), arrange(kwargs, axes)
+        return arrange(args, axes, self.sizes), arrange(kwargs, axes, self.sizes)
 
     def returned(self, value: Any, batch_second: bool = False) -> Any:
         """Torch's results, as the Keras layer has them, and of them those that it has.
@@ -199,8 +210,8 @@ class Kind:
         Raises:
             ConversionError: torch does not return what `returns` names.
         """
-        value = arrange(value, {**self.results, **dict.fromkeys(self.sequences[1] if batch_second else (), SEQUENCES)})
-        return self.kept(value)
+        axes = {**self.results, **dict.fromkeys(self.sequences[1] if batch_second else (), SEQUENCES)}
+        return self.kept(arrange(value, axes, self.sizes))
 
     def kept(self, value: Any) -> Any:
         """Of torch's results those that the Keras layer has.
@@ -235,7 +246,7 @@ def relaid_shape(shape: tuple[int, ...], axes: str) -> tuple[int, ...]:
         raise ValueError(f"a tensor of shape {shape} does not have the axes ({axes.split('->')[0].strip()})") from None
 
 
-IMAGE = {"": IMAGES}
+IMAGE: Axes = {"": IMAGES}
 IMAGE_2D = {"": "n c h w -> n h w c"}
 
 
@@ -244,28 +255,36 @@ def channels_last(array: np.ndarray) -> np.ndarray:
     return np.moveaxis(array, 1, -1) if array.ndim > 2 else array
 
 
-BIAS = leaf("bias", "bias", "o -> o", optional=True)
-NORM_LEAVES = (leaf("weight", "gamma", "c -> c", optional=True), leaf("bias", "beta", "c -> c", optional=True))
+BIAS: Leaf = leaf("bias", "bias", "o -> o", optional=True)
+NORM_LEAVES: tuple[Leaf, ...] = (
+    leaf("weight", "gamma", "c -> c", optional=True),
+    leaf("bias", "beta", "c -> c", optional=True),
+)
 # Recorded activations times 0.01 bring the variance near epsilon, where a wrong one shows.
-NORM_SCALES = (1.0, 0.01)
-NORM_SUSPECTS = "its epsilon"
+NORM_SCALES: tuple[float, ...] = (1.0, 0.01)
+NORM_SUSPECTS: str = "its epsilon"
 
 
 def _conv(name: str, pattern: str, keras: str = "kernel") -> Kind:
-    leaves = (leaf("weight", keras, pattern), BIAS)
+    # Of a transposed convolution, spectral normalisation takes the output axis.
+    leaves = (normed(leaf("weight", keras, pattern), spectral=int(pattern.startswith("i o"))), BIAS)
     suspects = "its padding, or the axes of its kernel"
     return Kind(name, leaves, inputs=IMAGE, results=IMAGE, suspects=suspects, activated=True)
 
 
 DENSE = Kind(
     "DENSE",
-    (leaf("weight", "kernel", "o i -> i o"), BIAS),
+    (normed(leaf("weight", "kernel", "o i -> i o")), BIAS),
     suspects="a kernel that is not transposed",
     activated=True,
 )
 # Paddle's Linear.
 DENSE_IN_OUT = Kind("DENSE_IN_OUT", (leaf("weight", "kernel", "i o -> i o"), BIAS), of=DENSE, activated=True)
-EMBEDDING = Kind("EMBEDDING", (leaf("weight", "embeddings", "n c -> n c"),))
+EMBEDDING = Kind(
+    "EMBEDDING",
+    (leaf("weight", "embeddings", "n c -> n c"),),
+    suspects="max_norm, by which torch shortens the rows that it looks up, in the table itself",
+)
 # An Embedding whose weight its owner reads as a table of parameters; it is never called.
 TOKENS = Kind("TOKENS", EMBEDDING.leaves, callable_alone=False)
 
@@ -311,8 +330,8 @@ BATCH_NORM = Kind(
     "BATCH_NORM",
     (
         *NORM_LEAVES,
-        leaf("running_mean", "moving_mean", "c -> c"),
-        leaf("running_var", "moving_variance", "c -> c"),
+        leaf("running_mean", "moving_mean", "c -> c", optional=True),
+        leaf("running_var", "moving_variance", "c -> c", optional=True),
     ),
     ignored=(("num_batches_tracked", "Keras keeps no count of batches"),),
     inputs=IMAGE,
@@ -413,3 +432,5 @@ MULTIHEAD_ATTENTION = Kind(
     sequences=(("0", "1", "2", "query", "key", "value"), ("0",)),
     without_effect=("key_dense.bias",),  # it adds the same to every score of a query, which softmax takes away
 )
+
+from converter.kinds_more import *  # noqa: E402, F403  made of what stands above

@@ -1,8 +1,10 @@
 """Rows and their table: which module is of which kind. Braces in a path expand: `layers.{0-1}.{q,k}_proj`."""
 
+import copy
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import product
 from math import prod
 from typing import Any
@@ -92,17 +94,34 @@ class Mapping:
         drops = {path: row for row in rows if isinstance(row, Drop) for path in expand(row.path)}
         self.dropped = {path: row.reason for path, row in drops.items()}
         self.equals = {path: row.equals for path, row in drops.items() if row.equals is not None}
-        seen: set[str] = set()
-        for path, _, _ in self.modules():
-            if path in seen:
+        seen: set[Any] = set()
+        for path, _, kind in self.modules():
+            # Tensors that lie beside one another may be in several rows, a module that is called in one.
+            key = path if kind.callable_alone else (path, *(part.torch for part in kind.leaves))
+            if key in seen:
                 raise ValueError(f"two rows name {path!r}")
-            seen.add(path)
+            seen.add(key)
 
     def modules(self) -> Iterator[tuple[str, str, Kind]]:
         """(torch path, Keras path, kind) of every module, in the table's order."""
         for row in self.rows:
             for torch_path, keras_path in row.modules():
                 yield torch_path, keras_path, row.kind
+
+    def holding(self, names: Container[str]) -> "Mapping":
+        """The table of a checkpoint that has tensors of these names, where kinds let it hold others instead."""
+        rows = []
+        for row in self.rows:
+            modules, tied = row.modules(), expand(row.tied) if row.tied else []
+            kinds = [row.kind.holding(partial(_held, names, path)) for path, _ in modules]
+            if all(kind is row.kind for kind in kinds):
+                rows.append(row)
+                continue
+            ties = tied if len(tied) == len(modules) else [""] * len(modules)
+            rows += [Row(path, kind, keras, tie) for (path, keras), kind, tie in zip(modules, kinds, ties, strict=True)]
+        found = copy.copy(self)
+        found.rows = rows
+        return found
 
     def tensors(self) -> Iterator[tuple[str, bool]]:
         """(torch name, is optional) of every tensor the table maps."""
@@ -135,6 +154,10 @@ class Mapping:
             ignored.update({join(path, name): reason for name, reason in kind.ignored})
         ignored.update({name: f"shares the values of {kept}" for name, kept in self.ties().items()})
         return ignored
+
+
+def _held(names: Container[str], path: str, name: str) -> bool:
+    return join(path, name) in names
 
 
 def under(prefix: str, rows: Iterable[Row | Drop]) -> list[Row | Drop]:

@@ -109,7 +109,9 @@ class Proof:
 
     def __post_init__(self) -> None:
         table = table_of(self.plan.pair, self.plan.config)
-        self.rows = {torch_path: _Row(keras_path, kind) for torch_path, keras_path, kind in table.modules()}
+        # Rows of tensors that lie beside one another may share a path with that of a module that is called.
+        modules = sorted(table.modules(), key=lambda one: one[2].callable_alone)
+        self.rows = {torch_path: _Row(keras_path, kind) for torch_path, keras_path, kind in modules}
         self.probes = list(self.request.probes)
         self.named.update(name for probe in self.probes if not probe.part for name in probe.inputs)
         self.table = table
@@ -605,7 +607,7 @@ class Proof:
                 and entry.padded is not None
                 and moved_by is not entry.wide_near
             ):
-                true = _numbers(arranged(entry.padded, "0", kind.inputs))  # Keras pads before the layer
+                true = _numbers(arranged(entry.padded, "0", kind.inputs, kind.sizes))  # Keras pads before the layer
                 allowed = np.max(allowed, axis=tuple(range(true.ndim - 1)))
             yield place, value, true, allowed
 

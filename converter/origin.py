@@ -18,7 +18,7 @@ from converter.checkpoint import Checkpoint
 from converter.errors import ConversionError
 from converter.mapping import expand
 from converter.naming import fold
-from converter.reading import Reading
+from converter.reading import Reading, table_of
 from converter.tensors import FLOATS, NUMBERS, Entry
 
 SMALL = 1024  # bytes of a tensor that is kept though the model does not need it
@@ -56,6 +56,7 @@ class Origin:
         narrowed: how many tensors lost precision on the way into the file.
         unrecorded: which of `names`, `dtypes` and `kept` were too long to be recorded.
         ties: canonical names under which the checkpoint also had a tensor that the model has once.
+        spelled: canonical names of tensors that it had in the place of those that the table names first.
     """
 
     key: str = ""
@@ -69,6 +70,7 @@ class Origin:
     narrowed: int = 0
     unrecorded: list[str] = field(default_factory=list)
     ties: list[str] = field(default_factory=list)
+    spelled: list[str] = field(default_factory=list)
 
     @classmethod
     def of(cls, reading: Reading, checkpoint: Checkpoint) -> "Origin":
@@ -88,6 +90,8 @@ class Origin:
         needed = {name: entry.dtype for name, entry in reading.entries.items() if name not in ignored}
         origin.dtype = Counter(needed.values()).most_common(1)[0][0] if needed else "float32"
         origin.dtypes = {name: dtype for name, dtype in needed.items() if dtype != origin.dtype}
+        usual = {name for name, _ in table_of(reading.pair, reading.config or {}).tensors()}
+        origin.spelled = [name for name in needed if name not in usual]
         ties = reading.table.ties()
         for name in ignored:
             entry = reading.entries.get(name)
@@ -109,6 +113,7 @@ class Origin:
         result["narrowed"] = narrowed
         result["lost"] = fold(self.lost)
         result["ties"] = fold(self.ties)
+        result["spelled"] = fold(self.spelled)
         result["dtype"] = "" if self.dtype == "float32" else self.dtype
         result["dtypes"] = {dtype: fold(names) for dtype, names in _inverted(self.dtypes)}
         result["names"] = self.names
@@ -117,7 +122,7 @@ class Origin:
             for one, names in _inverted(self.kept)
         ]
         result = {name: value for name, value in result.items() if value}
-        for name in ("kept", "names", "dtypes", "lost", "ties"):
+        for name in ("kept", "names", "dtypes", "lost", "ties", "spelled"):
             if name in result and len(json.dumps(result)) > _LONGEST:
                 del result[name]
                 result.setdefault("unrecorded", []).append(name)
@@ -137,6 +142,7 @@ class Origin:
             dtype=_typed(record, "dtype", str) or "float32",
             lost=_expanded(_typed(record, "lost", list)),
             ties=_expanded(_typed(record, "ties", list)),
+            spelled=_expanded(_typed(record, "spelled", list)),
             out_of_scope=_typed(record, "out_of_scope", int),
             narrowed=_typed(record, "narrowed", int),
             unrecorded=_typed(record, "unrecorded", list),

@@ -157,6 +157,7 @@ class Plan:
                 for one in step.sources
             ],
             "dropped": self.dropped,
+            "folded": self.folded,
             "out_of_scope": self.out_of_scope,
         }
 
@@ -180,6 +181,7 @@ class Plan:
             f" spelling {self.dialect.name}"
         )
         lines += [f"dropped {printable(name)}: {reason}" for name, reason in self.dropped.items()]
+        lines += [f"folded {printable(name)}: {cost}" for name, cost in self.folded.items()]
         if self.out_of_scope:
             lines.append(f"out of scope: {counted(self.out_of_scope)}")
         return "\n".join(map(one_line, lines))

@@ -41,11 +41,13 @@ def lossless(
     checkpoint: Checkpoint,
     dtype: str | None = None,
     progress: Callable[[int], None] = lambda nbytes: None,
+    restored: bool = False,
 ) -> Lossless:
     """Read the file back, undo the layout, and compare every tensor bit for bit with the checkpoint's.
 
     `dtype` is what the file must hold (None: what it does hold). Values that were narrowed on the way are compared with
-    the checkpoint's, narrowed.
+    the checkpoint's, narrowed. `restored`: the checkpoint was made of the file, so that tensors that were folded are
+    rounded, and may fold to a neighbour (`Fold.apart`).
 
     Raises:
         ConversionError: the file does not hold exactly the model's variables, in shape and dtype.
@@ -84,7 +86,9 @@ def lossless(
             nbytes = sum(value.nbytes for value in values)
             if step.leaf.fold is not None:  # which has no way back to the tensors' own bits
                 folded, _ = laid_out(step, tensors, stored)
-                equal = all(map(_equal_bits, values, map(np.ascontiguousarray, folded)))
+                apart = step.leaf.fold.apart if restored else 0
+                pairs = zip(values, map(np.ascontiguousarray, folded), strict=True)
+                equal = all(_equal_bits(*both, apart) for both in pairs)
                 return ([] if equal else [step.name]), nbytes
             differing = []
             for source, tensor, back in zip(step.sources, tensors, step.undo(values), strict=True):
@@ -142,11 +146,24 @@ def _left_out(plan: Plan, checkpoint: Checkpoint) -> tuple[list[str], list[str]]
     return unequal, equal
 
 
-def _equal_bits(some: np.ndarray, other: np.ndarray) -> bool:
-    """Compared in pieces, so that what the comparison makes stays in the cache."""
-    ours, theirs = (values.reshape(-1).view(f"u{values.dtype.itemsize}") for values in (some, other))
+def _equal_bits(some: np.ndarray, other: np.ndarray, apart: int = 0) -> bool:
+    """Whether they are, or are no more than so many units in the last place apart.
+
+    Compared in pieces, so that what the comparison makes stays in the cache.
+    """
+    ours, theirs = (values.reshape(-1).view(f"i{values.dtype.itemsize}") for values in (some, other))
     starts = range(0, ours.size, _PIECE)
-    return all(np.array_equal(ours[start : start + _PIECE], theirs[start : start + _PIECE]) for start in starts)
+    pieces = ((ours[start : start + _PIECE], theirs[start : start + _PIECE]) for start in starts)
+    return all(
+        np.array_equal(mine, one) or (apart > 0 and bool((np.abs(_place(mine) - _place(one)) <= apart).all()))
+        for mine, one in pieces
+    )
+
+
+def _place(bits: np.ndarray) -> np.ndarray:
+    """Of floats, given by their bits: a number that counts them in their order."""
+    size = (bits & np.iinfo(bits.dtype).max).astype(np.int64)
+    return np.where(bits < 0, -size, size)
 
 
 def stored_dtype(path: Path, plan: Plan) -> str:
@@ -179,6 +196,13 @@ def request_for(plan: Plan, checkpoint: Checkpoint, dtype: str, level: str = "fu
         for name, entry in plan.entries.items()
         if not entry.problem
     }
+    untrained = [step.name for step in plan.steps if step.leaf.fold and not step.leaf.fold.trains]
+    if level == "train" and untrained:
+        names = listed([*map(printable, untrained)], 4)
+        raise ConversionError(
+            f"{names} is folded with what torch computes anew in training: there is no training to compare "
+            "(--verify full proves the rest)"
+        )
     called = {path: kind for path, _, kind in table.modules() if kind.callable_alone}
     with blaming(pair.name, "probes"):
         probes = list(pair.probes(plan.config, np.random.default_rng(SEED)))
@@ -202,6 +226,7 @@ def request_for(plan: Plan, checkpoint: Checkpoint, dtype: str, level: str = "fu
         probes=[replace(probe, inputs=nested.each(_single, probe.inputs)) for probe in probes],
         copied=available_memory() > plan.values * _BYTES_COPIED + _BYTES_SPARE,
         train=level == "train",
+        folded=frozenset(one.canonical for step in plan.steps if step.leaf.fold for one in step.sources),
         shared={**table.ties(), **{name: kept for name, kept in table.equals.items() if isinstance(kept, str)}},
     )
 

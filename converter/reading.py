@@ -76,7 +76,7 @@ class Reading:
     def table(self) -> Mapping:
         """The pair's rows at this reading's sizes."""
         assert self.config is not None
-        return table_of(self.pair, self.config)
+        return table_of(self.pair, self.config).holding(self.entries)
 
     @property
     def fits(self) -> bool:

@@ -155,6 +155,7 @@ class Report:
     dtype: str
     out_of_scope: dict[str, int] = field(default_factory=dict)
     dropped: dict[str, str] = field(default_factory=dict)
+    folded: dict[str, str] = field(default_factory=dict)
     narrowed: int = 0
     loss: float = 0.0
     notes: list[str] = field(default_factory=list)
@@ -203,12 +204,11 @@ class Report:
         ]
         if self.out_of_scope:
             rows.append(("left out", listed([f"{printable(w, 40)}.* {n}" for w, n in self.out_of_scope.items()], 8)))
-        reasons: dict[str, list[str]] = {}
-        for name, reason in self.dropped.items():
-            reasons.setdefault(reason, []).append(name)
-        rows += [
-            ("dropped", f"{listed(map(printable, fold(names)), 4)}: {reason}") for reason, names in reasons.items()
-        ]
+        for what, tensors in (("dropped", self.dropped), ("folded", self.folded)):
+            reasons: dict[str, list[str]] = {}
+            for name, reason in tensors.items():
+                reasons.setdefault(reason, []).append(name)
+            rows += [(what, f"{listed(map(printable, fold(names)), 4)}: {reason}") for reason, names in reasons.items()]
         if self.narrowed:
             rows.append(("narrowed", f"{self.narrowed} tensors to {self.dtype}, relative loss at most {self.loss:.1e}"))
         rows += [("note", note) for note in (*self.notes, *self.numerical.notes)]

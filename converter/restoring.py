@@ -172,7 +172,7 @@ def _plan(path: Path, pair: Pair, about: dict[str, Any], origin: Origin, dialect
     config = about["config"]
     held = len(datasets(path))
     try:
-        table = table_of(pair, config)
+        table = table_of(pair, config).holding(frozenset(origin.spelled))
         model = abstract(lambda: build_tf(pair, config), 100 + 4 * held)
     except Exception as error:  # whatever a table or a model's builder raises on a configuration that is not one
         cause = error.__cause__ if isinstance(error, PairError) else error
@@ -213,7 +213,10 @@ def _entries(
         shapes = expected_shapes(leaf, [Target(path, variables[path]) for path in paths])
         for canonical, shape in zip(names, shapes, strict=True):
             name = _name(origin, about, dialect, canonical)
-            yield canonical, Entry(name, shape, origin.dtypes.get(canonical, usual), origin.key)
+            dtype = origin.dtypes.get(canonical, usual)
+            if leaf.fold is not None and dtype in ("float16", "bfloat16"):
+                dtype = "float32"  # what is computed anew has digits that a half type does not hold
+            yield canonical, Entry(name, shape, dtype, origin.key)
 
 
 def _with_ties(
@@ -329,7 +332,7 @@ def _prove(
         if found != expected or len(checkpoint.states) != 1:
             raise ProofError("the names, dtypes or shapes read back are not those that were written")
         again = replace(plan, steps=[_as_written(step, state) for step in plan.steps])
-        proof = lossless(weights, again, checkpoint, dtype, progress.advance)
+        proof = lossless(weights, again, checkpoint, dtype, progress.advance, restored=True)
         differing = [*proof.differing]
         differing += [name for name, one in kept.items() if checkpoint.read(state[name]).tobytes() != one.values]
         if differing:

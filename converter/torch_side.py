@@ -69,6 +69,7 @@ class Request:
         copied: a copy of the reference in float64 fits into memory; else each operation converts what it uses.
         train: also take steps of training.
         shared: canonical name -> the one whose values it has, of tensors that are one on the other side.
+        folded: canonical names of tensors that are folded into others there: no change of one can be followed.
     """
 
     model: str
@@ -83,6 +84,7 @@ class Request:
     copied: bool = True
     train: bool = False
     shared: dict[str, str] = field(default_factory=dict)
+    folded: frozenset[str] = frozenset()
 
     def recorded(self, probe: Probe) -> dict[str, tuple[float, ...]]:
         """The layers of the probe's part to record, with their factors."""
@@ -366,8 +368,9 @@ def _reference(request: Request, probe: Probe, state: dict[str, Any], built: dic
     key = repr(sorted(config.items(), key=str))
     if key not in built:
         built.clear()
-        model = _build(request, config).eval()
-        _fill(model, state, request, torch)
+        with torch.no_grad():  # weight_norm of old keeps a computed tensor, which with a gradient cannot be copied
+            model = _build(request, config).eval()
+            _fill(model, state, request, torch)
         built[key] = _Reference(model, copy.deepcopy(model).double() if request.copied else model)
     return built[key]
 
@@ -426,7 +429,7 @@ def _seeds(state: dict[str, Any], request: Request) -> dict[str, np.ndarray]:
     """New values for tensors that are constant, as a gate that starts at zero is: it hides all that lies behind it."""
     seeds: dict[str, np.ndarray] = {}
     for name, tensor in state.items():
-        if name in request.ignored or not tensor.is_floating_point() or not tensor.numel():
+        if name in request.ignored | request.folded or not tensor.is_floating_point() or not tensor.numel():
             continue
         first, largest = tensor.reshape(-1)[0], float(tensor.abs().max())
         alike = bool((tensor == first).all()) and (tensor.numel() > 1 or first == 0)

@@ -111,8 +111,9 @@ def laid_out(step: Step, tensors: list[np.ndarray], dtype: str) -> tuple[list[np
     """
     if step.leaf.fold is not None:
         wide = step.lay_out([tensor.astype(np.float64) for tensor in tensors])
-        narrow, losses = zip(*(cast(value, dtype, step.name) for value in wide), strict=True)
-        return list(narrow), list(losses)
+        # What folding rounds is no loss of digits that the checkpoint had.
+        losses = [cast(tensor, dtype, source.name)[1] for source, tensor in zip(step.sources, tensors, strict=True)]
+        return [cast(value, dtype, step.name)[0] for value in wide], losses
     casts = [cast(tensor, dtype, source.name) for source, tensor in zip(step.sources, tensors, strict=True)]
     return step.lay_out([narrow for narrow, _ in casts]), [loss for _, loss in casts]
 

@@ -4,6 +4,7 @@ import re
 import subprocess
 from pathlib import Path
 
+from converter import kinds
 from tests.running import environment
 
 ROOT = Path(__file__).parent.parent
@@ -30,3 +31,25 @@ def test_add_a_pair_runs_as_written(tmp_path):
     assert re.search(r"^lossless +17 tensors, 8\.0 kB, equal bit for bit$", said, re.M)
     assert said.splitlines()[-1].startswith("12 ")
     assert (tmp_path / "weights" / "my_cnn.weights.h5").exists()
+
+
+def test_every_kind_stands_in_the_table():
+    text = (ROOT / "docs" / "add_a_pair.md").read_text()
+    table = text[text.index("## Every kind") : text.index("## A kind of your own")]
+    names = set()
+    for row in table.splitlines():
+        if row.startswith("| `"):
+            words = re.findall(r"`(\w+)`", row.split("|")[1])
+            names |= {word if not word.startswith("_") else re.sub(r"_\dD$", word, words[0]) for word in words}
+    known = {name for name, value in vars(kinds).items() if isinstance(value, kinds.Kind)}
+    assert known == names
+
+
+def test_the_kind_of_ones_own_is_one():
+    text = (ROOT / "docs" / "add_a_pair.md").read_text()
+    code = text[text.index("    from converter.kinds import Kind, leaf") : text.index("- *Leaves.*")]
+    home: dict = {}
+    exec("\n".join(line[4:] for line in code.splitlines()), home)
+    kernel, bias = home["GATED"].leaves
+    assert kernel.torch_shapes([(5, 3), (5, 4)]) == [(7, 5)]
+    assert bias.torch_shapes([(3,), (4,)]) == [(7,)]

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from converter import kinds
+from converter import kinds, kinds_more
 from converter.kinds import Kind, channels_last, leaf
 from tests.support import carrying
 from tests.support.rule import assert_allowed
@@ -326,7 +326,8 @@ def test_what_goes_into_and_out_of_a_stage_is_arranged():
 
 
 def test_every_kind_in_the_module_is_exercised():
-    """In CASES, or by the test that is named here; layouts of other libraries (`of`) are those of test_spellings."""
+    """In CASES, or by the test that is named here; those of `kinds_more` by test_kinds_more, which sees to it itself,
+    and layouts of other libraries (`of`) by test_spellings."""
     elsewhere = {
         "EMBEDDING": test_embedding,
         "TOKENS": test_embedding,
@@ -338,6 +339,8 @@ def test_every_kind_in_the_module_is_exercised():
         "STAGE_2D": test_what_goes_into_and_out_of_a_stage_is_arranged,
     }
     everything = {name: value for name, value in vars(kinds).items() if isinstance(value, Kind) and value.of is None}
+    assert everything.keys() >= {name for name in kinds_more.__all__ if name.isupper()}
+    everything = {name: kind for name, kind in everything.items() if name not in kinds_more.__all__}
     assert len(everything) > 25
     assert all(kind.name == name for name, kind in everything.items())
     exercised = {kind.name for kind, *_ in CASES.values()}

@@ -47,6 +47,39 @@ def test_convolution(rank, groups, kernel, stride, padding, dilation):
     assert_equal(theirs, ours, kind, torch.randn(3, 4, *SIZES[rank], dtype=torch.float64).numpy())
 
 
+@pytest.mark.parametrize("rank", [1, 2, 3])
+@pytest.mark.parametrize("mode", ["zeros", "reflect", "replicate", "circular"])
+@pytest.mark.parametrize("depthwise", [False, True])
+def test_padding_modes(rank, mode, depthwise):
+    torch.manual_seed(0)
+    conv, layer = CONVS[rank]
+    padding = (2, 3, 1)[-rank:]
+    theirs = conv(4, 4, 3, 2, padding, groups=4 if depthwise else 1, padding_mode=mode).double()
+    given = {"strides": 2, "padding": padding, "padding_mode": mode, "dtype": "float64"}
+    ours = getattr(layers, f"DepthwiseConv{rank}D")(3, **given) if depthwise else layer(4, 3, **given)
+    kind = getattr(kinds, f"{'DEPTHWISE_' * depthwise}CONV_{rank}D")
+    assert_equal(theirs, ours, kind, torch.randn(3, 4, *SIZES[rank], dtype=torch.float64).numpy())
+
+
+@pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel lengths")
+@pytest.mark.parametrize("mode", ["zeros", "reflect", "circular"])
+@pytest.mark.parametrize("padding", ["same", "valid"])
+def test_padding_by_name(mode, padding):
+    torch.manual_seed(0)
+    theirs = nn.Conv2d(4, 6, (4, 3), padding=padding, dilation=(1, 2), padding_mode=mode).double()
+    ours = layers.Conv2D(6, (4, 3), padding=padding, dilation_rate=(1, 2), padding_mode=mode, dtype="float64")
+    assert_equal(theirs, ours, kinds.CONV_2D, torch.randn(3, 4, 9, 12, dtype=torch.float64).numpy())
+
+
+def test_paddings_that_torch_refuses():
+    with pytest.raises(ValueError, match="padding_mode: expected one of zeros, reflect, replicate, circular"):
+        layers.Conv2D(3, 3, padding_mode="symmetric")
+    with pytest.raises(ValueError, match="padding_mode: expected one of"):
+        layers.DepthwiseConv3D(3, padding_mode="mirror")
+    with pytest.raises(ValueError, match='"same" is for a stride of 1'):
+        layers.Conv2D(3, 3, 2, padding="same")
+
+
 def test_depthwise_convolution():
     theirs = nn.Conv2d(4, 12, 3, 2, (1, 2), groups=4).double()
     ours = layers.DepthwiseConv2D(3, strides=2, depth_multiplier=3, padding=(1, 2), dtype="float64")
