@@ -1,7 +1,7 @@
 """Rows and their table: which module is of which kind. Braces in a path expand: `layers.{0-1}.{q,k}_proj`."""
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator
 from dataclasses import dataclass, replace
 from itertools import product
 from math import prod
@@ -104,10 +104,13 @@ class Mapping:
             for torch_path, keras_path in row.modules():
                 yield torch_path, keras_path, row.kind
 
-    def tensors(self) -> Iterator[tuple[str, bool]]:
-        """(torch name, is optional) of every tensor the table maps."""
+    def tensors(self, present: Container[str] = ()) -> Iterator[tuple[str, bool]]:
+        """(torch name, is optional) of every tensor the table maps; of those that may stand for others, the present."""
         for path, _, kind in self.modules():
             for part in kind.leaves:
+                other = part.instead
+                if other and not any(join(path, name) in present for name in part.torch):
+                    part = other if any(join(path, name) in present for name in other.torch) else part
                 for name in part.torch:
                     yield join(path, name), part.optional
 
