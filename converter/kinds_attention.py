@@ -212,7 +212,7 @@ def _attention(name: str, leaves: tuple[Leaf, ...], call: Callable[..., Any] | N
         call=call or _call_alone,
         callable_alone=alone,
         suspects=_ORDER,
-        without_effect=("key_dense.bias",) if alone else (),
+        without_effect=("key_dense.bias",),
         may_lack=("1",),
     )
 

@@ -118,7 +118,7 @@ class Proof:
             if row.kind.callable_alone and not row.kind.stage:
                 for leaf in row.kind.leaves:
                     self.owners.update({join(row.keras, name): torch_path for name in leaf.keras})
-                self.covered.update(join(row.keras, name) for name in row.kind.without_effect)
+            self.covered.update(join(row.keras, name) for name in row.kind.without_effect)
 
     @property
     def probe(self) -> Probe:

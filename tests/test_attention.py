@@ -66,7 +66,7 @@ def there_and_back(one, folder, verify="train"):
     with registered(one):
         converter.restore(report.output, folder / "back.pth", overwrite=True)
     back = torch.load(folder / "back.pth")
-    assert list(back) == list(state)
+    assert back.keys() == state.keys()
     assert all(torch.equal(back[name], value) for name, value in state.items())
     (folder / "out.weights.h5").unlink()
     return report
