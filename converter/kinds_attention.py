@@ -141,14 +141,35 @@ MULTIHEAD_ATTENTION = Kind(
 )
 
 
-def _call_as_torch(layer: Any, *args: Any, **kwargs: Any) -> Any:
-    """With torch's arguments; a mask that is True where one may not look as what is added to the scores."""
-    hidden = {
-        name: np.where(value, np.float32(-np.inf), np.float32(0))
-        for name, value in kwargs.items()
-        if name.endswith("mask") and value is not None and np.asarray(value).dtype == bool
-    }
-    return layer(*args, **{**kwargs, **hidden})
+def _call_as_torch(
+    layer: Any,
+    query: Any,
+    key: Any,
+    value: Any,
+    key_padding_mask: Any = None,
+    need_weights: bool = True,
+    attn_mask: Any = None,
+    average_attn_weights: bool = True,
+    is_causal: bool = False,
+) -> Any:
+    """With torch's arguments; a mask that is True where one may not look is what the layer makes of it."""
+    found = layer(
+        query,
+        key,
+        value,
+        key_padding_mask=_added(key_padding_mask),
+        need_weights=need_weights,
+        attn_mask=_added(attn_mask),
+        average_attn_weights=average_attn_weights,
+        is_causal=is_causal,
+    )
+    return found if need_weights else (found, None)
+
+
+def _added(mask: Any) -> Any:
+    """What a mask adds to the scores."""
+    hides = isinstance(mask, np.ndarray) and mask.dtype == bool
+    return np.where(mask, np.float32(-np.inf), np.float32(0)) if hides else mask
 
 
 # The same against `tf_models.attention.MultiheadAttention`, which has all that torch's has.
@@ -177,14 +198,22 @@ TORCH_MULTIHEAD_ATTENTION = Kind(
     without_effect=("key.bias",),  # where there is neither `bias_k` nor `add_zero_attn`
 )
 
+
+def _call_transformer(layer: Any, *args: Any, **kwargs: Any) -> Any:
+    """The same for a layer of a Transformer; without what asks for nothing."""
+    asked = {name: _added(value) for name, value in kwargs.items() if value is not None and value is not False}
+    return layer(*map(_added, args), **asked)
+
+
+def _transformer_layer(name: str, *sequences: str) -> Kind:
+    return Kind(name, (), sequences=(sequences, ("",)), call=_call_transformer, stage=True, suspects=BETWEEN)
+
+
 # torch.nn.TransformerEncoderLayer and TransformerDecoderLayer as a whole, against a Keras layer that takes the same
-# arguments, as those of `tf_models.attention`; the layers in it have rows of their own (docs/add_a_pair.md).
-TRANSFORMER_ENCODER_LAYER = Kind(
-    "TRANSFORMER_ENCODER_LAYER", (), sequences=(("0", "src"), ("",)), stage=True, suspects=BETWEEN
-)
-TRANSFORMER_DECODER_LAYER = Kind(
-    "TRANSFORMER_DECODER_LAYER", (), sequences=(("0", "1", "tgt", "memory"), ("",)), stage=True, suspects=BETWEEN
-)
+# arguments, as those of `tf_models.attention`; the layers in it have rows of their own (docs/add_a_pair.md). Masks are
+# what is added to the scores.
+TRANSFORMER_ENCODER_LAYER = _transformer_layer("TRANSFORMER_ENCODER_LAYER", "0", "src")
+TRANSFORMER_DECODER_LAYER = _transformer_layer("TRANSFORMER_DECODER_LAYER", "0", "1", "tgt", "memory")
 
 
 def time_first(kind: Kind) -> Kind:

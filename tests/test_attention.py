@@ -5,6 +5,7 @@ from dataclasses import replace
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 import torch
 from torch import nn
 
@@ -323,8 +324,8 @@ def own(batch_first=True, weights=0, **more):
     def call(self, x, k, v, padding, hidden):
         first = (lambda one: one) if batch_first else (lambda one: ops.swapaxes(one, 0, 1))
         asked = {"need_weights": weights > 0, "average_attn_weights": weights == 1}
-        result, given = self.attn(first(x), first(k), first(v), key_padding_mask=padding, attn_mask=hidden, **asked)
-        return (first(result), given) if weights else first(result)
+        found = self.attn(first(x), first(k), first(v), key_padding_mask=padding, attn_mask=hidden, **asked)
+        return (first(found[0]), found[1]) if weights else first(found)
 
     return lambda: Calling(call, attn=built(attention.MultiheadAttention(E, H, **more)))
 
@@ -375,17 +376,18 @@ def test_our_layer_without_a_batch_or_anywhere_to_look():
         with torch.no_grad():
             expected = module(x, x, x, attn_mask=nowhere, **asked)
         got = layer(x.numpy(), x.numpy(), x.numpy(), attn_mask=nowhere.numpy(), **asked)
+        got = got if isinstance(got, tuple) else (got,)
         np.testing.assert_allclose(got[0], expected[0], rtol=0, atol=1e-12)
-        if expected[1] is None:
-            assert got[1] is None
-        else:
+        assert len(got) == 1 + (expected[1] is not None)
+        if len(got) == 2:
             np.testing.assert_allclose(got[1], expected[1], rtol=0, atol=1e-12)
     causal = torch.ones(L, L, dtype=torch.bool).triu(1)
     for asked in ({"need_weights": False}, {"key_padding_mask": torch.tensor([False] * 4 + [True])}):
         with torch.no_grad():
             expected = module(x, x, x, attn_mask=causal, is_causal=True, **asked)[0]
         arrays = {name: np.asarray(value) for name, value in asked.items()}
-        got = layer(x.numpy(), x.numpy(), x.numpy(), attn_mask=causal.numpy(), is_causal=True, **arrays)[0]
+        got = layer(x.numpy(), x.numpy(), x.numpy(), attn_mask=causal.numpy(), is_causal=True, **arrays)
+        got = got[0] if isinstance(got, tuple) else got
         np.testing.assert_allclose(got, expected, rtol=0, atol=1e-12)
     with pytest.raises(ValueError, match="is_causal: expected attn_mask too"):
         layer(x.numpy(), x.numpy(), x.numpy(), is_causal=True)
@@ -495,3 +497,132 @@ def test_a_decoder_layer_with_memory_and_a_causal_mask(tmp_path, batch_first, no
     one = pair(build, torchs, rows, lambda config, rng: probes)
     there_and_back(one, tmp_path)
     refused(replace(one, build_tf=lambda: build(False)), state_of(one), tmp_path, "layer.self_attn agrees")
+
+
+def test_layers_as_long_as_the_batch_are_told_from_it_by_time_first(tmp_path):
+    """Where no shape shows that the time is first, the kind says so."""
+
+    def torchs():
+        return Called(lambda self, x, *_: self.layer(x), layer=nn.TransformerEncoderLayer(E, H, 20))
+
+    def build():
+        def call(self, x, *_):
+            return ops.swapaxes(self.layer(ops.swapaxes(x, 0, 1)), 0, 1)
+
+        return Calling(call, layer=built(attention.TransformerEncoderLayer(E, H, 20)))
+
+    def encoder(laid):
+        rows = [
+            Row("layer", kinds.TRANSFORMER_ENCODER_LAYER),
+            Row("layer.self_attn", kinds.TORCH_MULTIHEAD_ATTENTION),
+            Row("layer.linear{1,2}", laid(kinds.DENSE)),
+            Row("layer.norm{1,2}", laid(kinds.LAYER_NORM)),
+        ]
+        return pair(build, torchs, rows, lambda config, rng: [Probe({"x": numbers(L, L, E)})])
+
+    there_and_back(encoder(kinds.time_first), tmp_path)
+    refused(
+        encoder(lambda kind: kind), state_of(encoder(kinds.time_first)), tmp_path, "the same values in another order"
+    )
+
+
+def test_our_layers_are_part_of_a_functional_model(tmp_path):
+    x, memory, padding = keras.Input((None, E)), keras.Input((None, E)), keras.Input((None,), dtype="bool")
+    y = attention.TransformerEncoderLayer(E, H, 20, activation="gelu")(x, src_key_padding_mask=padding)
+    y = attention.TransformerDecoderLayer(E, H, 20, activation=keras.activations.silu)(y, memory)
+    y, weights = attention.MultiheadAttention(E, H, add_zero_attn=True)(y, memory, memory)
+    model = keras.Model([x, memory, padding], [y, weights])
+    model.save(tmp_path / "model.keras")
+    given = numbers(N, L, E), numbers(N, S, E), np.array([[False] * L, [False] * 3 + [True] * 2])
+    results = model(given)
+    assert [tuple(one.shape) for one in results] == [(N, L, E), (N, L, S + 1)]
+    for one, again in zip(results, keras.models.load_model(tmp_path / "model.keras")(given), strict=True):
+        np.testing.assert_array_equal(one, again)
+    traced = tf.function(
+        lambda *given: model(given),
+        input_signature=[
+            tf.TensorSpec((None, None, E)),
+            tf.TensorSpec((None, None, E)),
+            tf.TensorSpec((None, None), tf.bool),
+        ],
+    )
+    np.testing.assert_allclose(traced(*given)[0], results[0], rtol=0, atol=1e-5)
+
+
+def test_a_stack_of_encoder_layers(tmp_path):
+    """nn.TransformerEncoder, which pads its sequences otherwise where it may."""
+    padding = np.array([[False] * L, [False] * 3 + [True] * 2])
+
+    def torchs():
+        layer = nn.TransformerEncoderLayer(E, 2, 20, batch_first=True)
+        encoder = nn.TransformerEncoder(layer, 2, nn.LayerNorm(E))
+        return Called(lambda self, x, k, v, padding, hidden: self.encoder(x, None, padding), encoder=encoder)
+
+    def build():
+        def call(self, x, k, v, padding, hidden):
+            for layer in self.layers_in_turn:
+                x = layer(x, src_key_padding_mask=padding)
+            return self.norm(x)
+
+        each = [built(attention.TransformerEncoderLayer(E, 2, 20)) for _ in "ab"]
+        return Calling(call, layers_in_turn=each, norm=built(K.LayerNormalization(epsilon=1e-5), (None, None, E)))
+
+    place = {"path": "encoder.layers.{0,1}", "keras": "layers_in_turn.{0,1}"}
+    rows = [
+        Row(place["path"], kinds.TRANSFORMER_ENCODER_LAYER, place["keras"]),
+        Row("encoder.norm", kinds.LAYER_NORM, "norm"),
+    ]
+    inner = {"self_attn": kinds.TORCH_MULTIHEAD_ATTENTION, "linear{1,2}": kinds.DENSE, "norm{1,2}": kinds.LAYER_NORM}
+    rows += [Row(f"{place['path']}.{name}", kind, f"{place['keras']}.{name}") for name, kind in inner.items()]
+    probes = [Probe({"x": numbers(N, L, E)}), Probe({"x": numbers(N, L, E), "padding": padding})]
+    there_and_back(pair(build, torchs, rows, lambda config, rng: probes), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "told"),
+    [
+        ({"norm_first": True}, "the input of layer.self_attn differs"),
+        ({}, None),
+        ({"activation": lambda x: ops.gelu(x, True)}, "layer.linear1 agrees.* where torch computes gelu"),
+        ({"layer_norm_eps": 1e-3}, "first layer that differs: layer.norm1.*suspect its epsilon"),
+        ({"sort": Unscaled}, "first layer that differs: layer.self_attn"),
+    ],
+)
+def test_what_is_wrong_in_an_encoder_layer_is_named(tmp_path, wrong, told):
+    """Written by hand with Keras's own attention, as people do."""
+    wrong = {"norm_first": False, "activation": "gelu", "layer_norm_eps": 1e-5, "sort": K.MultiHeadAttention} | wrong
+
+    def torchs():
+        layer = nn.TransformerEncoderLayer(E, H, 20, activation="gelu", batch_first=True)
+        return Called(lambda self, x, *_: self.layer(x), layer=layer)
+
+    def build():
+        def call(self, x, *_):
+            attend = lambda x: self.self_attn(x, x, x)  # noqa: E731
+            forward = lambda x: self.linear2(self.linear1(x))  # noqa: E731
+            if wrong["norm_first"]:
+                x = x + attend(self.norm1(x))
+                return x + forward(self.norm2(x))
+            x = self.norm1(x + attend(x))
+            return self.norm2(x + forward(x))
+
+        shape = (None, None, E)
+        norms = {f"norm{i}": built(K.LayerNormalization(epsilon=wrong["layer_norm_eps"]), shape) for i in (1, 2)}
+        return Calling(
+            call,
+            self_attn=built(wrong["sort"](H, E // H), shape, shape, shape),
+            linear1=built(K.Dense(20, activation=wrong["activation"]), shape),
+            linear2=built(K.Dense(E), (None, None, 20)),
+            **norms,
+        )
+
+    rows = [
+        Row("layer.self_attn", kinds.MULTIHEAD_ATTENTION, "self_attn"),
+        Row("layer.linear{1,2}", kinds.DENSE, "linear{1,2}"),
+        Row("layer.norm{1,2}", kinds.LAYER_NORM, "norm{1,2}"),
+    ]
+    one = pair(build, torchs, rows, lambda config, rng: [Probe({"x": numbers(N, L, E)})])
+    if told is None:
+        there_and_back(one, tmp_path)
+    else:
+        refused(one, state_of(one), tmp_path, told)

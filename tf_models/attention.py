@@ -10,15 +10,32 @@ from keras import ops
 _NAMES = ("query", "key", "value")
 
 
+class _Masked(keras.layers.Layer):
+    """Has masks among its arguments, each of which is True where one may not look, or is added to the scores."""
+
+    _arguments: tuple[str, ...]
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        # Both sorts become one before `call`, so that whoever watches it sees what they mean.
+        first = next(place for place, name in enumerate(self._arguments) if name.endswith("mask"))
+        kwargs.update(zip((*self._arguments[first:], "training"), args[first:], strict=False))
+        for name, mask in kwargs.items():
+            if name.endswith("mask") and mask is not None:
+                kwargs[name] = added(mask, self.compute_dtype)
+        return super().__call__(*args[:first], **kwargs)
+
+
 @keras.saving.register_keras_serializable(package="weightbridge")
-class MultiheadAttention(keras.layers.Layer):
+class MultiheadAttention(_Masked):
     """torch.nn.MultiheadAttention: query (N, L, E), key (N, S, kdim), value (N, S, vdim) -> (N, L, E) and its weights.
 
     The arguments are torch's, in its order. A mask is True where one may not look, or is added to the scores. The
-    weights are (N, L, S), (N, heads, L, S) with `average_attn_weights` off, None with `need_weights` off; with `bias_k`
-    and `add_zero_attn` S is longer by one for each. A single sequence may come without a batch. The batch is always
-    first, which in torch is a choice.
+    weights are (N, L, S), or (N, heads, L, S) with `average_attn_weights` off; with `bias_k` and `add_zero_attn` S is
+    longer by one for each. With `need_weights` off the result comes alone. A single sequence may come without a batch.
+    The batch is always first, which in torch is a choice.
     """
+
+    _arguments = (*_NAMES, "key_padding_mask", "need_weights", "attn_mask", "average_attn_weights", "is_causal")
 
     def __init__(
         self,
@@ -52,13 +69,6 @@ class MultiheadAttention(keras.layers.Layer):
         self.bias_k = self.add_weight(name="bias_k", **extra) if self.add_bias_kv else None
         self.bias_v = self.add_weight(name="bias_v", **extra) if self.add_bias_kv else None
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        # Before Keras notes what the layer is given: both sorts of masks are one.
-        for name in ("key_padding_mask", "attn_mask"):
-            if kwargs.get(name) is not None:
-                kwargs[name] = added(kwargs[name], self.compute_dtype)
-        return super().__call__(*args, **kwargs)
-
     def call(
         self,
         query: Any,
@@ -70,7 +80,7 @@ class MultiheadAttention(keras.layers.Layer):
         average_attn_weights: bool = True,
         is_causal: bool = False,
         training: bool = False,
-    ) -> tuple[Any, Any]:
+    ) -> Any:
         alone = len(query.shape) == 2
         if alone:
             query, key, value = query[None], key[None], value[None]
@@ -106,12 +116,11 @@ class MultiheadAttention(keras.layers.Layer):
         weights = self.dropped(weights, training=training)
         found = ops.transpose(ops.matmul(weights, values), (0, 2, 1, 3))  # (N, h, L, d) -> (N, L, h, d)
         result = self.out_proj(ops.reshape(found, (*ops.shape(found)[:2], self.embed_dim)))
-        given = None
-        if need_weights:
-            given = ops.mean(weights, 1) if average_attn_weights else weights
-        if alone:
-            return result[0], None if given is None else given[0]
-        return result, given
+        result = result[0] if alone else result
+        if not need_weights:
+            return result
+        weights = ops.mean(weights, 1) if average_attn_weights else weights
+        return result, weights[0] if alone else weights
 
     def _heads(self, x: Any) -> Any:
         """(N, S, E) -> (N, h, S, d)"""
@@ -131,7 +140,7 @@ def added(mask: Any, dtype: Any) -> Any:
     return ops.cast(mask, dtype)
 
 
-class _TransformerLayer(keras.layers.Layer):
+class _TransformerLayer(_Masked):
     """What both sorts share: attentions, two linear layers, and a normalisation for each."""
 
     _attentions: tuple[str, ...]
@@ -189,9 +198,6 @@ class _TransformerLayer(keras.layers.Layer):
             x = keras.activations.get(self.activation)(x)
         return self.linear2(self.dropped(x, training=training))
 
-    def compute_output_shape(self, *shapes: Any, **more: Any) -> Any:
-        return shapes[0] if shapes else next(iter(more.values()))
-
     def get_config(self) -> dict[str, Any]:
         names = ("dropout", "layer_norm_eps", "norm_first")
         activation = self.activation
@@ -209,6 +215,7 @@ class TransformerEncoderLayer(_TransformerLayer):
     """torch.nn.TransformerEncoderLayer: (N, L, E) -> (N, L, E), the batch always first; masks are torch's."""
 
     _attentions = ("self_attn",)
+    _arguments = ("src", "src_mask", "src_key_padding_mask", "is_causal")
 
     def call(
         self,
@@ -220,7 +227,7 @@ class TransformerEncoderLayer(_TransformerLayer):
     ) -> Any:
         def attend(x: Any) -> Any:
             more = {"attn_mask": src_mask, "key_padding_mask": src_key_padding_mask, "is_causal": is_causal}
-            return self.self_attn(x, x, x, need_weights=False, training=training, **more)[0]
+            return self.self_attn(x, x, x, need_weights=False, training=training, **more)
 
         x = self._joined(src, 1, attend, training)
         return self._joined(x, 2, lambda x: self._forward(x, training), training)
@@ -231,6 +238,10 @@ class TransformerDecoderLayer(_TransformerLayer):
     """torch.nn.TransformerDecoderLayer: (N, L, E), memory (N, S, E) -> (N, L, E), batch first; masks are torch's."""
 
     _attentions = ("self_attn", "multihead_attn")
+    _arguments = (
+        *("tgt", "memory", "tgt_mask", "memory_mask", "tgt_key_padding_mask", "memory_key_padding_mask"),
+        *("tgt_is_causal", "memory_is_causal"),
+    )
 
     def call(
         self,
@@ -246,12 +257,12 @@ class TransformerDecoderLayer(_TransformerLayer):
     ) -> Any:
         def attend(x: Any) -> Any:
             more = {"attn_mask": tgt_mask, "key_padding_mask": tgt_key_padding_mask, "is_causal": tgt_is_causal}
-            return self.self_attn(x, x, x, need_weights=False, training=training, **more)[0]
+            return self.self_attn(x, x, x, need_weights=False, training=training, **more)
 
         def look(x: Any) -> Any:
             masks = {"attn_mask": memory_mask, "key_padding_mask": memory_key_padding_mask}
             more = {**masks, "is_causal": memory_is_causal, "need_weights": False, "training": training}
-            return self.multihead_attn(x, memory, memory, **more)[0]
+            return self.multihead_attn(x, memory, memory, **more)
 
         x = self._joined(tgt, 1, attend, training)
         x = self._joined(x, 2, look, training)
