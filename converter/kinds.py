@@ -35,6 +35,7 @@ class Leaf:
         sizes: lengths of axes that the shapes of the variables do not tell.
         fold: what becomes of the tensors before that.
         spellings: leaves of other tensors for the same variables, which a checkpoint may hold in place of this one's.
+        instead: other tensors that torch has for the same variables where their shapes do not have the pattern's axes.
     """
 
     torch: tuple[str, ...]
@@ -43,6 +44,7 @@ class Leaf:
     optional: bool = False
     sizes: tuple[tuple[str, int], ...] = ()
     fold: Fold | None = None
+    instead: "Leaf | None" = None
     spellings: tuple["Leaf", ...] = field(default=(), compare=False)
 
     def sized(self, sizes: Mapping[str, int]) -> "Leaf":
@@ -50,6 +52,16 @@ class Leaf:
         mine = {name: length for name, length in sizes.items() if name in axes_in(self.pattern.text)}
         spellings = tuple(other.sized(sizes) for other in self.spellings)
         return replace(self, sizes=tuple({**dict(self.sizes), **mine}.items()), spellings=spellings)
+
+    def fitting(self, keras_shapes: Sequence[tuple[int, ...]]) -> "Leaf":
+        """The leaf that is for variables of these shapes: this one, or the one `instead`."""
+        if self.instead is None:
+            return self
+        try:
+            self.torch_shapes(keras_shapes)
+        except ValueError:
+            return self.instead
+        return self
 
     def torch_shapes(self, keras_shapes: Sequence[tuple[int, ...]]) -> list[tuple[int, ...]]:
         """The shapes of the tensors that fill variables of these shapes.
@@ -86,11 +98,12 @@ def leaf(
     axes: str,
     optional: bool = False,
     fold: Fold | None = None,
+    instead: Leaf | None = None,
     **sizes: int,
 ) -> Leaf:
     """A leaf of one tensor and one variable, or of several."""
     names = [(one,) if isinstance(one, str) else one for one in (torch, keras)]
-    return Leaf(names[0], names[1], pattern(axes), optional, tuple(sizes.items()), fold)
+    return Leaf(names[0], names[1], pattern(axes), optional, tuple(sizes.items()), fold, instead)
 
 
 def axes_in(text: str) -> set[str]:
@@ -134,6 +147,7 @@ class Kind:
         stage: the module is a part of the network with layers of its own.
         suspects: what is usually wrong where the two sides differ, for the error message.
         returns: which of torch's results the Keras layer has, by place; None: all of them, one to one.
+        may_lack: paths among the results that a Keras layer may not give; those that it gives are compared.
         activated: the Keras layer may apply an `activation` that torch has apart; the proof takes it off.
         without_effect: Keras variables on which no result ever depends, whatever their values.
         sizes: lengths of axes of `inputs` and `results` that the arrays do not tell.
@@ -155,6 +169,7 @@ class Kind:
     activated: bool = False
     without_effect: tuple[str, ...] = ()
     sizes: Mapping[str, int] = field(default_factory=dict)
+    may_lack: tuple[str, ...] = ()
 
     def relaid(self) -> Iterator[tuple[str, str]]:
         """(leaf, "these axes -> torch's axes") of every tensor that is laid out otherwise than in the kind `of`.
@@ -366,71 +381,6 @@ SEQUENTIAL_2D = Kind("SEQUENTIAL_2D", (), inputs=IMAGE, results=IMAGE, call=_cal
 PARAMETER = Kind("PARAMETER", (leaf("", "", "... -> ..."),), callable_alone=False)
 
 
-def _call_attention(
-    layer: Any,
-    query: Any,
-    key: Any,
-    value: Any,
-    key_padding_mask: Any = None,
-    need_weights: bool = True,
-    attn_mask: Any = None,
-    average_attn_weights: bool = True,
-    is_causal: bool = False,
-) -> Any:
-    """keras.layers.MultiHeadAttention takes (query, value, key), and masks that are True where one may look."""
-    allowed = None
-    if attn_mask is not None:
-        allowed = _allowed(attn_mask)  # (Lq, Lk) or (N*h, Lq, Lk)
-        if allowed.ndim == 3:
-            allowed = allowed.reshape(query.shape[0], -1, *allowed.shape[1:])  # (N, h, Lq, Lk)
-    if key_padding_mask is not None:
-        keys = _allowed(key_padding_mask)  # (N, Lk)
-        keys = keys[:, None, None, :] if allowed is not None and allowed.ndim == 4 else keys[:, None, :]
-        allowed = keys if allowed is None else allowed & keys
-    if query.ndim == 2:  # torch takes a single sequence without a batch
-        return layer(query[None], value[None], key[None], attention_mask=allowed)[0]
-    return layer(query, value, key, attention_mask=allowed)
-
-
-def _allowed(mask: Any) -> np.ndarray:
-    """Where one may look, of a torch mask: True, or minus infinity, where one may not."""
-    mask = np.asarray(mask)
-    if mask.dtype == bool:
-        return ~mask
-    if not np.isin(mask, (0.0, -np.inf)).all():
-        raise ValueError("an attention mask with weights of its own has no counterpart in Keras")
-    return mask == 0
-
-
-_QKV = ("query_dense", "key_dense", "value_dense")
-# torch.nn.MultiheadAttention with its packed in_proj_weight (3E, E), against keras.layers.MultiHeadAttention.
-MULTIHEAD_ATTENTION = Kind(
-    "MULTIHEAD_ATTENTION",
-    (
-        leaf(
-            "in_proj_weight",
-            tuple(f"{name}.kernel" for name in _QKV),
-            "((q + k + v) h d) i -> i h (q d), i h (k d), i h (v d)",
-            q=1,
-            k=1,
-            v=1,
-        ),
-        leaf(
-            "in_proj_bias",
-            tuple(f"{name}.bias" for name in _QKV),
-            "((q + k + v) h d) -> h (q d), h (k d), h (v d)",
-            optional=True,
-            q=1,
-            k=1,
-            v=1,
-        ),
-        leaf("out_proj.weight", "output_dense.kernel", "o (h d) -> h d o"),
-        leaf("out_proj.bias", "output_dense.bias", "o -> o", optional=True),
-    ),
-    call=_call_attention,
-    returns=(0,),  # torch also gives its weights
-    sequences=(("0", "1", "2", "query", "key", "value"), ("0",)),
-    without_effect=("key_dense.bias",),  # it adds the same to every score of a query, which softmax takes away
-)
-
-from converter.kinds_more import *  # noqa: E402, F403  made of what stands above
+# At the end, for they are made of what stands above.
+from converter.kinds_attention import *  # noqa: E402, F403
+from converter.kinds_more import *  # noqa: E402, F403

@@ -120,7 +120,7 @@ class Proof:
             if row.kind.callable_alone and not row.kind.stage:
                 for leaf in row.kind.leaves:
                     self.owners.update({join(row.keras, name): torch_path for name in leaf.keras})
-                self.covered.update(join(row.keras, name) for name in row.kind.without_effect)
+            self.covered.update(join(row.keras, name) for name in row.kind.without_effect)
 
     @property
     def probe(self) -> Probe:
@@ -545,7 +545,7 @@ class Proof:
             result = None if entry.result is None else row.kind.returned(entry.result, entry.batch_second)
             layer = self._layer(row)
             if factor != 1 and result is not None:
-                result = nested.each(lambda part: part * np.float32(factor) if part.dtype.kind == "f" else part, result)
+                result = nested.each(lambda part: _times(part, factor), result)
             if result is not None and row.kind.activated and _activation(layer) is not None:
                 result = _activated(_activation(layer), result)
             given = self._given(entry, entry.args, entry.kwargs)
@@ -765,6 +765,8 @@ def _paired(name: str, ours: Any, kind: Kind, results: tuple[Any, ...], batch_se
             shape = np.shape(mine[index][1]) if index < len(mine) else None
             if shape != np.shape(laid[index][1]) and shape == np.shape(value):
                 laid[index] = key, value
+    if len(mine) < len(theirs[0]):
+        theirs = [[one for one in each if one[0] not in kind.may_lack] for each in theirs]
     if len(mine) != len(theirs[0]):
         raise _Unpaired(f"TensorFlow returns {_count(mine)}, torch {_count(theirs[0])}")
     places = [[key for key, _ in side] for side in (mine, theirs[0])]
@@ -831,6 +833,11 @@ def call_model(model: Any, inputs: dict[str, Any], options: dict[str, Any]) -> A
     if set(inputs) <= set(inspect.signature(model.call).parameters):
         return model(**inputs, **options)
     return model(*values, **options)
+
+
+def _times(part: Any, factor: float) -> Any:
+    """Of floats; what is left out (None), and whole numbers, as they are."""
+    return part * np.float32(factor) if getattr(part, "dtype", np.dtype(bool)).kind == "f" else part
 
 
 def _activation(layer: Any) -> Any:

@@ -276,10 +276,11 @@ class Match:
         self.wrong_dtype: dict[str, str] = {}
         self.filled: dict[str, str] = {}  # variable path -> canonical name
         self.clashes: list[str] = []
+        self.known: set[str] = set()  # canonical names that the table maps
         table = reading.table
-        for names, paths, kind, leaf in leaves_of(table, reading.dialect):
+        for names, paths, kind, leaf in leaves_of(table, reading.dialect, variables):
             self._leaf(names, paths, kind, leaf)
-        self.known = {name for name, _ in table.tensors()}
+            self.known.update(names)
         ignored = table.ignored()
         others = [name for name in reading.entries if name not in self.known]
         self.unused = {name: reading.entries[name] for name in others if name in ignored}
@@ -390,8 +391,12 @@ def build_tf(pair: Pair, config: dict[str, Any]) -> Any:
     return model
 
 
-def leaves_of(table: Mapping, dialect: Dialect) -> Iterator[tuple[list[str], list[str], Kind, Leaf]]:
+def leaves_of(
+    table: Mapping, dialect: Dialect, variables: dict[str, tuple[int, ...]]
+) -> Iterator[tuple[list[str], list[str], Kind, Leaf]]:
     """(canonical names, paths of variables, kind, leaf) of all that the table names, in its order.
+
+    `variables` are the model's, by path: their shapes tell which of several leaves is meant.
 
     Raises:
         ValueError: the dialect has no layout for a module.
@@ -399,7 +404,10 @@ def leaves_of(table: Mapping, dialect: Dialect) -> Iterator[tuple[list[str], lis
     for torch_path, keras_path, torch_kind in table.modules():
         kind = dialect.kind(torch_path, torch_kind)
         for leaf in kind.leaves:
-            yield [join(torch_path, name) for name in leaf.torch], [join(keras_path, n) for n in leaf.keras], kind, leaf
+            paths = [join(keras_path, name) for name in leaf.keras]
+            if all(path in variables for path in paths):
+                leaf = leaf.fitting([variables[path] for path in paths])
+            yield [join(torch_path, name) for name in leaf.torch], paths, kind, leaf
 
 
 def expected_shapes(leaf: Leaf, targets: Sequence[Target]) -> list[tuple[int, ...]]:

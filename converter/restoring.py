@@ -202,7 +202,7 @@ def _entries(
 
     # An older file does not say what the tensors were; they are what they became.
     usual = origin.dtype if "origin" in about else about["dtype"]
-    for names, paths, _, leaf in leaves_of(table, dialect):
+    for names, paths, _, leaf in leaves_of(table, dialect, variables):
         if leaf.optional and not variables.keys() & set(paths):
             continue
         absent = [path for path in paths if path not in variables]

@@ -811,7 +811,8 @@ def _padded(layer: Any, args: tuple, torch: Any) -> Any:
 
 def _batch_second(layer: Any, args: tuple, kwargs: dict) -> bool:
     """Whether this call has sequences with the time first; a single one, without a batch, has not."""
-    if getattr(layer, "batch_first", True) is not False:
+    told = (one.batch_first for one in layer.modules() if hasattr(one, "batch_first"))  # of a stage, its layers
+    if next(told, True) is not False:
         return False
     first = next(iter(_flat((args, kwargs))), None)
     return first is not None and first.ndim > 2

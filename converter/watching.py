@@ -186,9 +186,13 @@ def _called_alike(seen: Seen, sizes: list[set[int]] | None) -> bool:
 
 
 def _forced(result: Any, values: Any) -> tuple[Any, bool]:
-    """`values` in the place of the result, if they have its shapes; and whether they have."""
-    wanted = nested.arrays(values)
-    if [value.shape for value in wanted] != [value.shape for value in nested.arrays(result)]:
+    """`values` in the place of the result, if they have its shapes; and whether they have.
+
+    Where the layer gives fewer, as an attention that is not asked for its scores, they are the first.
+    """
+    shapes = [value.shape for value in nested.arrays(result)]
+    wanted = nested.arrays(values)[: len(shapes)]
+    if not shapes or [value.shape for value in wanted] != shapes:
         return result, False
     theirs = iter(wanted)
 

@@ -10,6 +10,7 @@ from torch import nn
 
 from converter import kinds, kinds_more
 from converter.kinds import Kind, channels_last, leaf
+from tests import test_attention
 from tests.support import carrying
 from tests.support.rule import assert_allowed
 from tf_models import layers
@@ -35,6 +36,17 @@ def halves_gated(x):
     return a * keras.ops.sigmoid(b)
 
 
+class Conv1D(nn.Linear):
+    """GPT-2's Linear."""
+
+    def __init__(self, inputs, outputs):
+        super().__init__(inputs, outputs)
+        self.weight = nn.Parameter(self.weight.T.contiguous())
+
+    def forward(self, x):
+        return x @ self.weight + self.bias
+
+
 class LayerNorm2d(nn.LayerNorm):
     def forward(self, x):
         return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
@@ -52,6 +64,7 @@ def exact_gelu():
 CASES = {
     "dense": (kinds.DENSE, lambda: nn.Linear(5, 7), lambda: K.Dense(7), (3, 4, 5)),
     "dense, no bias": (kinds.DENSE, lambda: nn.Linear(5, 5, bias=False), lambda: K.Dense(5, use_bias=False), (3, 5)),
+    "GPT-2's dense": (kinds.CONV1D_GPT2, lambda: Conv1D(5, 7), lambda: K.Dense(7), (3, 4, 5)),
     "conv 1d": (kinds.CONV_1D, lambda: nn.Conv1d(4, 6, 3), lambda: K.Conv1D(6, 3), (2, 4, 9)),
     "conv 1d, groups": (
         kinds.CONV_1D,
@@ -253,8 +266,8 @@ def test_packed_attention(bias, batch_first):
 
     def compute():
         with torch.no_grad():
-            expected = double(*given, key_padding_mask=padding, attn_mask=hidden)[0]
-        return [expected if batch_first else expected.transpose(0, 1)]
+            expected, weights = double(*given, key_padding_mask=padding, attn_mask=hidden)
+        return [expected if batch_first else expected.transpose(0, 1), weights]
 
     call = kinds.MULTIHEAD_ATTENTION.call
     got = call(
@@ -265,7 +278,7 @@ def test_packed_attention(bias, batch_first):
         key_padding_mask=padding.numpy(),
         attn_mask=hidden.numpy(),
     )
-    assert_allowed([got], compute)
+    assert_allowed(list(got), compute)
 
 
 def test_a_variable_of_another_rank_is_an_error():
@@ -333,6 +346,9 @@ def test_every_kind_in_the_module_is_exercised():
         "TOKENS": test_embedding,
         "PARAMETERS_OF_CONV_2D": test_parameters_of_a_convolution,
         "MULTIHEAD_ATTENTION": test_packed_attention,
+        "TORCH_MULTIHEAD_ATTENTION": test_attention.test_our_layer_does_what_torch_s_does,
+        "TRANSFORMER_ENCODER_LAYER": test_attention.test_an_encoder_layer,
+        "TRANSFORMER_DECODER_LAYER": test_attention.test_a_decoder_layer_with_memory_and_a_causal_mask,
         "PARAMETER": test_a_parameter_s_own_name_is_the_row_s,
         "SEQUENTIAL_2D": test_a_sequence_is_called_in_its_order,
         "STAGE": test_what_goes_into_and_out_of_a_stage_is_arranged,
