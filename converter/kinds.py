@@ -122,9 +122,16 @@ class Kind:
         of: the kind that torch has there, where this one is another library's layout of it.
         stage: the module is a part of the network with layers of its own.
         suspects: what is usually wrong where the two sides differ, for the error message.
-        returns: which of torch's results the Keras layer has, by place; None: all of them, one to one.
+        returns: which of torch's results the Keras layer has, by place, or a function that takes them out of all (it
+            must be linear, for it is given differences too); None: all of them, one to one.
         activated: the Keras layer may apply an `activation` that torch has apart; the proof takes it off.
         without_effect: Keras variables on which no result ever depends, whatever their values.
+        fitted: the kind as the Keras layers have it (path below the row's -> layer), where those have several layouts.
+            It knows the tensors that this one does, or fewer.
+
+            Raises:
+                ValueError: they are none that the kind knows.
+        parts: paths below the row's of the Keras layers that are one module in torch, where they are several.
     """
 
     name: str
@@ -139,9 +146,11 @@ class Kind:
     of: "Kind | None" = None
     stage: bool = False
     suspects: str = ""
-    returns: tuple[int, ...] | None = None
+    returns: tuple[int, ...] | Callable[[Any], Any] | None = None
     activated: bool = False
     without_effect: tuple[str, ...] = ()
+    fitted: "Callable[[dict[str, Any]], Kind] | None" = None
+    parts: tuple[str, ...] = ()
 
     def relaid(self) -> Iterator[tuple[str, str]]:
         """(leaf, "these axes -> torch's axes") of every tensor that is laid out otherwise than in the kind `of`.
@@ -210,6 +219,8 @@ class Kind:
         """
         if self.returns is None:
             return value
+        if callable(self.returns):
+            return self.returns(value)
         several = value if isinstance(value, (tuple, list)) else (value,)
         if max(self.returns) >= len(several):
             raise ConversionError(
@@ -413,3 +424,6 @@ MULTIHEAD_ATTENTION = Kind(
     sequences=(("0", "1", "2", "query", "key", "value"), ("0",)),
     without_effect=("key_dense.bias",),  # it adds the same to every score of a query, which softmax takes away
 )
+
+# Recurrent layers have a page of their own, which needs what stands above.
+from converter.kinds_recurrent import GRU, LSTM, RNN, stacked  # noqa: E402, F401

@@ -202,6 +202,7 @@ def request_for(plan: Plan, checkpoint: Checkpoint, dtype: str, level: str = "fu
         probes=[replace(probe, inputs=nested.each(_single, probe.inputs)) for probe in probes],
         copied=available_memory() > plan.values * _BYTES_COPIED + _BYTES_SPARE,
         train=level == "train",
+        folded=frozenset(one.canonical for step in plan.steps if step.leaf.fold for one in step.sources),
         shared={**table.ties(), **{name: kept for name, kept in table.equals.items() if isinstance(kept, str)}},
     )
 

@@ -69,6 +69,7 @@ class Request:
         copied: a copy of the reference in float64 fits into memory; else each operation converts what it uses.
         train: also take steps of training.
         shared: canonical name -> the one whose values it has, of tensors that are one on the other side.
+        folded: canonical names of tensors that the other side has folded into others: it cannot follow when they change.
     """
 
     model: str
@@ -83,6 +84,7 @@ class Request:
     copied: bool = True
     train: bool = False
     shared: dict[str, str] = field(default_factory=dict)
+    folded: frozenset[str] = frozenset()
 
     def recorded(self, probe: Probe) -> dict[str, tuple[float, ...]]:
         """The layers of the probe's part to record, with their factors."""
@@ -426,7 +428,7 @@ def _seeds(state: dict[str, Any], request: Request) -> dict[str, np.ndarray]:
     """New values for tensors that are constant, as a gate that starts at zero is: it hides all that lies behind it."""
     seeds: dict[str, np.ndarray] = {}
     for name, tensor in state.items():
-        if name in request.ignored or not tensor.is_floating_point() or not tensor.numel():
+        if name in request.ignored | request.folded or not tensor.is_floating_point() or not tensor.numel():
             continue
         first, largest = tensor.reshape(-1)[0], float(tensor.abs().max())
         alike = bool((tensor == first).all()) and (tensor.numel() > 1 or first == 0)

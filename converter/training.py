@@ -31,6 +31,12 @@ def compare_training(proof: "Proof", message: Trained) -> None:
     trained = [step for step in steps if all(one.canonical in message.gradients for one in step.sources)]
     before = {path: np.array(variable) for path, variable in proof.variables.items()}
     undone = _without_dropout(proof.model)
+    told = (
+        f"{len(proof.plan.folded)} tensors are folded with others: neither side trains them, and their gradients are "
+        "not compared"
+    )
+    if proof.plan.folded and told not in proof.by_design:
+        proof.by_design.append(told)
     try:
         for number in range(message.steps):
             gradients = _gradients(proof, message)

@@ -54,7 +54,7 @@ def trained(request: Request, model_for: Callable[[Probe], Any], send: Send) -> 
             continue
         model = model_for(probe)
         try:
-            send(_trained(index, probe, model))
+            send(_trained(index, probe, model, request.folded))
         except ReferenceFailed:
             raise
         except Exception as error:  # the reference is the user's own program
@@ -64,7 +64,7 @@ def trained(request: Request, model_for: Callable[[Probe], Any], send: Send) -> 
             ) from error
 
 
-def _trained(index: int, probe: Probe, model: Any) -> Trained:
+def _trained(index: int, probe: Probe, model: Any, folded: frozenset[str]) -> Trained:
     inputs = as_tensors(probe.inputs)
     with torch.no_grad():
         outputs = _outputs(model, inputs, probe)
@@ -72,6 +72,8 @@ def _trained(index: int, probe: Probe, model: Any) -> Trained:
     if not outputs:
         raise ReferenceFailed("no output of the torch reference is a float, so there is no gradient to train by")
     upstream = [generator.standard_normal(tuple(one.shape)).astype(np.float32) for _, one in outputs]
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(parameter.requires_grad and name not in folded)
     exact = copy.deepcopy(model).double()
     with exactly(Exact()):
         truth = _Training(exact, inputs, probe, upstream, None)
