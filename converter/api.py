@@ -142,7 +142,7 @@ def convert(
             if written.nonfinite:
                 names = listed([printable(name, 60) for name in written.nonfinite], 3)
                 report.notes.append(f"{len(written.nonfinite)} tensors hold NaN or Inf, as allowed: {names}")
-            report.notes += source.notes
+            report.notes += [*plan.notes, *source.notes]
             if not report:
                 raise ProofError(f"the proof failed, nothing was written: {report.failure()}", report)
             sign(temporary, _provenance(report, origin.to_dict(report.narrowed)), written.digests)
@@ -268,7 +268,7 @@ def verify(
             progress.start("numerical", proofs.count(request))
             report.numerical = numerical(weights, plan, request, torch, progress.advance)
         report.source_sha256 = hashing.result()
-        report.notes += source.notes
+        report.notes += [*plan.notes, *source.notes]
         source.check_unchanged()
     report.seconds = time.monotonic() - began
     return report

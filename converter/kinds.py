@@ -126,8 +126,8 @@ class Kind:
             must be linear, for it is given differences too); None: all of them, one to one.
         activated: the Keras layer may apply an `activation` that torch has apart; the proof takes it off.
         without_effect: Keras variables on which no result ever depends, whatever their values.
-        fitted: the kind as the Keras layers have it (path below the row's -> layer), where those have several layouts.
-            It knows the tensors that this one does, or fewer.
+        fitted: (this kind, path below the row's -> Keras layer) -> the kind as that layer has it, where there are
+            several layouts. That one knows the tensors that this one does, or fewer.
 
             Raises:
                 ValueError: they are none that the kind knows.
@@ -149,7 +149,7 @@ class Kind:
     returns: tuple[int, ...] | Callable[[Any], Any] | None = None
     activated: bool = False
     without_effect: tuple[str, ...] = ()
-    fitted: "Callable[[dict[str, Any]], Kind] | None" = None
+    fitted: "Callable[[Kind, dict[str, Any]], Kind] | None" = None
     parts: tuple[str, ...] = ()
 
     def relaid(self) -> Iterator[tuple[str, str]]:

@@ -133,10 +133,8 @@ def _returned_by(last: Any) -> Callable[[Any], Any]:
         y, state = value
         states = state if isinstance(state, (tuple, list)) else [state]
         ends = [one[-2:] if both else one[-1:] for one in states]  # of the last layer
-        if layer.return_sequences:
-            halves = np.split(y, 2, -1) if both else [y]
-        else:  # what the way back ends with is at the first step
-            halves = list(ends[0])
+        # The last result of the way back is at the first step, so the last results are those of the state.
+        halves = list(ends[0]) if not layer.return_sequences else np.split(y, len(ends[0]), -1)
         result = _MERGES[merge](*halves) if both else halves[0]
         if not layer.return_state:
             return result
@@ -145,8 +143,8 @@ def _returned_by(last: Any) -> Callable[[Any], Any]:
     return returned
 
 
-def _fitted(kind: Kind, layout: _Layout) -> Callable[[dict[str, Any]], Kind]:
-    def fitted(layers: dict[str, Any]) -> Kind:
+def _fitted(layout: _Layout) -> Callable[[Kind, dict[str, Any]], Kind]:
+    def fitted(kind: Kind, layers: dict[str, Any]) -> Kind:
         whole = layers.get("")
         if "" in layers and (whole is None or hasattr(whole, "kernel_l0")):
             return kind
@@ -160,8 +158,8 @@ def _fitted(kind: Kind, layout: _Layout) -> Callable[[dict[str, Any]], Kind]:
                     told = f"is a {type(one).__name__}, no recurrent layer that is known" if one else "is no layer"
                     raise ValueError(f"{below.rstrip('.') or 'it'} {told}")
                 leaves += layout.leaves(suffix, below, one.cell)
-        returned = _returned_by(flat[-1][1])
-        return replace(kind, leaves=tuple(leaves), call=_call_in_turn, returns=returned, fitted=None)
+        returns = kind.returns or _returned_by(flat[-1][1])
+        return replace(kind, leaves=tuple(leaves), call=_call_in_turn, returns=returns, fitted=None)
 
     return fitted
 
@@ -187,8 +185,8 @@ def _placed(path: str, given: Any) -> Iterator[tuple[str, Any]]:
 
 
 def _kind(name: str, layout: _Layout) -> Kind:
-    own = Kind(name, tuple(_own_leaves()), sequences=_SEQUENCES, call=_call_own, suspects=_SUSPECTS)
-    return replace(own, fitted=_fitted(own, layout))
+    leaves = tuple(_own_leaves())
+    return Kind(name, leaves, sequences=_SEQUENCES, call=_call_own, suspects=_SUSPECTS, fitted=_fitted(layout))
 
 
 def stacked(kind: Kind, *paths: str) -> Kind:

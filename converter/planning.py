@@ -126,6 +126,14 @@ class Plan:
         return {one.name: step.leaf.fold.cost for step in self.steps if step.leaf.fold for one in step.sources}
 
     @property
+    def notes(self) -> list[str]:
+        """What the folds cost, a line each."""
+        costs: dict[str, list[str]] = {}
+        for name, told in self.folded.items():
+            costs.setdefault(told, []).append(name)
+        return [f"folded: {_folded(names)}: {told}" for told, names in costs.items()]
+
+    @property
     def values(self) -> int:
         """Count of all values written."""
         return sum(prod(shape) for shape in self.variables.values())
@@ -409,7 +417,7 @@ def fitted(kind: Kind, model: Any, path: str) -> Kind:
     if kind.fitted is None:
         return kind
     try:
-        return kind.fitted(layers_of(model, path, kind.parts))
+        return kind.fitted(kind, layers_of(model, path, kind.parts))
     except ValueError as error:
         raise ConversionError(f"the mapping does not fit the model at {path or kind}: {error}") from None
 

@@ -137,7 +137,7 @@ def restore(
     report = Restored(
         pair.name, path, spelling.name, origin.key, origin.prefix, output, len(tensors), len(kept), nbytes
     )
-    report.notes = list(_notes(about, origin, output))
+    report.notes = [*_notes(about, origin, output), *plan.notes]
     with replacing(output, overwrite, ENDINGS, [path]) as temporary, ExitStack() as stack:
         progress.start("writing", nbytes)
         arrays = stack.enter_context(closing(_arrays(path, plan, progress)))

@@ -69,7 +69,7 @@ class Request:
         copied: a copy of the reference in float64 fits into memory; else each operation converts what it uses.
         train: also take steps of training.
         shared: canonical name -> the one whose values it has, of tensors that are one on the other side.
-        folded: canonical names of tensors that the other side has folded into others: it cannot follow when they change.
+        folded: canonical names of tensors that are folded into others there: no change of one can be followed.
     """
 
     model: str

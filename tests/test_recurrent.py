@@ -215,3 +215,319 @@ def test_every_result_is_proven_and_every_bit_comes_back(name, first, tmp_path):
     back = restored(one, report, tmp_path)
     assert list(back) == list(state)
     assert all(torch.equal(back[tensor], value) for tensor, value in state.items())
+
+
+# --- Keras's own layers -----------------------------------------------------------------------------------------------
+
+KERAS = [(kinds.LSTM, nn.LSTM, K.LSTM), (kinds.GRU, nn.GRU, K.GRU), (kinds.RNN, nn.RNN, K.SimpleRNN)]
+every_kind = pytest.mark.parametrize(("kind", "theirs", "ours"), KERAS, ids=["LSTM", "GRU", "RNN"])
+
+
+def assert_back(kind, back, state):
+    """To the bit, but for two biases that became one."""
+    assert list(back) == list(state)
+    for name, value in state.items():
+        if kind is kinds.GRU or "bias" not in name or name == "fc.bias":
+            assert torch.equal(back[name], value), name
+        elif "bias_hh" in name:
+            assert not back[name].any()
+        else:
+            other = state[name.replace("_ih_", "_hh_")]
+            assert torch.equal(back[name], (value.double() + other.double()).float())
+
+
+@every_kind
+@pytest.mark.parametrize("directions", [False, True], ids=["one", "both"])
+@pytest.mark.parametrize("bias", [True, False], ids=["bias", "no bias"])
+def test_keras_s_own_layer(kind, theirs, ours, directions, bias, tmp_path):
+    def layer():
+        made = ours(H, return_sequences=True, use_bias=bias)
+        return K.Bidirectional(made) if directions else made
+
+    width = 2 * H if directions else H
+    one = pair(
+        model(layer, width=width),
+        torchs((theirs, {"bidirectional": directions, "bias": bias})),
+        rows(kind),
+        normal(N, L, C),
+    )
+    state = one.build_torch().state_dict()
+    report = converted(one, state, tmp_path, verify="train")
+    assert report.numerical.full
+    assert "rnn" in {compared.name for compared in report.numerical.layers}
+    folded = bias and kind is not kinds.GRU
+    assert folded == any("folded with others" in told for told in report.numerical.by_design)
+    assert folded == any("Keras has one bias, the sum of torch's two" in note for note in report.notes)
+    assert_back(kind, restored(one, report, tmp_path), state)
+
+
+@every_kind
+@pytest.mark.parametrize("merge", ["concat", "sum", "ave"])
+def test_the_last_step_only(kind, theirs, ours, merge, tmp_path):
+    """What torch's users take from the state: the ends of both directions."""
+
+    def forward(self, x):
+        state = self.rnn(x)[1]
+        there, back = state[0] if isinstance(state, tuple) else state
+        return self.fc({"concat": torch.cat([there, back], -1), "sum": there + back, "ave": (there + back) / 2}[merge])
+
+    width = 2 * H if merge == "concat" else H
+    layer = lambda: K.Bidirectional(ours(H), merge_mode=merge)  # noqa: E731
+    given = {"bidirectional": True}
+    torch_side = lambda: net(  # noqa: E731
+        forward, rnn=theirs(C, H, batch_first=True, **given), fc=nn.Linear(width, 4)
+    )
+    one = pair(model(layer, width=width), torch_side, rows(kind), normal(N, L, C))
+    report = converted(one, torch_side().state_dict(), tmp_path)
+    assert report.numerical.full
+
+
+@every_kind
+@pytest.mark.parametrize("directions", [False, True], ids=["one", "both"])
+def test_states_that_keras_returns_and_takes(kind, theirs, ours, directions, tmp_path):
+    count = 2 if directions else 1
+
+    def layer():
+        made = ours(H, return_sequences=True, return_state=True)
+        return K.Bidirectional(made) if directions else made
+
+    def forward(self, x):
+        start = self.start(x[:, 0])
+        start = torch.stack(start.chunk(count, -1))
+        y, state = self.rnn(x, (start, start) if theirs is nn.LSTM else start)
+        return self.fc(y), state
+
+    def call(self, x):
+        parts = keras.ops.split(self.start(x[:, 0]), count, -1)
+        several = 2 if ours is K.LSTM else 1
+        y, *states = self.rnn(x, initial_state=[part for part in parts for _ in range(several)])
+        kept = [keras.ops.stack(states[place::several]) for place in range(several)]
+        return self.fc(y), tuple(kept) if several > 1 else kept[0]
+
+    def build():
+        return Model(call, rnn=(layer(), (None, None, C)), fc=dense(4, count * H), start=dense(count * H, C))
+
+    torch_side = torchs((theirs, {"bidirectional": directions}), forward, start=nn.Linear(C, count * H))
+    outputs = ("y", "h", "c") if theirs is nn.LSTM else ("y", "h")
+    one = pair(build, torch_side, [*rows(kind), Row("start", kinds.DENSE)], normal(N, L, C), outputs=outputs)
+    report = converted(one, torch_side().state_dict(), tmp_path)
+    assert report.numerical.full
+    assert report.numerical.between
+
+
+class Stack(keras.Model):
+    """Layers in a list, by name, or in a Sequential, for one module of torch's."""
+
+    def __init__(self, how, layers, width):
+        super().__init__()
+        for index, layer in enumerate(layers):
+            layer.build((None, None, width if index else C))
+            if how == "named":
+                setattr(self, f"l{index}", layer)
+        if how == "list":
+            self.rnn = layers
+        if how == "sequential":
+            self.rnn = keras.Sequential([keras.Input((None, C)), *layers])
+        self._order = how, len(layers)
+        self.fc, shape = dense(4, width)
+        self.fc.build(shape)
+        self.built = True
+
+    def call(self, x):
+        how, count = self._order
+        if how == "sequential":
+            return self.fc(self.rnn(x))
+        for index in range(count):
+            x = (getattr(self, f"l{index}") if how == "named" else self.rnn[index])(x)
+        return self.fc(x)
+
+
+@pytest.mark.parametrize("how", ["named", "list", "sequential"])
+@every_kind
+def test_several_keras_layers_are_one_of_torchs(kind, theirs, ours, how, tmp_path):
+    build = lambda: Stack(how, [K.Bidirectional(ours(H, return_sequences=True)) for _ in range(2)], 2 * H)  # noqa: E731
+    table = [Row("rnn", kinds.stacked(kind, "l0", "l1"), keras=""), rows(kind)[1]] if how == "named" else rows(kind)
+    one = pair(build, torchs((theirs, {"num_layers": 2, "bidirectional": True})), table, normal(N, L, C))
+    state = one.build_torch().state_dict()
+    report = converted(one, state, tmp_path, verify="train")
+    assert report.numerical.full
+    assert {"rnn", "fc"} == {compared.name for compared in report.numerical.layers}
+    assert_back(kind, restored(one, report, tmp_path), state)
+
+
+def test_a_functional_model_of_two_layers(tmp_path):
+    def build():
+        x = inputs = keras.Input((None, C))
+        for name in ("gru_a", "gru_b"):
+            x = K.GRU(H, return_sequences=True, name=name)(x)
+        return keras.Model(inputs, K.Dense(4, name="fc")(x))
+
+    table = [Row("rnn", kinds.stacked(kinds.GRU, "gru_a", "gru_b"), keras=""), Row("fc", kinds.DENSE)]
+    one = pair(build, torchs((nn.GRU, {"num_layers": 2})), table, normal(N, L, C))
+    assert converted(one, one.build_torch().state_dict(), tmp_path).numerical.full
+
+
+@pytest.mark.parametrize("name", ["lstm", "keras lstm", "keras gru"])
+def test_biases_of_zeros_are_no_obstacle(name, tmp_path):
+    """The proof fills constant tensors with other values, but for those that are folded."""
+    layer = {
+        "lstm": lambda: recurrent.LSTM(H),
+        "keras lstm": lambda: K.LSTM(H, return_sequences=True),
+        "keras gru": lambda: K.GRU(H, return_sequences=True),
+    }[name]
+    own = name == "lstm"
+    call = (lambda self, x: self.fc(self.rnn(x)[0])) if own else (lambda self, x: self.fc(self.rnn(x)))
+    theirs, kind = (nn.GRU, kinds.GRU) if "gru" in name else (nn.LSTM, kinds.LSTM)
+    one = pair(model(layer, call), torchs((theirs, {})), rows(kind), normal(N, L, C))
+    state = one.build_torch().state_dict()
+    for tensor in ("rnn.bias_ih_l0", "rnn.bias_hh_l0"):
+        state[tensor].zero_()
+    assert converted(one, state, tmp_path).numerical.full
+
+
+def test_a_single_sequence_without_a_batch(tmp_path):
+    """As torch takes it, in the middle of a network."""
+    forward = lambda self, x: self.fc(self.rnn(x[0])[0])  # noqa: E731
+    for layer in (lambda: recurrent.GRU(H, 1, True), lambda: K.Bidirectional(K.GRU(H, return_sequences=True))):
+        call = lambda self, x: self.fc((self.rnn(x)[0] if isinstance(self.rnn, recurrent.GRU) else self.rnn(x))[0])  # noqa: E731
+        one = pair(
+            model(layer, call, 2 * H),
+            torchs((nn.GRU, {"bidirectional": True}), forward),
+            rows(kinds.GRU),
+            normal(1, L, C),
+        )
+        assert converted(one, one.build_torch().state_dict(), tmp_path).numerical.full
+
+
+# --- What must not pass -----------------------------------------------------------------------------------------------
+
+
+def own_pair(kind, theirs, layer, **given):
+    call = lambda self, x: self.fc(self.rnn(x)[0])  # noqa: E731
+    width = 2 * H if given.get("bidirectional") else H
+    return pair(model(layer, call, width), torchs((theirs, given)), rows(kind), normal(N, L, C))
+
+
+@pytest.mark.parametrize(
+    ("layer", "given", "told"),
+    [
+        (lambda: recurrent.GRU(H), {"num_layers": 2}, r"rnn\.weight_ih_l1 has no variable rnn\.kernel_l1"),
+        (lambda: recurrent.GRU(H, 2), {}, r"missing: .*rnn\.weight_ih_l1"),
+        (lambda: recurrent.GRU(H, use_bias=False), {}, r"rnn\.bias_ih_l0 has no variable rnn\.bias_l0"),
+        (lambda: recurrent.GRU(H), {"bias": False}, r"missing: .*rnn\.bias_ih_l0"),
+        (lambda: recurrent.GRU(H), {"bidirectional": True}, r"rnn\.weight_ih_l0_reverse has no variable"),
+        (lambda: K.GRU(H, return_sequences=True), {"num_layers": 2}, r"unexpected: rnn\..*_l1"),
+        (lambda: K.GRU(H, return_sequences=True), {"bidirectional": True}, r"unexpected: rnn\..*_l0_reverse"),
+        (lambda: K.GRU(H, return_sequences=True, use_bias=False), {}, r"unexpected: rnn\..*bias_[ih]h_l0"),
+        (lambda: K.GRU(H, return_sequences=True), {"bias": False}, r"missing: rnn\.bias_ih_l0"),
+        (lambda: K.Bidirectional(K.GRU(H, return_sequences=True)), {}, r"missing: rnn\.weight_ih_l0_reverse"),
+        (lambda: K.GRU(H, reset_after=False), {}, "at rnn: it is a GRU with reset_after=False"),
+        (lambda: K.LSTM(H), {}, "at rnn: it has a LSTMCell, not a GRUCell"),
+        (lambda: K.Dense(H), {}, "at rnn: it is a Dense, no recurrent layer"),
+        (
+            lambda: K.Bidirectional(K.GRU(H), merge_mode="mul"),
+            {},
+            "at rnn: merge_mode: expected one of concat, sum, ave",
+        ),
+    ],
+)
+def test_what_one_side_lacks_is_told(layer, given, told, tmp_path):
+    one = own_pair(kinds.GRU, nn.GRU, layer, **given)
+    refused(one, one.build_torch().state_dict(), tmp_path, told)
+
+
+def test_a_projection_has_no_place_in_keras_s_lstm(tmp_path):
+    one = own_pair(kinds.LSTM, nn.LSTM, lambda: K.LSTM(H, return_sequences=True), proj_size=4)
+    refused(one, one.build_torch().state_dict(), tmp_path, r"unexpected: rnn\.weight_hr_l0")
+
+
+def test_a_name_in_a_stack_that_is_none(tmp_path):
+    build = lambda: Stack("named", [K.GRU(H, return_sequences=True) for _ in range(2)], H)  # noqa: E731
+    table = [Row("rnn", kinds.stacked(kinds.GRU, "l0", "l2"), keras=""), Row("fc", kinds.DENSE)]
+    one = pair(build, torchs((nn.GRU, {"num_layers": 2})), table, normal(N, L, C))
+    refused(one, one.build_torch().state_dict(), tmp_path, "at GRU: l2 is no layer")
+
+
+def relaid(kind, changes):
+    """The kind with some leaves otherwise."""
+    return replace(kind, leaves=tuple(changes.get(part.torch[0], part) for part in kind.leaves), fitted=None)
+
+
+def exchanged(kind, *names):
+    """With the variables of two tensors exchanged."""
+    ours = {part.torch[0]: part for part in kind.leaves if part.torch[0] in names}
+    one, other = names
+    return relaid(
+        kind, {one: replace(ours[one], keras=ours[other].keras), other: replace(ours[other], keras=ours[one].keras)}
+    )
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        relaid(
+            kinds.LSTM,
+            {"weight_hh_l0": leaf("weight_hh_l0", "recurrent_kernel_l0", "(i + f + g + o) c -> c (i + g + f + o)")},
+        ),
+        relaid(
+            kinds.LSTM, {"bias_hh_l0": leaf("bias_hh_l0", "recurrent_bias_l0", "(i + f + g + o) -> (o + f + g + i)")}
+        ),
+        exchanged(kinds.LSTM, "weight_ih_l0", "weight_ih_l0_reverse"),
+        exchanged(kinds.LSTM, "weight_hh_l0", "weight_hh_l0_reverse"),
+        exchanged(kinds.LSTM, "bias_ih_l0", "bias_hh_l0_reverse"),
+    ],
+    ids=["gates", "gates of a bias", "directions", "directions of the state", "biases"],
+)
+def test_leaves_that_are_laid_out_wrongly_are_refused(kind, tmp_path):
+    one = own_pair(kind, nn.LSTM, lambda: recurrent.LSTM(H, 1, True), bidirectional=True)
+    refused(one, one.build_torch().state_dict(), tmp_path, "first layer that differs: rnn")
+
+
+class GatesSwapped(recurrent.GRU):
+    def _step(self, given, again, states):
+        r, z, n = tf.split(given, 3, -1)
+        return super()._step(tf.concat([z, r, n], -1), again, states)
+
+
+class BiasDropped(recurrent.GRU):
+    def _step(self, given, again, states):
+        return super()._step(given, again - self.recurrent_bias_l0, states)
+
+
+class NotTurned(recurrent.GRU):
+    """The second direction's results stay in the order in which they were computed."""
+
+    def _turned(self, steps, lengths):
+        self._times = getattr(self, "_times", 0) + 1
+        return super()._turned(steps, lengths) if self._times % 2 else steps
+
+
+class ResetBefore(recurrent.GRU):
+    """Keras's reset_after=False, with a bias that it does not have."""
+
+    def _step(self, given, again, states):
+        r, z, _ = tf.split(given + again, 3, -1)
+        update = tf.sigmoid(z)
+        kernel = self.recurrent_kernel_l0[:, 2 * H :]
+        new = tf.tanh(tf.split(given, 3, -1)[2] + tf.matmul(tf.sigmoid(r) * states[0], kernel))
+        return [(1 - update) * new + update * states[0]]
+
+
+@pytest.mark.parametrize("layer", [GatesSwapped, BiasDropped, NotTurned, ResetBefore])
+def test_a_layer_that_computes_otherwise_is_refused(layer, tmp_path):
+    directions = layer is NotTurned
+    one = own_pair(kinds.GRU, nn.GRU, lambda: layer(H, 1, directions), bidirectional=directions)
+    refused(one, one.build_torch().state_dict(), tmp_path, "first layer that differs: rnn")
+
+
+@pytest.mark.parametrize(
+    ("kind", "theirs", "layer"),
+    [
+        (kinds.RNN, (nn.RNN, {"nonlinearity": "relu"}), lambda: K.SimpleRNN(H, return_sequences=True)),
+        (kinds.LSTM, (nn.LSTM, {}), lambda: K.LSTM(H, return_sequences=True, recurrent_activation="hard_sigmoid")),
+        (kinds.GRU, (nn.GRU, {}), lambda: K.GRU(H, return_sequences=True, go_backwards=True)),
+    ],
+)
+def test_keras_s_own_that_computes_otherwise_is_refused(kind, theirs, layer, tmp_path):
+    one = pair(model(layer), torchs(theirs), rows(kind), normal(N, L, C))
+    refused(one, one.build_torch().state_dict(), tmp_path, "first layer that differs: rnn")
