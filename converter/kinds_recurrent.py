@@ -83,37 +83,67 @@ def _own_leaves() -> Iterator[Leaf]:
 
 
 def _call_own(layer: Any, input: Any, hx: Any = None) -> Any:
-    """Torch takes a single sequence without a batch, too."""
+    """Torch takes a packed sequence, and a single one without a batch, too."""
+    if isinstance(input, (tuple, list)):
+        x, lengths = _unpacked(input)
+        y, state = _whole(layer(x, hx, lengths))
+        return _packed(y, lengths, input), state
     if input.ndim > 2:
         return layer(input) if hx is None else layer(input, hx)
-    y, state = layer(input[None]) if hx is None else layer(input[None], _each(lambda one: one[:, None], hx))
+    y, state = _whole(layer(input[None]) if hx is None else layer(input[None], _each(lambda one: one[:, None], hx)))
     return y[0], _each(lambda one: one[:, 0], state)
+
+
+def _whole(result: Any) -> Any:
+    """(y, state) of a layer; what only notes its arguments gives one of them."""
+    return result if isinstance(result, (tuple, list)) else (result, ())
+
+
+def _unpacked(packed: Any) -> tuple[np.ndarray, np.ndarray]:
+    """The sequences (N, L, C) of a PackedSequence, in their own order and with zeros behind them, and their lengths."""
+    data, sizes, _, order = packed
+    padded = np.zeros((sizes[0], len(sizes), *data.shape[1:]), data.dtype)
+    there = np.arange(sizes[0])[:, None] < sizes  # (N, L)
+    padded.swapaxes(0, 1)[there.T] = data  # step by step, the longest sequence first
+    lengths = there.sum(1)
+    return (padded, lengths) if order is None else (padded[order], lengths[order])
+
+
+def _packed(y: Any, lengths: np.ndarray, like: Any) -> np.ndarray:
+    """(N, L, C) -> the data of a PackedSequence."""
+    _, sizes, order, _ = like
+    y = np.asarray(y) if order is None else np.asarray(y)[order]
+    return y.swapaxes(0, 1)[(np.arange(sizes[0])[:, None] < sizes).T]
+
+
+def _data(value: Any) -> Any:
+    """Torch's (y, state), of a packed y its data."""
+    y, state = value
+    return y[0] if isinstance(y, (tuple, list)) else y, state
 
 
 def _each(function: Callable[[Any], Any], state: Any) -> Any:
     return tuple(map(function, state)) if isinstance(state, (tuple, list)) else function(state)
 
 
-def _in_turn(given: Any) -> list[Any]:
-    """The Keras layers that are torch's layers, in their order."""
-    if isinstance(given, (list, tuple)):
-        return [one for several in given for one in _in_turn(several)]
-    # A Sequential has its layers in a list; no recurrent layer has one.
-    return _in_turn(given.layers) if hasattr(given, "layers") else [given]
-
-
 def _call_in_turn(given: Any, input: Any, hx: Any = None) -> Any:
     """Keras's own layers, one behind another: each takes its states in a list, direction by direction."""
-    layers = _in_turn(given)
-    single = input.ndim == 2
-    result = input[None] if single else input
+    layers = [layer for _, layer in _placed("", given)]
+    packed = isinstance(input, (tuple, list))
+    single = not packed and input.ndim == 2
+    result, lengths = _unpacked(input) if packed else (input[None] if single else input, None)
+    more = {"mask": np.arange(result.shape[1]) < lengths[:, None]} if lengths is not None else {}
     states = [] if hx is None else list(hx) if isinstance(hx, (tuple, list)) else [hx]
     count = len(states[0]) // len(layers) if states else 0
     for index, layer in enumerate(layers):
         mine = [state[place] for place in range(index * count, (index + 1) * count) for state in states]
         mine = [one[None] if single else one for one in mine]
         result = result[0] if isinstance(result, (tuple, list)) else result
-        result = layer(result, initial_state=mine) if mine else layer(result)
+        result = layer(result, initial_state=mine, **more) if mine else layer(result, **more)
+    if lengths is not None:
+        y, *rest = result if isinstance(result, (tuple, list)) else (result,)
+        y = _packed(y, lengths, input) if len(y.shape) > 2 else y
+        return [y, *rest]
     return _each(lambda one: one[0], result) if single else result
 
 
@@ -130,7 +160,7 @@ def _returned_by(last: Any) -> Callable[[Any], Any]:
     layer = last.forward_layer if both else last
 
     def returned(value: Any) -> Any:
-        y, state = value
+        y, state = _data(value)
         states = state if isinstance(state, (tuple, list)) else [state]
         ends = [one[-2:] if both else one[-1:] for one in states]  # of the last layer
         # The last result of the way back is at the first step, so the last results are those of the state.
@@ -158,7 +188,7 @@ def _fitted(layout: _Layout) -> Callable[[Kind, dict[str, Any]], Kind]:
                     told = f"is a {type(one).__name__}, no recurrent layer that is known" if one else "is no layer"
                     raise ValueError(f"{below.rstrip('.') or 'it'} {told}")
                 leaves += layout.leaves(suffix, below, one.cell)
-        returns = kind.returns or _returned_by(flat[-1][1])
+        returns = _returned_by(flat[-1][1]) if kind.returns is _data else kind.returns
         return replace(kind, leaves=tuple(leaves), call=_call_in_turn, returns=returns, fitted=None)
 
     return fitted
@@ -176,7 +206,7 @@ def _directions(suffix: str, path: str, layer: Any) -> list[tuple[str, str, Any]
 
 def _placed(path: str, given: Any) -> Iterator[tuple[str, Any]]:
     """(path with a dot behind it, layer) of each in its turn."""
-    several = getattr(given, "layers", given)
+    several = getattr(given, "layers", given)  # of a Sequential; no recurrent layer has such a list
     if isinstance(several, (list, tuple)):
         for index, one in enumerate(several):
             yield from _placed(f"{path}{index}.", one)
@@ -186,7 +216,9 @@ def _placed(path: str, given: Any) -> Iterator[tuple[str, Any]]:
 
 def _kind(name: str, layout: _Layout) -> Kind:
     leaves = tuple(_own_leaves())
-    return Kind(name, leaves, sequences=_SEQUENCES, call=_call_own, suspects=_SUSPECTS, fitted=_fitted(layout))
+    return Kind(
+        name, leaves, sequences=_SEQUENCES, call=_call_own, returns=_data, suspects=_SUSPECTS, fitted=_fitted(layout)
+    )
 
 
 def stacked(kind: Kind, *paths: str) -> Kind:

@@ -399,6 +399,47 @@ def test_a_single_sequence_without_a_batch(tmp_path):
         assert converted(one, one.build_torch().state_dict(), tmp_path).numerical.full
 
 
+LENGTHS = np.array([3, L, 5])
+
+
+@pytest.mark.parametrize("ordered", [False, True], ids=["any order", "longest first"])
+@pytest.mark.parametrize("name", ["own", "keras", "keras, last step"])
+def test_packed_sequences(name, ordered, tmp_path):
+    """Lengths of our layers, a mask of Keras's."""
+    lengths = np.sort(LENGTHS)[::-1].copy() if ordered else LENGTHS
+    last = "last" in name
+
+    def forward(self, x):
+        x = self.first(x)
+        packed = nn.utils.rnn.pack_padded_sequence(
+            x, torch.from_numpy(lengths), batch_first=True, enforce_sorted=ordered
+        )
+        y, (h, _) = self.rnn(packed)
+        y, _ = nn.utils.rnn.pad_packed_sequence(y, batch_first=True)
+        return self.fc(torch.cat([*h], -1) if last else y)
+
+    def call(self, x):
+        x = self.first(x)
+        if name == "own":
+            return self.fc(self.rnn(x, lengths=lengths)[0])
+        mask = np.arange(L) < lengths[:, None]
+        y = self.rnn(x, mask=mask)
+        return self.fc(y if last else y * mask[..., None])
+
+    layer = {"own": lambda: recurrent.LSTM(H, 1, True)}.get(
+        name, lambda: K.Bidirectional(K.LSTM(H, return_sequences=not last))
+    )
+
+    def build():
+        return Model(call, rnn=(layer(), (None, None, C)), fc=dense(4, 2 * H), first=dense(C, C))
+
+    torch_side = torchs((nn.LSTM, {"bidirectional": True}), forward, first=nn.Linear(C, C))
+    one = pair(build, torch_side, [*rows(kinds.LSTM), Row("first", kinds.DENSE)], normal(N, L, C))
+    report = converted(one, torch_side().state_dict(), tmp_path)
+    assert report.numerical.full
+    assert {"rnn", "first", "fc"} == {layer.name for layer in report.numerical.layers}
+
+
 # --- What must not pass -----------------------------------------------------------------------------------------------
 
 
