@@ -218,7 +218,9 @@ def _entries(
         shapes = expected_shapes(leaf, [Target(path, variables[path]) for path in paths])
         for canonical, shape in zip(names, shapes, strict=True):
             name = _name(origin, about, dialect, canonical)
-            yield canonical, Entry(name, shape, origin.dtypes.get(canonical, usual), origin.key)
+            # What a fold computed of halves is none.
+            dtype = origin.dtypes.get(canonical, usual) if leaf.fold is None else about["dtype"]
+            yield canonical, Entry(name, shape, dtype, origin.key)
 
 
 def _with_ties(

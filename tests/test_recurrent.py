@@ -261,6 +261,23 @@ def test_keras_s_own_layer(kind, theirs, ours, directions, bias, tmp_path):
     assert_back(kind, restored(one, report, tmp_path), state)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64], ids=str)
+def test_a_sum_comes_back_as_what_it_was_written(dtype, tmp_path):
+    """The sum of two halves is none."""
+    one = pair(
+        model(lambda: K.LSTM(H, return_sequences=True)), torchs((nn.LSTM, {})), rows(kinds.LSTM), normal(N, L, C)
+    )
+    state = {name: value.to(dtype) for name, value in one.build_torch().state_dict().items()}
+    report = converted(one, state, tmp_path, verify="lossless")
+    back = restored(one, report, tmp_path)
+    biases = [f"rnn.bias_{which}_l0" for which in ("ih", "hh")]
+    total = sum(state[name].double() for name in biases)
+    assert torch.equal(back[biases[0]], total.float())
+    assert not back[biases[1]].any()
+    if dtype != torch.float64:
+        assert all(torch.equal(back[name], value) for name, value in state.items() if name not in biases)
+
+
 @every_kind
 @pytest.mark.parametrize("merge", ["concat", "sum", "ave"])
 def test_the_last_step_only(kind, theirs, ours, merge, tmp_path):
