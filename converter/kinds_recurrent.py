@@ -205,12 +205,12 @@ def _directions(suffix: str, path: str, layer: Any) -> list[tuple[str, str, Any]
 
 
 def _placed(path: str, given: Any) -> Iterator[tuple[str, Any]]:
-    """(path with a dot behind it, layer) of each in its turn."""
+    """(path with a dot behind it, layer) of each in its turn; dropout between them is torch's own argument."""
     several = getattr(given, "layers", given)  # of a Sequential; no recurrent layer has such a list
     if isinstance(several, (list, tuple)):
         for index, one in enumerate(several):
             yield from _placed(f"{path}{index}.", one)
-    else:
+    elif type(given).__name__ != "Dropout":
         yield path, given
 
 

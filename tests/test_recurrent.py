@@ -384,6 +384,21 @@ def test_a_functional_model_of_two_layers(tmp_path):
     assert converted(one, one.build_torch().state_dict(), tmp_path).numerical.full
 
 
+@pytest.mark.parametrize("own", [True, False])
+def test_dropout_between_layers(own, tmp_path):
+    def layer():
+        if own:
+            return recurrent.GRU(H, 2, dropout=0.4)
+        first, second = (K.GRU(H, return_sequences=True) for _ in range(2))
+        return keras.Sequential([keras.Input((None, C)), first, K.Dropout(0.4), second])
+
+    call = (lambda self, x: self.fc(self.rnn(x)[0])) if own else (lambda self, x: self.fc(self.rnn(x)))
+    one = pair(
+        model(layer, call), torchs((nn.GRU, {"num_layers": 2, "dropout": 0.4})), rows(kinds.GRU), normal(N, L, C)
+    )
+    assert converted(one, one.build_torch().state_dict(), tmp_path, verify="train").numerical.full
+
+
 @pytest.mark.parametrize("name", ["lstm", "keras lstm", "keras gru"])
 def test_biases_of_zeros_are_no_obstacle(name, tmp_path):
     """The proof fills constant tensors with other values, but for those that are folded."""
