@@ -229,15 +229,9 @@ def _answering(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def _explained(error: Exception) -> tuple[str, int]:
-    from converter.errors import ConversionError, UsageError
-
-    if isinstance(error, UsageError):
-        return str(error), USAGE
-    name = type(error).__name__  # by name: their modules need not be imported for it
-    if name == "PromptError":
-        return str(error), USAGE
-    if isinstance(error, ConversionError) or name in ("WeightsError", "PictureError"):
-        return str(error), FAILED
+    code = getattr(error, "exit_code", None)  # of errors that are meant for users
+    if code is not None:
+        return str(error), code
     if isinstance(error, MemoryError):
         return "out of memory", FAILED
     from converter.blame import what, where

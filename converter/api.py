@@ -1,14 +1,15 @@
 """The steps of a conversion in their order: checkpoint, reading, plan, file, proofs."""
 
 import os
+import sys
 import time
 from collections.abc import Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from converter.atomic import refuse, replacing, undisturbed
 from converter.checkpoint import Checkpoint
@@ -19,6 +20,9 @@ from converter.reading import Ambiguous, Choice, Reading, find_reading
 from converter.registry import get
 from converter.report import Report
 from converter.torch_process import TorchProcess
+
+if TYPE_CHECKING:
+    from converter.planning import Plan
 
 LEVELS = ("train", "full-size", "full", "lossless", "none")
 _NUMERICAL = LEVELS[:3]
@@ -68,7 +72,7 @@ def convert(
         checkpoint: a `.pth`, `.pt`, `.bin` or `.safetensors` file, a shard index, or a folder that holds one.
         output: where to write, ending in `.weights.h5`; by default `weights/MODEL.weights.h5`.
         verify: "full" (lossless and numerical), "full-size" (with runs at the size a big model is meant for as well),
-            "lossless" or "none".
+            "train" (with gradients, moving statistics and three steps as well), "lossless" or "none".
         overwrite: replace an existing output.
         options: what the state dict cannot reveal, by the pair's option names.
         dtype: "float32", or "float16" to write half precision.
@@ -88,61 +92,25 @@ def convert(
     _one_of("dtype", dtype, DTYPES)
     progress = progress or Silent()
     began = time.monotonic()
-    with ExitStack() as stack:
-        source = stack.enter_context(Checkpoint(checkpoint))
-        reading = _read(source, model, options, Choice(key, scope, spelling))
-        if output is None:
-            output = Path("weights", f"{reading.pair.name}.weights.h5")
-        output = Path(output).expanduser()
+    with _Session(checkpoint, progress) as session:
+        source, reading = session.source, session.read(model, options, Choice(key, scope, spelling))
+        output = Path(output or Path("weights", f"{reading.pair.name}.weights.h5")).expanduser()
         refuse(output, overwrite, sources=source.files)
-        torch = _torch_process(stack) if verify in _NUMERICAL and reading.fits else None
-        hashing = stack.enter_context(ThreadPoolExecutor(1)).submit(source.sha256)
-        stack.callback(source.stop)
-        progress.start("loading TensorFlow", 0)
-        from converter import proof as proofs  # what imports TensorFlow is imported where it is needed
-        from converter.numerical import numerical
-        from converter.planning import make_plan
-        from converter.weights_file import sign, write
+        plan = session.plan(reading, verify)
+        from converter.weights_file import sign, write  # what imports TensorFlow is imported where it is needed
         from tf_models.loading import check
 
-        plan = make_plan(source, reading)
         origin = Origin.of(reading, source)
-        nbytes = sum(step.nbytes for step in plan.steps)
         with replacing(output, overwrite, sources=source.files) as temporary:
-            if torch is not None:
-                request = proofs.request_for(plan, source, dtype, verify)
-                if plan.values >= proofs.BIG:
-                    progress.say(proofs.cost(plan, request))
-                torch.ask(request)
-            progress.start("writing", nbytes)
+            session.ask(plan, dtype, verify)
+            progress.start("writing", plan.nbytes)
             written = write(temporary, plan, source, dtype, allow_nonfinite, progress.advance)
-            report = Report(
-                model=plan.pair.name,
-                config=plan.config,
-                source=source.path,
-                source_sha256="",
-                dialect=plan.dialect.name,
-                output=output,
-                tensors=plan.tensors,
-                variables=len(plan.variables),
-                nbytes=written.nbytes,
-                dtype=dtype,
-                out_of_scope=plan.out_of_scope,
-                dropped=plan.dropped,
-                narrowed=written.narrowed,
-                loss=written.loss,
-            )
-            if verify != "none":
-                progress.start("lossless", nbytes)
-                report.lossless = proofs.lossless(temporary, plan, source, dtype, progress.advance)
-            if torch is not None:
-                progress.start("numerical", proofs.count(request))
-                report.numerical = numerical(temporary, plan, request, torch, progress.advance)
-            report.source_sha256 = hashing.result()
+            report = session.report(plan, output, dtype)
+            report.nbytes, report.narrowed, report.loss = written.nbytes, written.narrowed, written.loss
+            session.prove(report, plan, temporary, verify, dtype)
             if written.nonfinite:
                 names = listed([printable(name, 60) for name in written.nonfinite], 3)
-                report.notes.append(f"{len(written.nonfinite)} tensors hold NaN or Inf, as allowed: {names}")
-            report.notes += [*plan.notes, *source.notes]
+                report.notes.insert(0, f"{len(written.nonfinite)} tensors hold NaN or Inf, as allowed: {names}")
             if not report:
                 raise ProofError(f"the proof failed, nothing was written: {report.failure()}", report)
             sign(temporary, _provenance(report, origin.to_dict(report.narrowed)), written.digests)
@@ -192,15 +160,14 @@ def verify(
     Raises:
         ConversionError: the file cannot be read, or holds another model or configuration.
     """
-    from tf_models.loading import NO_PROVENANCE, WeightsError, provenance
+    from tf_models.loading import NoProvenance, WeightsError, provenance
 
     _one_of("level", level, LEVELS[:4])
     progress = progress or Silent()
     began = time.monotonic()
     weights = Path(weights).expanduser()
     options = dict(options or {})
-    with ExitStack() as stack:
-        source = stack.enter_context(Checkpoint(checkpoint))
+    with _Session(checkpoint, progress) as session:
         about: dict[str, Any] = {}
         recorded: dict[str, Any] = {}
         try:
@@ -211,67 +178,113 @@ def verify(
                     f"{printable(str(weights))} holds {printable(about['model'])}, not {printable(model)}"
                 )
             model = about["model"]
+        except NoProvenance:
+            pass  # a file that Keras saved holds weights as well, only no word about them
         except WeightsError as error:
-            # A file that Keras saved holds weights as well, only no word about them.
-            if NO_PROVENANCE not in str(error):
-                raise ConversionError(str(error)) from None
+            raise ConversionError(str(error)) from None
         if model not in (None, "auto"):
             known = get(str(model)).options
             options = {**{name: recorded[name] for name in known if name in recorded}, **options}
         try:
-            reading = _read(source, model, options, Choice(key, scope, spelling))
+            reading = session.read(model, options, Choice(key, scope, spelling))
         except Ambiguous:
             if spelling is not None or "dialect" not in about:
                 raise
-            reading = _read(source, model, options, Choice(key, scope, about["dialect"]))
-        torch = _torch_process(stack) if level in _NUMERICAL and reading.fits else None
-        hashing = stack.enter_context(ThreadPoolExecutor(1)).submit(source.sha256)
-        stack.callback(source.stop)
-        progress.start("loading TensorFlow", 0)
-        from converter import proof as proofs
-        from converter.numerical import numerical
-        from converter.planning import make_plan
-
-        plan = make_plan(source, reading)
+            reading = session.read(model, options, Choice(key, scope, about["dialect"]))
+        plan = session.plan(reading, level)
         if recorded and recorded != plan.config:
             differing = [name for name in plan.config if recorded.get(name) != plan.config[name]]
             raise ConversionError(
                 f"{printable(str(weights))} was converted with another configuration: {', '.join(differing)} differ"
             )
-        dtype = proofs.stored_dtype(weights, plan)
-        report = Report(
+        from converter.proof import stored_dtype
+
+        dtype = stored_dtype(weights, plan)
+        session.ask(plan, dtype, level)
+        report = session.report(plan, weights, dtype)
+        report.deed = "checked"
+        try:
+            session.prove(report, plan, weights, level, dtype)
+        except (WeightsError, OSError) as error:
+            raise ConversionError(f"{printable(str(weights))}: {error}") from None
+        session.source.check_unchanged()
+    report.seconds = time.monotonic() - began
+    return report
+
+
+class _Session(ExitStack):
+    """What `convert` and `verify` have in common: the checkpoint's reading and plan, torch's side, and the proofs."""
+
+    def __init__(self, checkpoint: str | os.PathLike, progress: Progress):
+        super().__init__()
+        self.source = self.enter_context(Checkpoint(checkpoint))
+        self._progress = progress
+        self._torch: TorchProcess | None = None
+        self._request: Any = None
+        self._hashing: Future[str] | None = None
+
+    def read(self, model: str | None, options: Mapping[str, Any] | None, choice: Choice) -> Reading:
+        """The checkpoint as the model's network."""
+        return _read(self.source, model, options, choice)
+
+    def plan(self, reading: Reading, level: str) -> "Plan":
+        """The plan; meanwhile torch's process starts, if the level wants it, and the file's digest is computed."""
+        if level in _NUMERICAL and reading.fits:
+            # A signal neither comes between the process and its end, nor between that and its folder's.
+            with undisturbed():
+                self._torch = TorchProcess()
+                self.callback(undisturbed()(self._torch.close))
+        self._hashing = self.enter_context(ThreadPoolExecutor(1)).submit(self.source.sha256)
+        self.callback(self.source.stop)
+        if level == "train" and "tensorflow" not in sys.modules:
+            # TensorFlow 2.21's oneDNN writes out of bounds in the gradient of a 1x1 convolution with stride 2.
+            os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
+        self._progress.start("loading TensorFlow", 0)
+        from converter.planning import make_plan
+
+        return make_plan(self.source, reading)
+
+    def ask(self, plan: "Plan", dtype: str, level: str) -> None:
+        """Let torch's side begin with the numerical proof."""
+        if self._torch is not None:
+            from converter import proof
+
+            self._request = proof.request_for(plan, self.source, dtype, level)
+            if plan.values >= proof.BIG:
+                self._progress.say(proof.cost(plan, self._request))
+            self._torch.ask(self._request)
+
+    def report(self, plan: "Plan", output: Path, dtype: str) -> Report:
+        """What there is to say before the proofs."""
+        return Report(
             model=plan.pair.name,
             config=plan.config,
-            source=source.path,
+            source=self.source.path,
             source_sha256="",
             dialect=plan.dialect.name,
-            output=weights,
-            deed="checked",
+            output=output,
             tensors=plan.tensors,
             variables=len(plan.variables),
-            nbytes=sum(step.nbytes for step in plan.steps),
+            nbytes=plan.nbytes,
             dtype=dtype,
             out_of_scope=plan.out_of_scope,
             dropped=plan.dropped,
         )
-        if torch is not None:
-            request = proofs.request_for(plan, source, dtype, level)
-            if plan.values >= proofs.BIG:
-                progress.say(proofs.cost(plan, request))
-            torch.ask(request)
-        progress.start("lossless", sum(step.nbytes for step in plan.steps))
-        try:
-            report.lossless = proofs.lossless(weights, plan, source, dtype, progress.advance)
-        except (WeightsError, OSError) as error:
-            raise ConversionError(f"{printable(str(weights))}: {error}") from None
-        if torch is not None:
-            progress.start("numerical", proofs.count(request))
-            report.numerical = numerical(weights, plan, request, torch, progress.advance)
-        report.source_sha256 = hashing.result()
-        report.notes += [*plan.notes, *source.notes]
-        source.check_unchanged()
-    report.seconds = time.monotonic() - began
-    return report
+
+    def prove(self, report: Report, plan: "Plan", weights: Path, level: str, dtype: str) -> None:
+        """Run the proofs of this level on a weights file, and complete the report."""
+        from converter import proof
+        from converter.numerical import numerical
+
+        if level != "none":
+            self._progress.start("lossless", plan.nbytes)
+            report.lossless = proof.lossless(weights, plan, self.source, dtype, self._progress.advance)
+        if self._torch is not None:
+            self._progress.start("numerical", proof.count(self._request))
+            report.numerical = numerical(weights, plan, self._request, self._torch, self._progress.advance)
+        assert self._hashing is not None
+        report.source_sha256 = self._hashing.result()
+        report.notes += [*plan.notes, *self.source.notes]
 
 
 @dataclass(frozen=True)
@@ -327,7 +340,7 @@ def inspect(path: str | os.PathLike) -> Inspection:
 
 
 def _inspect_weights(path: Path) -> Inspection:
-    from tf_models.loading import NO_PROVENANCE, WeightsError, listed, provenance
+    from tf_models.loading import NoProvenance, WeightsError, listed, provenance
 
     notes: tuple[str, ...] = ()
     about: dict[str, Any] = {}
@@ -335,9 +348,7 @@ def _inspect_weights(path: Path) -> Inspection:
         entries = tuple(Listed(*row) for row in listed(path))
         try:
             about = provenance(path)
-        except WeightsError as error:
-            if NO_PROVENANCE not in str(error):
-                raise
+        except NoProvenance:
             notes = ("no provenance: not written by weightbridge",)
     except WeightsError as error:
         raise ConversionError(str(error)) from None
@@ -362,14 +373,6 @@ def _read(source: Checkpoint, model: str | None, options: Mapping[str, Any] | No
     except ConversionError as error:
         told = f"{printable(str(source.path), 160)}: {error}"
         raise (Ambiguous(told) if isinstance(error, Ambiguous) else ConversionError(told)) from error.__cause__
-
-
-def _torch_process(stack: ExitStack) -> TorchProcess:
-    """The torch side's process; a signal neither comes between it and its end, nor between that and its folder's."""
-    with undisturbed():
-        torch = TorchProcess()
-        stack.callback(undisturbed()(torch.close))
-    return torch
 
 
 def _provenance(report: Report, origin: dict[str, Any]) -> dict[str, Any]:

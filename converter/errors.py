@@ -4,7 +4,12 @@ _LONGEST = 480  # characters of a message
 
 
 class ConversionError(Exception):
-    """Base of every error meant for a user: one printable line that says what is wrong, where, and what to do."""
+    """Base of every error meant for a user: one printable line that says what is wrong, where, and what to do.
+
+    `exit_code` is that of a command that ends with it.
+    """
+
+    exit_code = 1
 
     def __init__(self, message: str):
         super().__init__(shorten(one_line(message), _LONGEST))
@@ -12,6 +17,8 @@ class ConversionError(Exception):
 
 class UsageError(ConversionError):
     """The request itself is wrong (an unknown model, option or value), whatever the files hold."""
+
+    exit_code = 2
 
 
 class PlanError(ConversionError):

@@ -116,6 +116,11 @@ class Plan:
         return sum(len(step.sources) for step in self.steps)
 
     @property
+    def nbytes(self) -> int:
+        """Bytes of their values in the checkpoint."""
+        return sum(step.nbytes for step in self.steps)
+
+    @property
     def entries(self) -> dict[str, Entry]:
         """Canonical name -> the tensor, of all that are used and of those that TensorFlow does not need."""
         return {**{one.canonical: one.entry for step in self.steps for one in step.sources}, **self.unused}

@@ -66,7 +66,9 @@ def truth_of(sides, ours, image):
     if sides is small_sides():  # ViT-B's encoder takes 16 GB under the rule, and is judged in test_sam_image_encoder
         assert_allowed([last(embedding)], compute)
     else:
-        predictor.set_image(image)
+        predictor.reset_image()
+        predictor.original_size, predictor.is_image_set = image.shape[:2], True
+        predictor.input_size = ResizeLongestSide(sides.double.image_encoder.img_size).apply_image(image).shape[:2]
     predictor.features = torch.tensor(embedding, dtype=torch.float64)
     return predictor
 

@@ -25,11 +25,16 @@ _MOST_OBJECTS = 100_000
 _SPARE_VARIABLES = 100  # a model may have this many more variables than the file, so that what is missing can be named
 LEVELS = ("none", "lossless", "partial", "full", "train")  # of proof, each with what the one before shows
 SUFFIX = ".weights.h5"
-NO_PROVENANCE = "carries no provenance"
 
 
 class WeightsError(ValueError):
     """A weights file is not what it should be: one printable line that says what is wrong."""
+
+    exit_code = 1
+
+
+class NoProvenance(WeightsError):
+    """A weights file that the converter did not write."""
 
 
 def provenance(path: str | os.PathLike) -> dict[str, Any]:
@@ -288,7 +293,7 @@ def _opened(path: str | os.PathLike) -> Iterator[Any]:
     except FileNotFoundError:
         raise _error(path, "no such file") from None
     except WeightsError as error:
-        raise _error(path, str(error)) from error.__cause__  # what a user's own builder raised
+        raise type(error)(str(_error(path, str(error)))) from error.__cause__  # what a user's own builder raised
     except Exception as error:  # h5py reports damaged structures by nearly every type that there is
         if not _is_hdf5(path):
             raise _error(path, "is not a readable HDF5 file") from None
@@ -330,8 +335,8 @@ def _attribute(node: Any, name: str) -> str | int:
 def _provenance(attributes: Mapping[str, str | int]) -> dict[str, Any]:
     about: dict[str, Any] = {name: value for name, value in attributes.items() if name != SEAL}
     if "format" not in about or "model" not in about:
-        raise WeightsError(
-            f"{NO_PROVENANCE}; if it is a plain Keras weights file, build the model with "
+        raise NoProvenance(
+            "carries no provenance; if it is a plain Keras weights file, build the model with "
             "tf_models.create(name) and call its load_weights"
         )
     if about["format"] != FORMAT:

@@ -30,9 +30,13 @@ _LONGEST = {"JPEG": 65500, "WEBP": 16383}  # pixels along a side
 class PictureError(ValueError):
     """A picture or a weights file that masks cannot be made from: one line that says why."""
 
+    exit_code = 1
+
 
 class PromptError(ValueError):
     """Prompts that make no sense: one line that says why."""
+
+    exit_code = 2
 
 
 @dataclass(frozen=True)
