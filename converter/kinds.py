@@ -146,11 +146,18 @@ class Kind:
         of: the kind that torch has there, where this one is another library's layout of it.
         stage: the module is a part of the network with layers of its own.
         suspects: what is usually wrong where the two sides differ, for the error message.
-        returns: which of torch's results the Keras layer has, by place; None: all of them, one to one.
+        returns: which of torch's results the Keras layer has, by place, or a function that takes them out of all (it
+            must be linear, for it is given differences too); None: all of them, one to one.
         may_lack: paths among the results that a Keras layer may not give; those that it gives are compared.
         activated: the Keras layer may apply an `activation` that torch has apart; the proof takes it off.
         without_effect: Keras variables on which no result ever depends, whatever their values.
         sizes: lengths of axes of `inputs` and `results` that the arrays do not tell.
+        fitted: (this kind, path below the row's -> Keras layer) -> the kind as that layer has it, where there are
+            several layouts. That one knows the tensors that this one does, or fewer.
+
+            Raises:
+                ValueError: they are none that the kind knows.
+        parts: paths below the row's of the Keras layers that are one module in torch, where they are several.
     """
 
     name: str
@@ -165,11 +172,13 @@ class Kind:
     of: "Kind | None" = None
     stage: bool = False
     suspects: str = ""
-    returns: tuple[int, ...] | None = None
+    returns: tuple[int, ...] | Callable[[Any], Any] | None = None
     activated: bool = False
     without_effect: tuple[str, ...] = ()
     sizes: Mapping[str, int] = field(default_factory=dict)
     may_lack: tuple[str, ...] = ()
+    fitted: "Callable[[Kind, dict[str, Any]], Kind] | None" = None
+    parts: tuple[str, ...] = ()
 
     def relaid(self) -> Iterator[tuple[str, str]]:
         """(leaf, "these axes -> torch's axes") of every tensor that is laid out otherwise than in the kind `of`.
@@ -236,6 +245,8 @@ class Kind:
         """
         if self.returns is None:
             return value
+        if callable(self.returns):
+            return self.returns(value)
         several = value if isinstance(value, (tuple, list)) else (value,)
         if max(self.returns) >= len(several):
             raise ConversionError(
@@ -384,3 +395,4 @@ PARAMETER = Kind("PARAMETER", (leaf("", "", "... -> ..."),), callable_alone=Fals
 # At the end, for they are made of what stands above.
 from converter.kinds_attention import *  # noqa: E402, F403
 from converter.kinds_more import *  # noqa: E402, F403
+from converter.kinds_recurrent import GRU, LSTM, RNN, stacked  # noqa: E402, F401

@@ -24,7 +24,7 @@ from converter.registry import Probe
 from converter.report import Comparison, Numerical
 from converter.torch_process import TorchProcess
 from converter.torch_side import MOST_CALLS, WIDE, Call, Entry, Note, Request, Run, Seeded, Trained
-from converter.variables import by_path, layer_at
+from converter.variables import by_path, layers_of
 from converter.watching import Forced, Seen, Watch, as_declared, distinct, watched
 
 _MOST_MISPLACED = 6  # layers whose input differs that are looked at one by one
@@ -89,7 +89,7 @@ class Proof:
     variables: dict[str, Any] = field(default_factory=dict)
     config: dict[str, Any] | None = None
     seeds: dict[str, np.ndarray] = field(default_factory=dict)
-    layers_at: dict[str, Any] = field(default_factory=dict)  # of the model, by path
+    layers_at: dict[Any, Any] = field(default_factory=dict)  # of the model, by path and parts
     at: int = 0  # of the probes
     place: int = 0  # of calls in a probe
     outputs: dict[str, Comparison] = field(default_factory=dict)
@@ -110,7 +110,7 @@ class Proof:
     def __post_init__(self) -> None:
         table = table_of(self.plan.pair, self.plan.config)
         # Rows of tensors that lie beside one another may share a path with that of a module that is called.
-        modules = sorted(table.modules(), key=lambda one: one[2].callable_alone)
+        modules = sorted(self.plan.modules, key=lambda one: one[2].callable_alone)
         self.rows = {torch_path: _Row(keras_path, kind) for torch_path, keras_path, kind in modules}
         self.probes = list(self.request.probes)
         self.named.update(name for probe in self.probes if not probe.part for name in probe.inputs)
@@ -196,10 +196,12 @@ class Proof:
         self.assign(self.seeds)
 
     def _layer(self, row: _Row) -> Any:
-        """The row's layer in the model, or None."""
-        if row.keras not in self.layers_at:
-            self.layers_at[row.keras] = layer_at(self.model, row.keras)
-        return self.layers_at[row.keras]
+        """The row's layer in the model, or None; a list where the row has several for one module of torch."""
+        key = row.keras, row.kind.parts
+        if key not in self.layers_at:
+            found = list(layers_of(self.model, *key).values())
+            self.layers_at[key] = found if row.kind.parts else found[0]
+        return self.layers_at[key]
 
     def note_trained(self, one: Comparison, suspects: str) -> None:
         """Note a comparison of `--verify train`."""
@@ -239,12 +241,13 @@ class Proof:
             compared = one if isinstance(one, Comparison) else compare(*one)
             self._note_layer(call, replace(compared, name=call.path, suspects=row.kind.suspects))
         pairs = [one for one in every if not isinstance(one, Comparison)]
-        prefix = f"{row.keras}." if row.keras else ""
+        layers = [join(row.keras, part) for part in row.kind.parts or ("",)]
+        prefixes = tuple(f"{path}." if path else "" for path in layers)
         known = self.covered if row.kind.stage else self.alone | self.covered
         here = [
             path
             for path in self.variables
-            if path.startswith(prefix) and (not row.kind.stage or path not in self.owners) and path not in known
+            if path.startswith(prefixes) and (not row.kind.stage or path not in self.owners) and path not in known
         ]
         if here:
             allowed = [rounding.allowance(values[2], values[3]) for _, *values in pairs]

@@ -20,7 +20,7 @@ from converter.naming import fold, listed, nearest
 from converter.reading import Reading, equal
 from converter.registry import Pair, locate
 from converter.tensors import FLOATS, Entry
-from converter.variables import by_path
+from converter.variables import by_path, layers_of
 from tf_models.abstract import TooLarge, abstract
 from tf_models.loading import places
 
@@ -94,6 +94,7 @@ class Plan:
         variables: attribute path -> shape, of every variable of the Keras model.
         unused: canonical name -> the tensor, of those that TensorFlow does not need.
         places: attribute path -> the variable's dataset in a weights file, as Keras lays it out.
+        modules: (torch path, Keras path, kind) of all in the table, each as the model's layer has it.
     """
 
     pair: Pair
@@ -107,6 +108,7 @@ class Plan:
     variables: dict[str, tuple[int, ...]]
     unused: dict[str, Entry]
     places: dict[str, str] = field(repr=False)
+    modules: list[tuple[str, str, Kind]] = field(default_factory=list, repr=False)
 
     @property
     def tensors(self) -> int:
@@ -127,6 +129,14 @@ class Plan:
     def folded(self) -> dict[str, str]:
         """Name of a tensor that is folded with others -> what that costs."""
         return {one.name: step.leaf.fold.cost for step in self.steps if step.leaf.fold for one in step.sources}
+
+    @property
+    def notes(self) -> list[str]:
+        """What the folds cost, a line each."""
+        costs: dict[str, list[str]] = {}
+        for name, told in self.folded.items():
+            costs.setdefault(told, []).append(name)
+        return [f"folded: {_folded(names)}: {told}" for told, names in costs.items()]
 
     @property
     def values(self) -> int:
@@ -207,7 +217,7 @@ def make_plan(checkpoint: Checkpoint, reading: Reading) -> Plan:
     if claimed > held + _ROOM_FOR_VIEWS:  # before anything is made of that size
         raise PlanError(headline, [f"its tensors claim {claimed:,} bytes, but the file holds {held:,}"])
     model = _build_abstract(reading, headline)
-    match = Match(reading, {path: tuple(variable.shape) for path, variable in by_path(model).items()})
+    match = Match(reading, model)
     problems = match.problems() + list(_untied(reading, checkpoint))
     if problems:
         raise PlanError(headline, problems) from reading.failure
@@ -223,6 +233,7 @@ def make_plan(checkpoint: Checkpoint, reading: Reading) -> Plan:
         match.variables,
         match.unused,
         places_of(reading.pair, model),
+        [(path, where, fitted(kind, model, where)) for path, where, kind in reading.table.modules()],
     )
 
 
@@ -266,9 +277,9 @@ def _build_abstract(reading: Reading, headline: str) -> Any:
 class Match:
     """The table's rows, the tensors in scope and the model's variables, held against one another."""
 
-    def __init__(self, reading: Reading, variables: dict[str, tuple[int, ...]]):
+    def __init__(self, reading: Reading, model: Any):
         self.reading = reading
-        self.variables = variables
+        self.variables = {path: tuple(variable.shape) for path, variable in by_path(model).items()}
         self.steps: list[Step] = []
         self.missing: list[str] = []
         self.unreadable: dict[str, str] = {}
@@ -278,7 +289,7 @@ class Match:
         self.clashes: list[str] = []
         self.known: set[str] = set()  # canonical names that the table maps
         table = reading.table
-        for names, paths, kind, leaf in leaves_of(table, reading.dialect, variables):
+        for names, paths, kind, leaf in leaves_of(table, reading.dialect, model):
             self._leaf(names, paths, kind, leaf)
             self.known.update(names)
         ignored = table.ignored()
@@ -391,23 +402,37 @@ def build_tf(pair: Pair, config: dict[str, Any]) -> Any:
     return model
 
 
-def leaves_of(
-    table: Mapping, dialect: Dialect, variables: dict[str, tuple[int, ...]]
-) -> Iterator[tuple[list[str], list[str], Kind, Leaf]]:
+def leaves_of(table: Mapping, dialect: Dialect, model: Any) -> Iterator[tuple[list[str], list[str], Kind, Leaf]]:
     """(canonical names, paths of variables, kind, leaf) of all that the table names, in its order.
 
-    `variables` are the model's, by path: their shapes tell which of several leaves is meant.
+    The model's layers and the shapes of its variables tell which of several layouts is meant.
 
     Raises:
         ValueError: the dialect has no layout for a module.
+        ConversionError: the kind has none for the model's layer.
     """
+    variables = {path: tuple(variable.shape) for path, variable in by_path(model).items()}
     for torch_path, keras_path, torch_kind in table.modules():
-        kind = dialect.kind(torch_path, torch_kind)
+        kind = fitted(dialect.kind(torch_path, torch_kind), model, keras_path)
         for leaf in kind.leaves:
             paths = [join(keras_path, name) for name in leaf.keras]
             if all(path in variables for path in paths):
                 leaf = leaf.fitting([variables[path] for path in paths])
             yield [join(torch_path, name) for name in leaf.torch], paths, kind, leaf
+
+
+def fitted(kind: Kind, model: Any, path: str) -> Kind:
+    """The kind as the model's layer at `path` has it.
+
+    Raises:
+        ConversionError: the layer is none that the kind knows.
+    """
+    if kind.fitted is None:
+        return kind
+    try:
+        return kind.fitted(kind, layers_of(model, path, kind.parts))
+    except ValueError as error:
+        raise ConversionError(f"the mapping does not fit the model at {path or kind}: {error}") from None
 
 
 def expected_shapes(leaf: Leaf, targets: Sequence[Target]) -> list[tuple[int, ...]]:

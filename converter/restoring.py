@@ -137,7 +137,7 @@ def restore(
     report = Restored(
         pair.name, path, spelling.name, origin.key, origin.prefix, output, len(tensors), len(kept), nbytes
     )
-    report.notes = list(_notes(about, origin, output))
+    report.notes = [*_notes(about, origin, output), *plan.notes]
     with replacing(output, overwrite, ENDINGS, [path]) as temporary, ExitStack() as stack:
         progress.start("writing", nbytes)
         arrays = stack.enter_context(closing(_arrays(path, plan, progress)))
@@ -182,8 +182,8 @@ def _plan(path: Path, pair: Pair, about: dict[str, Any], origin: Origin, dialect
     if refusal:
         raise ValueError(refusal)
     variables = {place: tuple(variable.shape) for place, variable in by_path(model).items()}
-    entries = dict(_entries(table, variables, about, origin, dialect))
-    match = Match(Reading(pair, origin.key, origin.prefix, dialect, entries, config=config), variables)
+    entries = dict(_entries(table, model, variables, about, origin, dialect))
+    match = Match(Reading(pair, origin.key, origin.prefix, dialect, entries, config=config), model)
     if match.problems():
         raise ConversionError(f"{pair.name} does not fit the file: {'; '.join(match.problems())}")
     steps = list(_with_ties(match.steps, table.ties(), about, origin, dialect))
@@ -191,7 +191,12 @@ def _plan(path: Path, pair: Pair, about: dict[str, Any], origin: Origin, dialect
 
 
 def _entries(
-    table: Mapping, variables: dict[str, tuple[int, ...]], about: dict[str, Any], origin: Origin, dialect: Dialect
+    table: Mapping,
+    model: Any,
+    variables: dict[str, tuple[int, ...]],
+    about: dict[str, Any],
+    origin: Origin,
+    dialect: Dialect,
 ) -> Iterator[tuple[str, Entry]]:
     """(canonical name, tensor) of what the checkpoint is to hold, in the table's order.
 
@@ -202,7 +207,7 @@ def _entries(
 
     # An older file does not say what the tensors were; they are what they became.
     usual = origin.dtype if "origin" in about else about["dtype"]
-    for names, paths, _, leaf in leaves_of(table, dialect, variables):
+    for names, paths, _, leaf in leaves_of(table, dialect, model):
         if leaf.optional and not variables.keys() & set(paths):
             continue
         absent = [path for path in paths if path not in variables]

@@ -4,7 +4,7 @@ Keras's own `variable.path` changes with every instance (`dense_47/kernel`); att
 the torch side's names are.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import keras
@@ -35,6 +35,11 @@ def layer_at(model: Any, path: str) -> Any:
             if found is not None:
                 return found
     return None
+
+
+def layers_of(model: Any, path: str, parts: Sequence[str]) -> dict[str, Any]:
+    """The layers at these paths below `path`, or the one at `path` itself, under ""."""
+    return {part: layer_at(model, f"{path}.{part}" if path and part else path or part) for part in parts or ("",)}
 
 
 def _walk(node: Any, path: str, above: set[int]) -> Iterator[tuple[str, Any]]:

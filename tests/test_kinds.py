@@ -13,7 +13,7 @@ from converter.kinds import Kind, channels_last, leaf
 from tests import test_attention
 from tests.support import carrying
 from tests.support.rule import assert_allowed
-from tf_models import layers
+from tf_models import layers, recurrent
 from tf_models.deformable_attention import ScalePerAxis as KerasScalePerAxis
 from torch_refs.deformable_attention import ScalePerAxis
 
@@ -325,6 +325,20 @@ def test_a_sequence_is_called_in_its_order():
     assert_computes(got, theirs, x, kinds.SEQUENTIAL_2D.returned)
 
 
+@pytest.mark.parametrize("name", ["LSTM", "GRU", "RNN"])
+def test_recurrent_layers(name):
+    """What else they have is shown in test_recurrent."""
+    torch.manual_seed(0)
+    theirs = getattr(nn, name)(5, 4, num_layers=2, bidirectional=True, batch_first=True)
+    ours = getattr(recurrent, name)(4, num_layers=2, bidirectional=True)
+    x = torch.randn(2, 6, 5)
+    ours.build((None, None, 5))
+    with torch.no_grad():
+        carry(theirs, ours, getattr(kinds, name))
+        double = theirs.double()
+        assert_allowed([ours(x.numpy())[0]], lambda: [double(x.double())[0]])
+
+
 def test_what_goes_into_and_out_of_a_stage_is_arranged():
     """Images change their axes where the kind says so; tokens (N, L, C) do not, wherever they are nested."""
     image, tokens, words = image_of(2, 3, 4, 5), image_of(2, 6, 3), "text"
@@ -351,6 +365,9 @@ def test_every_kind_in_the_module_is_exercised():
         "TRANSFORMER_DECODER_LAYER": test_attention.test_a_decoder_layer_with_memory_and_a_causal_mask,
         "PARAMETER": test_a_parameter_s_own_name_is_the_row_s,
         "SEQUENTIAL_2D": test_a_sequence_is_called_in_its_order,
+        "LSTM": test_recurrent_layers,
+        "GRU": test_recurrent_layers,
+        "RNN": test_recurrent_layers,
         "STAGE": test_what_goes_into_and_out_of_a_stage_is_arranged,
         "STAGE_2D": test_what_goes_into_and_out_of_a_stage_is_arranged,
     }
