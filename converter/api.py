@@ -285,7 +285,7 @@ class _Session(ExitStack):
             report.numerical = numerical(weights, plan, self._request, self._torch, self._progress.advance)
         assert self._hashing is not None
         report.source_sha256 = self._hashing.result()
-        report.notes += [*plan.notes, *self.source.notes]
+        report.notes += self.source.notes
 
 
 @dataclass(frozen=True)

@@ -257,7 +257,7 @@ def test_keras_s_own_layer(kind, theirs, ours, directions, bias, tmp_path):
     assert "rnn" in {compared.name for compared in report.numerical.layers}
     folded = bias and kind is not kinds.GRU
     assert folded == any("folded with others" in told for told in report.numerical.by_design)
-    assert folded == any("Keras has one bias, the sum of torch's two" in note for note in report.notes)
+    assert folded == any("Keras has one bias, the sum of torch's two" in told for told in report.folded.values())
     assert_back(kind, restored(one, report, tmp_path), state)
 
 
