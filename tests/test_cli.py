@@ -367,9 +367,9 @@ def test_a_wrong_command_gives_one_short_line_that_only_prints(arguments, folder
 
 ORDERS = [
     "import tensorflow",
-    "import torch, torchvision",
+    pytest.param("import torch, torchvision", marks=pytest.mark.slow),
     "",
-    "import torch, torchvision; import tensorflow",
+    pytest.param("import torch, torchvision; import tensorflow", marks=pytest.mark.slow),
 ]
 
 
