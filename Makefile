@@ -38,7 +38,7 @@ quick test test-all: export TF_NUM_INTRAOP_THREADS ?= 1
 quick: .venv/.installed-test  ## the tests to work with, under 2 minutes on two cores
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow" $(QUICK)
 
-test: .venv/.installed-test  ## the tests, under 20 minutes on two cores
+test: .venv/.installed-test  ## the tests, about 8 minutes on two cores
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow"
 
 test-all: .venv/.installed-test  ## the tests and the exhaustive ones

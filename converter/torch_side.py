@@ -642,11 +642,22 @@ class _Probing:
         with self._in_float64(Exact()):
             return compute()
 
-    def _moved(self, compute: Callable[[], Any], truth: Any, smallest: int | None = None) -> list[Any]:
-        """By how much roundings move the result, in as many runs as its smallest part (or one of this size) needs."""
+    def _moved(
+        self, compute: Callable[[], Any], truth: Any, smallest: int | None = None, seen: Callable[[], Any] = tuple
+    ) -> list[Any]:
+        """By how much roundings move the result, in as many runs as its smallest part (or one of this size) needs.
+
+        Where few values move, as of a picture that is sampled mostly outside, those few count; `seen` gives what else
+        moved in the first run.
+        """
         sizes = [tensor.numel() for tensor in _flat(truth) if tensor.is_floating_point() and tensor.numel()]
-        runs = runs_for(min([*sizes, *([] if smallest is None else [smallest])], default=1), smallest is not None)
-        return [_difference(self._rounded(compute), truth) for _ in range(runs)]
+        cheap = smallest is not None
+        runs = runs_for(min([*sizes, *([] if smallest is None else [smallest])], default=1), cheap)
+        moved = [_difference(self._rounded(compute), truth)]
+        arrays = [np.asarray(part) for _, part in nested.flat((_numpy(moved[0]), seen()))]
+        moving = [int(np.count_nonzero(array)) for array in arrays if array.dtype.kind == "f" and array.any()]
+        runs = max(runs, runs_for(min(moving, default=1 << 30), cheap))
+        return moved + [_difference(self._rounded(compute), truth) for _ in range(runs - 1)]
 
     def _rounded(self, compute: Callable[[], Any]) -> Any:
         from converter.rounded_torch import Rounded
@@ -709,14 +720,14 @@ class _Probing:
         wide, wide_near = None, []
         hooked = self._hooked(self.exact, self._moved_into("near", entries), self.entered, True)
         with self._giving(results) as compute, hooked:
-            near = self._moved(compute, truth, smallest)
+            near = self._moved(compute, truth, smallest, lambda: [entry.near for entry in entries])
         if self.first:
             larger = {path: [_scaled(one, WIDE) for one in several] for path, several in results.items()}
             with self._giving(larger) as compute:
                 with self._hooked(self.exact, self._moved_into("wide", entries), self.entered, True):
                     wide = self._exactly(compute)
                 with self._hooked(self.exact, self._moved_into("wide_near", entries), self.entered, True):
-                    wide_near = self._moved(compute, wide, smallest)
+                    wide_near = self._moved(compute, wide, smallest, lambda: [entry.wide_near for entry in entries])
         for entry in entries:
             entry.args, entry.kwargs, entry.wide = _numpy(entry.args), _numpy(entry.kwargs), _numpy(entry.wide)
             if entry.result is not None:

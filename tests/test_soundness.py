@@ -5,6 +5,7 @@ import pytest
 from benchmarks.soundness.faults import FAULTS
 from benchmarks.soundness.networks import NETWORKS
 from benchmarks.soundness.proving import in_process, prove, rightly_named
+from benchmarks.soundness.shipped import SHIPPED
 from converter import Mapping
 
 QUICK = ("lenet", "keras_style", "generator")
@@ -34,3 +35,11 @@ def test_a_fault_is_caught_and_its_place_named(name):
     assert not passed
     known = [path for path, _, _ in Mapping(network.rows).modules() if path]
     assert rightly_named(text, fault.places, [*dict.fromkeys(known), *network.outputs, "outputs"]), text
+
+
+def test_a_picture_that_is_sampled_mostly_outside():
+    """Four numbers in all are not zero in what reaches a layer, and hang on one coordinate: one draw says little."""
+    one = SHIPPED["deformable_attention_2d"]
+    with in_process():
+        passed, text, *_ = prove(one.pair("sampled", None), one.seeded_state(6100020), one.options, "full", 6100020)
+    assert passed, text
