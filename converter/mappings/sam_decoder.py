@@ -1,6 +1,7 @@
 """Segment Anything: the mask decoder's table, names, sizes and probe inputs."""
 
 from collections.abc import Mapping as Named
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,10 @@ from converter.errors import UsageError
 from converter.kinds import ACTIVATION_2D, CONV_TRANSPOSE_2D, DENSE, LAYER_NORM, LAYER_NORM_2D, TOKENS
 from converter.mapping import Drop, Mapping, Row
 from converter.registry import Option, Pair, Probe
+
+# The bias of keys adds the same to every score of a query, which softmax takes away. Keras leaves these layers
+# out where there are fewer tokens than positions, and multiplies the queries by their kernels.
+KEYS = replace(DENSE, without_effect=("bias",))
 
 # Hugging Face's SamModel, below `mask_decoder`.
 HUGGING_FACE = Dialect(
@@ -67,10 +72,12 @@ def decoder_rows(config: dict[str, Any]) -> list[Row | Drop]:
     attention = "{self_attn,cross_attn_token_to_image,cross_attn_image_to_token}"
     return [
         Row("{iou_token,mask_tokens}", TOKENS),
-        Row(f"{layer}.{attention}.{{q,k,v,out}}_proj", DENSE),
+        Row(f"{layer}.{attention}.{{q,v,out}}_proj", DENSE),
+        Row(f"{layer}.{attention}.k_proj", KEYS),
         Row(f"{layer}.mlp.lin{{1,2}}", DENSE),
         Row(f"{layer}.norm{{1-4}}", LAYER_NORM),
-        Row("transformer.final_attn_token_to_image.{q,k,v,out}_proj", DENSE),
+        Row("transformer.final_attn_token_to_image.{q,v,out}_proj", DENSE),
+        Row("transformer.final_attn_token_to_image.k_proj", KEYS),
         Row("transformer.norm_final_attn", LAYER_NORM),
         Row("output_upscaling.{0,3}", CONV_TRANSPOSE_2D),
         Row("output_upscaling.1", LAYER_NORM_2D),
