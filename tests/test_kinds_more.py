@@ -1,4 +1,4 @@
-"""Kinds of `converter.kinds_more` and kernels that are folded: results and gradients against torch, in float64."""
+"""Kinds whose values lie in another order, and kernels that are folded: results and gradients against torch."""
 
 import keras
 import numpy as np
@@ -10,7 +10,7 @@ from torch import nn
 from converter import kinds
 from converter.kinds import Kind
 from tests.support import carrying
-from tests.test_kinds import norm
+from tests.support.seeded import norm
 from tf_models import layers
 
 K = keras.layers
@@ -398,12 +398,3 @@ def test_the_row_of_padding_gets_no_gradient(idx):
         loss = tf.reduce_sum(rows * upstream)
     near(rows, theirs(torch.from_numpy(words)).detach().numpy())
     near(tf.convert_to_tensor(tape.gradient(loss, ours.embeddings.value)), theirs.weight.grad.numpy())
-
-
-def test_more_kinds_are_kinds():
-    """Every one is exercised here, and is a name of `converter.kinds`."""
-    from converter import kinds_more
-
-    mine = {name: one for name, one in vars(kinds_more).items() if isinstance(one, Kind) and name in kinds_more.__all__}
-    assert all(getattr(kinds, name) is one and one.name == name for name, one in mine.items())
-    assert mine.keys() <= {kind.name for kind, *_ in CASES.values()}

@@ -1,4 +1,4 @@
-"""Whole networks of the kinds of `converter.kinds_more`: converted with proof and restored; faults are named."""
+"""Whole networks with kernels that are folded or in another order: converted with proof and restored; faults named."""
 
 import keras
 import numpy as np
@@ -10,7 +10,7 @@ from torch import nn
 import converter
 from converter import Probe, Row, kinds
 from tests.support.pairs import registered
-from tests.test_kinds import norm
+from tests.support.seeded import norm
 from tests.test_proof_reach import Model, converted, net, normal, pair, refused
 from tf_models import layers
 

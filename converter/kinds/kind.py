@@ -1,12 +1,9 @@
-"""Kinds: how each sort of module is laid out in torch and in Keras. The only place where an axis order is written.
+"""What a kind is: the tensors of a sort of module, the Keras variables that hold them, and their axes.
 
 A kind lists the leaves of a torch module (`weight`, `running_mean`, ...) and, for each, the Keras variables it
 becomes and with which axes: `"o i kh kw -> kh kw i o"` (`converter.axes` has the notation). A pattern is read in both
 directions, so every kind is invertible, but for a declared `Fold`. A kind also says how the module's
 activations are laid out, for the proof that feeds torch's recorded inputs to the Keras layer at the same path.
-
-Axis letters: o output channels, i input channels, c channels, m depth multiplier, k kernel taps (kd, kh, kw),
-h heads, d channels of a head, n embeddings or features.
 """
 
 import re
@@ -20,7 +17,7 @@ from einops import EinopsError, rearrange
 from converter.activations import IMAGES, SEQUENCES, Axes, arrange
 from converter.axes import Pattern, pattern
 from converter.errors import ConversionError
-from converter.folds import Fold, spectral_norm, weight_norm
+from converter.kinds.folds import Fold
 
 
 @dataclass(frozen=True)
@@ -109,24 +106,6 @@ def leaf(
 def axes_in(text: str) -> set[str]:
     """The names of axes in a pattern."""
     return set(re.findall(r"[A-Za-z_]\w*", text))
-
-
-def normed(plain: Leaf, dim: int | None = 0, spectral: int = 0) -> Leaf:
-    """The leaf of a kernel, in whose place there may be what torch's weight or spectral normalisation makes of it.
-
-    Each in both spellings, that of before torch 2.0 and that of `torch.nn.utils.parametrizations`. `dim` is the axis
-    that torch was given for the one, `spectral` that for the other.
-    """
-    name = plain.torch[0]
-    now = f"parametrizations.{name}"
-    spelled = [
-        ((f"{name}_g", f"{name}_v"), weight_norm(dim)),
-        ((f"{now}.original0", f"{now}.original1"), weight_norm(dim)),
-        ((f"{name}_orig", f"{name}_u", f"{name}_v"), spectral_norm(spectral)),
-        ((f"{now}.original", f"{now}.0._u", f"{now}.0._v"), spectral_norm(spectral)),
-    ]
-    others = tuple(replace(plain, torch=names, fold=fold, spellings=()) for names, fold in spelled)
-    return replace(plain, spellings=others)
 
 
 @dataclass(frozen=True)
@@ -279,120 +258,3 @@ IMAGE_2D = {"": "n c h w -> n h w c"}
 def channels_last(array: np.ndarray) -> np.ndarray:
     """(N, C, ...) -> (N, ..., C); arrays of rank below 3 have no spatial axes and stay."""
     return np.moveaxis(array, 1, -1) if array.ndim > 2 else array
-
-
-BIAS: Leaf = leaf("bias", "bias", "o -> o", optional=True)
-NORM_LEAVES: tuple[Leaf, ...] = (
-    leaf("weight", "gamma", "c -> c", optional=True),
-    leaf("bias", "beta", "c -> c", optional=True),
-)
-# Recorded activations times 0.01 bring the variance near epsilon, where a wrong one shows.
-NORM_SCALES: tuple[float, ...] = (1.0, 0.01)
-NORM_SUSPECTS: str = "its epsilon"
-
-
-def _conv(name: str, pattern: str, keras: str = "kernel") -> Kind:
-    # Of a transposed convolution, spectral normalisation takes the output axis.
-    leaves = (normed(leaf("weight", keras, pattern), spectral=int(pattern.startswith("i o"))), BIAS)
-    suspects = "its padding, or the axes of its kernel"
-    return Kind(name, leaves, inputs=IMAGE, results=IMAGE, suspects=suspects, activated=True)
-
-
-DENSE = Kind(
-    "DENSE",
-    (normed(leaf("weight", "kernel", "o i -> i o")), BIAS),
-    suspects="a kernel that is not transposed",
-    activated=True,
-)
-# Paddle's Linear.
-DENSE_IN_OUT = Kind("DENSE_IN_OUT", (leaf("weight", "kernel", "i o -> i o"), BIAS), of=DENSE, activated=True)
-EMBEDDING = Kind(
-    "EMBEDDING",
-    (leaf("weight", "embeddings", "n c -> n c"),),
-    suspects="max_norm, by which torch shortens the rows that it looks up, in the table itself",
-)
-# An Embedding whose weight its owner reads as a table of parameters; it is never called.
-TOKENS = Kind("TOKENS", EMBEDDING.leaves, callable_alone=False)
-
-CONV_1D = _conv("CONV_1D", "o i k -> k i o")
-CONV_2D = _conv("CONV_2D", "o i kh kw -> kh kw i o")
-# A convolution as Keras-YOLOv4's DCNv2 keeps it: Keras's axes, and a bias that has those of its output.
-CONV_2D_HWIO = Kind(
-    "CONV_2D_HWIO",
-    (leaf("weight", "kernel", "kh kw i o -> kh kw i o"), leaf("bias", "bias", "1 1 1 o -> o", optional=True)),
-    inputs=IMAGE,
-    results=IMAGE,
-    of=CONV_2D,
-    activated=True,
-)
-# A convolution's tensors that their owner uses itself, as a deformable convolution does.
-PARAMETERS_OF_CONV_2D = Kind("PARAMETERS_OF_CONV_2D", CONV_2D.leaves, callable_alone=False)
-CONV_3D = _conv("CONV_3D", "o i kd kh kw -> kd kh kw i o")
-DEPTHWISE_CONV_1D = _conv("DEPTHWISE_CONV_1D", "(c m) 1 k -> k c m")
-DEPTHWISE_CONV_2D = _conv("DEPTHWISE_CONV_2D", "(c m) 1 kh kw -> kh kw c m")
-DEPTHWISE_CONV_3D = _conv("DEPTHWISE_CONV_3D", "(c m) 1 kd kh kw -> kd kh kw c m")
-# A kernel of size 1, which `tf_models.layers.PointwiseConv` keeps as a matrix.
-POINTWISE_CONV_1D = _conv("POINTWISE_CONV_1D", "o i 1 -> i o")
-POINTWISE_CONV_2D = _conv("POINTWISE_CONV_2D", "o i 1 1 -> i o")
-POINTWISE_CONV_3D = _conv("POINTWISE_CONV_3D", "o i 1 1 1 -> i o")
-CONV_TRANSPOSE_1D = _conv("CONV_TRANSPOSE_1D", "i o k -> k o i")
-CONV_TRANSPOSE_2D = _conv("CONV_TRANSPOSE_2D", "i o kh kw -> kh kw o i")
-CONV_TRANSPOSE_3D = _conv("CONV_TRANSPOSE_3D", "i o kd kh kw -> kd kh kw o i")
-
-LAYER_NORM = Kind(
-    "LAYER_NORM",
-    (leaf("weight", "gamma", "... -> ...", optional=True), leaf("bias", "beta", "... -> ...", optional=True)),
-    probe_scales=NORM_SCALES,
-    suspects=NORM_SUSPECTS,
-)
-# LayerNorm over the channels of an image (segment-anything's LayerNorm2d, ConvNeXt's).
-LAYER_NORM_2D = Kind(
-    "LAYER_NORM_2D", NORM_LEAVES, inputs=IMAGE, results=IMAGE, probe_scales=NORM_SCALES, suspects=NORM_SUSPECTS
-)
-GROUP_NORM = Kind(
-    "GROUP_NORM", NORM_LEAVES, inputs=IMAGE, results=IMAGE, probe_scales=NORM_SCALES, suspects=NORM_SUSPECTS
-)
-BATCH_NORM = Kind(
-    "BATCH_NORM",
-    (
-        *NORM_LEAVES,
-        leaf("running_mean", "moving_mean", "c -> c", optional=True),
-        leaf("running_var", "moving_variance", "c -> c", optional=True),
-    ),
-    ignored=(("num_batches_tracked", "Keras keeps no count of batches"),),
-    inputs=IMAGE,
-    results=IMAGE,
-    probe_scales=NORM_SCALES,
-    suspects=NORM_SUSPECTS,
-)
-# A factor for each channel.
-SCALE = Kind("SCALE", (leaf("scale", "scale", "c -> c"),), inputs=IMAGE, results=IMAGE)
-PRELU = Kind("PRELU", (leaf("weight", "alpha", "c -> * c"),), inputs=IMAGE, results=IMAGE)
-
-# A layer without weights, listed so that it is proven on its own.
-APPROXIMATED = "another function, or an approximation (torch's GELU is the exact one)"
-ACTIVATION = Kind("ACTIVATION", (), suspects=APPROXIMATED)
-ACTIVATION_2D = Kind("ACTIVATION_2D", (), inputs=IMAGE, results=IMAGE, suspects=APPROXIMATED)
-
-
-def _call_in_order(layers: Any, x: Any) -> Any:
-    for layer in layers:
-        x = layer(x)
-    return x
-
-
-# Parts of a network, listed so that each is proven on its own: a failure then names the first one that differs.
-BETWEEN = "what joins its layers: padding of windows, order of positions, residual sums"
-STAGE = Kind("STAGE", (), stage=True, suspects=BETWEEN)
-STAGE_2D = Kind("STAGE_2D", (), inputs=IMAGE_2D, results=IMAGE_2D, stage=True, suspects=BETWEEN)
-# torch.nn.Sequential, against a list of Keras layers.
-SEQUENTIAL_2D = Kind("SEQUENTIAL_2D", (), inputs=IMAGE, results=IMAGE, call=_call_in_order, stage=True)
-
-# A parameter of the model itself: the row's path names the tensor and the Keras variable.
-PARAMETER = Kind("PARAMETER", (leaf("", "", "... -> ..."),), callable_alone=False)
-
-
-# At the end, for they are made of what stands above.
-from converter.kinds_attention import *  # noqa: E402, F403
-from converter.kinds_more import *  # noqa: E402, F403
-from converter.kinds_recurrent import GRU, LSTM, RNN, stacked  # noqa: E402, F401

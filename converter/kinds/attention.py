@@ -1,7 +1,6 @@
 """Kinds of attention: torch's own, projections that are packed or apart, and what libraries keep beside them.
 
-Axis letters: h heads, d channels of a head, q, k, v what is packed, e, i, j input channels, o output channels. They are
-names of `converter.kinds` too; import them from there.
+Axis letters: h heads, d channels of a head, q, k, v what is packed, e, i, j input channels, o output channels.
 """
 
 import inspect
@@ -13,23 +12,8 @@ import numpy as np
 
 from converter.activations import SEQUENCES
 from converter.axes import pattern
-from converter.kinds import BETWEEN, Kind, Leaf, leaf
-
-__all__ = [
-    "CONV1D_GPT2",
-    "MULTIHEAD_ATTENTION",
-    "TORCH_MULTIHEAD_ATTENTION",
-    "TRANSFORMER_DECODER_LAYER",
-    "TRANSFORMER_ENCODER_LAYER",
-    "dense_from_heads",
-    "dense_to_heads",
-    "packed_attention",
-    "packed_dense",
-    "parameter",
-    "separate_attention",
-    "split_dense",
-    "time_first",
-]
+from converter.kinds.kind import Kind, Leaf, leaf
+from converter.kinds.plain import BETWEEN
 
 # Torch's Linear of GPT-2: (in, out), as Keras has it.
 CONV1D_GPT2 = Kind(

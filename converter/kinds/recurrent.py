@@ -14,7 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from converter.kinds import Fold, Kind, Leaf, leaf
+from converter.kinds.folds import Fold
+from converter.kinds.kind import Kind, Leaf, leaf
 
 _MOST_LAYERS = 16  # of one module; the names of more are not known
 _SUSPECTS = "the order of its gates, which direction is which, its activations"
