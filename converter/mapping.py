@@ -123,13 +123,10 @@ class Mapping:
         found.rows = rows
         return found
 
-    def tensors(self, present: Container[str] = ()) -> Iterator[tuple[str, bool]]:
-        """(torch name, is optional) of every tensor the table maps; of those that may stand for others, the present."""
+    def tensors(self) -> Iterator[tuple[str, bool]]:
+        """(torch name, is optional) of every tensor the table maps."""
         for path, _, kind in self.modules():
             for part in kind.leaves:
-                other = part.instead
-                if other and not any(join(path, name) in present for name in part.torch):
-                    part = other if any(join(path, name) in present for name in other.torch) else part
                 for name in part.torch:
                     yield join(path, name), part.optional
 

@@ -405,20 +405,16 @@ def build_tf(pair: Pair, config: dict[str, Any]) -> Any:
 def leaves_of(table: Mapping, dialect: Dialect, model: Any) -> Iterator[tuple[list[str], list[str], Kind, Leaf]]:
     """(canonical names, paths of variables, kind, leaf) of all that the table names, in its order.
 
-    The model's layers and the shapes of its variables tell which of several layouts is meant.
+    The model's layers tell which of several layouts is meant.
 
     Raises:
         ValueError: the dialect has no layout for a module.
         ConversionError: the kind has none for the model's layer.
     """
-    variables = {path: tuple(variable.shape) for path, variable in by_path(model).items()}
     for torch_path, keras_path, torch_kind in table.modules():
         kind = fitted(dialect.kind(torch_path, torch_kind), model, keras_path)
         for leaf in kind.leaves:
-            paths = [join(keras_path, name) for name in leaf.keras]
-            if all(path in variables for path in paths):
-                leaf = leaf.fitting([variables[path] for path in paths])
-            yield [join(torch_path, name) for name in leaf.torch], paths, kind, leaf
+            yield [join(torch_path, name) for name in leaf.torch], [join(keras_path, n) for n in leaf.keras], kind, leaf
 
 
 def fitted(kind: Kind, model: Any, path: str) -> Kind:

@@ -173,7 +173,7 @@ def _size(reading: Reading, options: dict[str, Any]) -> None:
         for name, kept in table.ties().items():
             if kept not in reading.entries and name in reading.entries:
                 reading.entries[kept] = reading.entries.pop(name)
-        needed, ignored = dict(table.tensors(reading.entries)), table.ignored()
+        needed, ignored = dict(table.tensors()), table.ignored()
         reading.missing = [name for name, optional in needed.items() if name not in reading.entries and not optional]
         reading.unexpected = [name for name in reading.entries if name not in needed and name not in ignored]
 

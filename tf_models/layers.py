@@ -557,13 +557,20 @@ class WeightNormalization(keras.layers.Layer):
         return cls(**{**config, "layer": keras.saving.deserialize_keras_object(config["layer"])})
 
 
-@keras.saving.register_keras_serializable(package="weightbridge")
-class PixelShuffle(keras.layers.Layer):
-    """torch.nn.PixelShuffle, in torch's order of channels: (N, H, W, C*r*r) -> (N, H*r, W*r, C)."""
+class _ByFactor(keras.layers.Layer):
+    """Grows or shrinks an image by a factor."""
 
     def __init__(self, factor: int, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.factor = factor
+
+    def get_config(self) -> dict[str, Any]:
+        return {**super().get_config(), "factor": self.factor}
+
+
+@keras.saving.register_keras_serializable(package="weightbridge")
+class PixelShuffle(_ByFactor):
+    """torch.nn.PixelShuffle, in torch's order of channels: (N, H, W, C*r*r) -> (N, H*r, W*r, C)."""
 
     def call(self, inputs: Any) -> Any:
         batch, height, width, channels = ops.shape(inputs)
@@ -577,17 +584,10 @@ class PixelShuffle(keras.layers.Layer):
         grown = (None if n is None else n * self.factor for n in (height, width))
         return (batch, *grown, channels // self.factor**2)
 
-    def get_config(self) -> dict[str, Any]:
-        return {**super().get_config(), "factor": self.factor}
-
 
 @keras.saving.register_keras_serializable(package="weightbridge")
-class PixelUnshuffle(keras.layers.Layer):
+class PixelUnshuffle(_ByFactor):
     """torch.nn.PixelUnshuffle, in torch's order of channels: (N, H*r, W*r, C) -> (N, H, W, C*r*r)."""
-
-    def __init__(self, factor: int, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        self.factor = factor
 
     def call(self, inputs: Any) -> Any:
         batch, height, width, channels = ops.shape(inputs)
@@ -600,9 +600,6 @@ class PixelUnshuffle(keras.layers.Layer):
         batch, height, width, channels = input_shape
         shrunk = (None if n is None else n // self.factor for n in (height, width))
         return (batch, *shrunk, channels * self.factor**2)
-
-    def get_config(self) -> dict[str, Any]:
-        return {**super().get_config(), "factor": self.factor}
 
 
 @keras.saving.register_keras_serializable(package="weightbridge")

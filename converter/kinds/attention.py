@@ -11,24 +11,11 @@ from typing import Any
 import numpy as np
 
 from converter.activations import SEQUENCES
-from converter.axes import pattern
 from converter.kinds.kind import Kind, Leaf, leaf
-from converter.kinds.plain import BETWEEN
+from converter.kinds.plain import BETWEEN, DENSE_IN_OUT
 
 # Torch's Linear of GPT-2: (in, out), as Keras has it.
-CONV1D_GPT2 = Kind(
-    "CONV1D_GPT2",
-    (leaf("weight", "kernel", "i o -> i o"), leaf("bias", "bias", "o -> o", optional=True)),
-    suspects="a kernel that is transposed",
-    activated=True,
-)
-
-
-def _sized(
-    torch: str | tuple[str, ...], keras: str | tuple[str, ...], axes: str, sizes: dict[str, int], optional: bool = False
-) -> Leaf:
-    names = [(one,) if isinstance(one, str) else one for one in (torch, keras)]
-    return Leaf(names[0], names[1], pattern(axes), optional, tuple(sizes.items()))
+CONV1D_GPT2 = replace(DENSE_IN_OUT, name="CONV1D_GPT2", of=None, suspects="a kernel that is transposed")
 
 
 # --- torch.nn.MultiheadAttention --------------------------------------------------------------------------------------
@@ -110,11 +97,14 @@ _ONE = {"q": 1, "k": 1, "v": 1}
 MULTIHEAD_ATTENTION = Kind(
     "MULTIHEAD_ATTENTION",
     (
-        replace(
-            _sized("in_proj_weight", _KERNELS, _PACKED, _ONE),
-            instead=leaf(("q_proj_weight", "k_proj_weight", "v_proj_weight"), _KERNELS, _HEADED),
+        leaf(
+            "in_proj_weight",
+            _KERNELS,
+            _PACKED,
+            spellings=(leaf(("q_proj_weight", "k_proj_weight", "v_proj_weight"), _KERNELS, _HEADED),),
+            sizes=_ONE,
         ),
-        _sized("in_proj_bias", _BIASES, _PACKED_BIAS, _ONE, optional=True),
+        leaf("in_proj_bias", _BIASES, _PACKED_BIAS, optional=True, sizes=_ONE),
         *_OUT,
     ),
     call=_call_attention,
@@ -125,29 +115,16 @@ MULTIHEAD_ATTENTION = Kind(
 )
 
 
-def _call_as_torch(
-    layer: Any,
-    query: Any,
-    key: Any,
-    value: Any,
-    key_padding_mask: Any = None,
-    need_weights: bool = True,
-    attn_mask: Any = None,
-    average_attn_weights: bool = True,
-    is_causal: bool = False,
-) -> Any:
+def _call_as_torch(layer: Any, *args: Any, **kwargs: Any) -> Any:
     """With torch's arguments; a mask that is True where one may not look is what the layer makes of it."""
-    found = layer(
-        query,
-        key,
-        value,
-        key_padding_mask=_added(key_padding_mask),
-        need_weights=need_weights,
-        attn_mask=_added(attn_mask),
-        average_attn_weights=average_attn_weights,
-        is_causal=is_causal,
-    )
-    return found if need_weights else (found, None)
+    found = layer(*map(_added, args), **{name: _added(value) for name, value in kwargs.items()})
+    return found if isinstance(found, tuple) else (found, None)
+
+
+def _call_transformer(layer: Any, *args: Any, **kwargs: Any) -> Any:
+    """The same of a layer of a Transformer; without what asks for nothing."""
+    asked = {name: _added(value) for name, value in kwargs.items() if value is not None and value is not False}
+    return layer(*map(_added, args), **asked)
 
 
 def _added(mask: Any) -> Any:
@@ -164,10 +141,12 @@ TORCH_MULTIHEAD_ATTENTION = Kind(
             "in_proj_weight",
             ("query.kernel", "key.kernel", "value.kernel"),
             "(q + k + v) i -> i q, i k, i v",
-            instead=leaf(
-                ("q_proj_weight", "k_proj_weight", "v_proj_weight"),
-                ("query.kernel", "key.kernel", "value.kernel"),
-                "q e, k i, v j -> e q, i k, j v",
+            spellings=(
+                leaf(
+                    ("q_proj_weight", "k_proj_weight", "v_proj_weight"),
+                    ("query.kernel", "key.kernel", "value.kernel"),
+                    "q e, k i, v j -> e q, i k, j v",
+                ),
             ),
         ),
         leaf("in_proj_bias", ("query.bias", "key.bias", "value.bias"), "(q + k + v) -> q, k, v", optional=True),
@@ -181,12 +160,6 @@ TORCH_MULTIHEAD_ATTENTION = Kind(
     suspects=_ORDER,
     without_effect=("key.bias",),  # where there is neither `bias_k` nor `add_zero_attn`
 )
-
-
-def _call_transformer(layer: Any, *args: Any, **kwargs: Any) -> Any:
-    """The same for a layer of a Transformer; without what asks for nothing."""
-    asked = {name: _added(value) for name, value in kwargs.items() if value is not None and value is not False}
-    return layer(*map(_added, args), **asked)
 
 
 def _transformer_layer(name: str, *sequences: str) -> Kind:
@@ -260,8 +233,8 @@ def packed_attention(
     return _attention(
         f"packed_attention({qkv}, {out}{', per head' * per_head}{', transposed' * transposed})",
         (
-            _sized(f"{qkv}.weight", _KERNELS, f"{weight} -> i h (q d), i h (k d), i h (v d)", _ONE),
-            _sized(f"{qkv}.bias", _BIASES, f"{packed} -> h (q d), h (k d), h (v d)", _ONE, optional=True),
+            leaf(f"{qkv}.weight", _KERNELS, f"{weight} -> i h (q d), i h (k d), i h (v d)", sizes=_ONE),
+            leaf(f"{qkv}.bias", _BIASES, f"{packed} -> h (q d), h (k d), h (v d)", optional=True, sizes=_ONE),
             *_output(out, transposed),
         ),
         call,
@@ -314,8 +287,8 @@ def split_dense(names: tuple[str, ...] = ("q", "k", "v"), heads: int | None = No
     kernels, biases = (tuple(f"{name}.{end}" for name in names) for end in ("kernel", "bias"))
     weight = f"{whole} i -> {', '.join(f'i {part}' for part in parts)}"
     leaves = (
-        _sized("weight", kernels, weight, sizes),
-        _sized("bias", biases, f"{whole} -> {', '.join(parts)}", sizes, optional=True),
+        leaf("weight", kernels, weight, sizes=sizes),
+        leaf("bias", biases, f"{whole} -> {', '.join(parts)}", optional=True, sizes=sizes),
     )
     return Kind(f"split_dense({told})", leaves, call=call, suspects=_ORDER)
 
@@ -329,8 +302,8 @@ def packed_dense(names: tuple[str, ...] = ("q_proj", "k_proj", "v_proj"), heads:
     weights, biases = (tuple(f"{name}.{end}" for name in names) for end in ("weight", "bias"))
     weight = f"{', '.join(f'{part} i' for part in parts)} -> i {whole}"
     leaves = (
-        _sized(weights, "kernel", weight, sizes),
-        _sized(biases, "bias", f"{', '.join(parts)} -> {whole}", sizes, optional=True),
+        leaf(weights, "kernel", weight, sizes=sizes),
+        leaf(biases, "bias", f"{', '.join(parts)} -> {whole}", optional=True, sizes=sizes),
     )
     return Kind(f"packed_dense({told})", leaves, callable_alone=False)
 
@@ -366,4 +339,4 @@ def parameter(axes: str, **sizes: int) -> Kind:
     `parameter("(y x) h -> h y x", y=13)` for a table that is flattened row first, `"(y x) h -> (x y) h"` for one that
     the other side flattens column first.
     """
-    return Kind(f"parameter({axes})", (_sized("", "", axes, sizes),), callable_alone=False)
+    return Kind(f"parameter({axes})", (leaf("", "", axes, sizes=sizes),), callable_alone=False)

@@ -32,7 +32,6 @@ class Leaf:
         sizes: lengths of axes that the shapes of the variables do not tell.
         fold: what becomes of the tensors before that.
         spellings: leaves of other tensors for the same variables, which a checkpoint may hold in place of this one's.
-        instead: other tensors that torch has for the same variables where their shapes do not have the pattern's axes.
     """
 
     torch: tuple[str, ...]
@@ -41,7 +40,6 @@ class Leaf:
     optional: bool = False
     sizes: tuple[tuple[str, int], ...] = ()
     fold: Fold | None = None
-    instead: "Leaf | None" = None
     spellings: tuple["Leaf", ...] = field(default=(), compare=False)
 
     def sized(self, sizes: Mapping[str, int]) -> "Leaf":
@@ -49,16 +47,6 @@ class Leaf:
         mine = {name: length for name, length in sizes.items() if name in axes_in(self.pattern.text)}
         spellings = tuple(other.sized(sizes) for other in self.spellings)
         return replace(self, sizes=tuple({**dict(self.sizes), **mine}.items()), spellings=spellings)
-
-    def fitting(self, keras_shapes: Sequence[tuple[int, ...]]) -> "Leaf":
-        """The leaf that is for variables of these shapes: this one, or the one `instead`."""
-        if self.instead is None:
-            return self
-        try:
-            self.torch_shapes(keras_shapes)
-        except ValueError:
-            return self.instead
-        return self
 
     def torch_shapes(self, keras_shapes: Sequence[tuple[int, ...]]) -> list[tuple[int, ...]]:
         """The shapes of the tensors that fill variables of these shapes.
@@ -95,12 +83,12 @@ def leaf(
     axes: str,
     optional: bool = False,
     fold: Fold | None = None,
-    instead: Leaf | None = None,
-    **sizes: int,
+    spellings: tuple[Leaf, ...] = (),
+    sizes: Mapping[str, int] | None = None,
 ) -> Leaf:
     """A leaf of one tensor and one variable, or of several."""
     names = [(one,) if isinstance(one, str) else one for one in (torch, keras)]
-    return Leaf(names[0], names[1], pattern(axes), optional, tuple(sizes.items()), fold, instead)
+    return Leaf(names[0], names[1], pattern(axes), optional, tuple((sizes or {}).items()), fold, spellings)
 
 
 def axes_in(text: str) -> set[str]:

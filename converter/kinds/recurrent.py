@@ -68,7 +68,7 @@ class _Layout:
         if not cell.reset_after:
             raise ValueError(f"{path or 'it'} is a GRU with reset_after=False, which is not what torch computes")
         axes = "(x (r + z + n) u), (h (r + z + n) u) -> (x + h) ((z + r + n) u)"
-        yield leaf(biases, f"{path}cell.bias", axes, x=1, h=1, r=1, z=1, n=1)
+        yield leaf(biases, f"{path}cell.bias", axes, sizes=dict.fromkeys("xhrzn", 1))
 
 
 def _own_leaves() -> Iterator[Leaf]:

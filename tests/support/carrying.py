@@ -21,10 +21,8 @@ def carry(state: Mapping[str, Any], model: Any, modules: Iterable[tuple[str, str
     variables, left = by_path(model), {name for name in state if name not in dropped}
     for torch_path, keras_path, kind in modules:
         left -= {join(torch_path, name) for name, _ in kind.ignored}
-        for leaf in kind.leaves:
+        for leaf in kind.holding(lambda name, path=torch_path: join(path, name) in state).leaves:
             places = [join(keras_path, name) for name in leaf.keras]
-            if all(place in variables for place in places):
-                leaf = leaf.fitting([tuple(variables[place].shape) for place in places])
             names = [join(torch_path, name) for name in leaf.torch]
             if leaf.optional and not any(place in variables for place in places):
                 assert not any(name in left for name in names), f"no variables for {names}"
