@@ -598,8 +598,12 @@ def test_what_is_wrong_in_an_encoder_layer_is_named(tmp_path, wrong, told):
 
     def build():
         def call(self, x, *_):
-            attend = lambda x: self.self_attn(x, x, x)  # noqa: E731
-            forward = lambda x: self.linear2(self.linear1(x))  # noqa: E731
+            def attend(x):
+                return self.self_attn(x, x, x)
+
+            def forward(x):
+                return self.linear2(self.linear1(x))
+
             if wrong["norm_first"]:
                 x = x + attend(self.norm1(x))
                 return x + forward(self.norm2(x))

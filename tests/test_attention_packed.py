@@ -49,7 +49,10 @@ class KerasAttention(K.Layer):
     def __init__(self, sort, bias=True, names="qkv"):
         super().__init__()
         self.sort, self.names = sort, names
-        dense = lambda units, shape=SHAPE: built(K.Dense(units, use_bias=bias), shape)  # noqa: E731
+
+        def dense(units, shape=SHAPE):
+            return built(K.Dense(units, use_bias=bias), shape)
+
         if sort in ("packed", "per head"):
             self.qkv = dense(3 * E)
         elif sort == "apart":
@@ -104,7 +107,9 @@ def of_torch(**more):
 
 
 def attention_pair(build_tf, build_torch, *rows):
-    probes = lambda config, rng: [Probe({"input": numbers(N, L, E)})]  # noqa: E731
+    def probes(config, rng):
+        return [Probe({"input": numbers(N, L, E)})]
+
     return pair(build_tf, build_torch, [Row("norm", kinds.LAYER_NORM), *rows], probes)
 
 
@@ -211,7 +216,9 @@ def test_another_order_is_named(tmp_path, fault):
 
 
 def test_another_order_of_three_is_named(tmp_path):
-    split = lambda *names, **more: Row("attn.qkv", kinds.split_dense(names, **more), keras="attn")  # noqa: E731
+    def split(*names, **more):
+        return Row("attn.qkv", kinds.split_dense(names, **more), keras="attn")
+
     one = attention_pair(of_ours("apart"), of_torch(), split("k", "q", "v"), PROJ)
     refused(one, state_of(one), tmp_path, "attn.proj")
     one = attention_pair(of_ours("apart"), of_torch(per_head=True), split("q", "k", "v"), PROJ)
@@ -239,7 +246,9 @@ def test_a_module_that_is_called_with_more_wants_a_call(tmp_path):
             y = self.norm(x) * x[..., :1]
             return self.attn(y, y)
 
-    build = lambda: Multiplied(lambda: built(K.MultiHeadAttention(H, D), SHAPE, SHAPE, SHAPE))  # noqa: E731
+    def build():
+        return Multiplied(lambda: built(K.MultiHeadAttention(H, D), SHAPE, SHAPE, SHAPE))
+
     one = attention_pair(build, torchs, Row("attn", kinds.packed_attention()))
     refused(one, state_of(one), tmp_path, "the kind does not know what mask means; give `call`")
     told = kinds.packed_attention(call=lambda layer, x, mask: layer(x * mask, x * mask))
@@ -306,7 +315,10 @@ def test_a_table_of_relative_positions(tmp_path, order):
 
     def table(axes):
         sizes = {"y": ROWS} if "(y x) h ->" in axes else {"x": COLUMNS}
-        probes = lambda config, rng: [Probe({"x": numbers(N, H, HEIGHT * WIDTH, HEIGHT * WIDTH)})]  # noqa: E731
+
+        def probes(config, rng):
+            return [Probe({"x": numbers(N, H, HEIGHT * WIDTH, HEIGHT * WIDTH)})]
+
         return pair(build, Positions, [Row("table", kinds.parameter(axes, **sizes))], probes)
 
     there_and_back(table(axes), tmp_path)

@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 import warnings
+from functools import partial
 from pathlib import Path
 
 import keras
@@ -123,7 +124,7 @@ def test_a_saved_model_runs_without_this_package_on_any_number_of_prompts(saved,
         coords, labels = (torch.from_numpy(given[f"{part}{count}"]) for part in ("coords", "labels"))
         assert_as_exact(
             [np.load(tmp_path / f"{name}_{key}_{count}.npy") for key in ("masks", "iou")],
-            lambda: reference(picture, coords.double(), labels, multimask_output=name == "multimask"),  # noqa: B023
+            partial(reference, picture, coords.double(), labels, multimask_output=name == "multimask"),
         )
 
 

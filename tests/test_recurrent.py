@@ -201,8 +201,11 @@ def restored(one, report, folder):
 def test_every_result_is_proven_and_every_bit_comes_back(name, first, tmp_path):
     kind, (theirs, given), (ours, own) = LAYERS[name]
     given = {**given, "num_layers": 2, "bidirectional": True, "batch_first": first}
+
     # All results are outputs, the sequence through another layer.
-    forward = lambda self, x: (lambda y, state: (self.fc(y), state))(*self.rnn(x))  # noqa: E731
+    def forward(self, x):
+        return (lambda y, state: (self.fc(y), state))(*self.rnn(x))
+
     width = 2 * own.get("projection", H)
     build = model(lambda: ours(H, 2, True, **own), forward, width)
     axes = {} if first else {"x": "l n c -> n l c", "y": "l n c -> n l c"}
@@ -289,11 +292,15 @@ def test_the_last_step_only(kind, theirs, ours, merge, tmp_path):
         return self.fc({"concat": torch.cat([there, back], -1), "sum": there + back, "ave": (there + back) / 2}[merge])
 
     width = 2 * H if merge == "concat" else H
-    layer = lambda: K.Bidirectional(ours(H), merge_mode=merge)  # noqa: E731
+
+    def layer():
+        return K.Bidirectional(ours(H), merge_mode=merge)
+
     given = {"bidirectional": True}
-    torch_side = lambda: net(  # noqa: E731
-        forward, rnn=theirs(C, H, batch_first=True, **given), fc=nn.Linear(width, 4)
-    )
+
+    def torch_side():
+        return net(forward, rnn=theirs(C, H, batch_first=True, **given), fc=nn.Linear(width, 4))
+
     one = pair(model(layer, width=width), torch_side, rows(kind), normal(N, L, C))
     report = converted(one, torch_side().state_dict(), tmp_path)
     assert report.numerical.full
@@ -362,7 +369,9 @@ class Stack(keras.Model):
 @pytest.mark.parametrize("how", ["named", "list", "sequential"])
 @every_kind
 def test_several_keras_layers_are_one_of_torchs(kind, theirs, ours, how, tmp_path):
-    build = lambda: Stack(how, [K.Bidirectional(ours(H, return_sequences=True)) for _ in range(2)], 2 * H)  # noqa: E731
+    def build():
+        return Stack(how, [K.Bidirectional(ours(H, return_sequences=True)) for _ in range(2)], 2 * H)
+
     table = [Row("rnn", kinds.stacked(kind, "l0", "l1"), keras=""), rows(kind)[1]] if how == "named" else rows(kind)
     one = pair(build, torchs((theirs, {"num_layers": 2, "bidirectional": True})), table, normal(N, L, C))
     state = one.build_torch().state_dict()
@@ -419,9 +428,15 @@ def test_biases_of_zeros_are_no_obstacle(name, tmp_path):
 
 def test_a_single_sequence_without_a_batch(tmp_path):
     """As torch takes it, in the middle of a network."""
-    forward = lambda self, x: self.fc(self.rnn(x[0])[0])  # noqa: E731
+
+    def forward(self, x):
+        return self.fc(self.rnn(x[0])[0])
+
     for layer in (lambda: recurrent.GRU(H, 1, True), lambda: K.Bidirectional(K.GRU(H, return_sequences=True))):
-        call = lambda self, x: self.fc((self.rnn(x)[0] if isinstance(self.rnn, recurrent.GRU) else self.rnn(x))[0])  # noqa: E731
+
+        def call(self, x):
+            return self.fc((self.rnn(x)[0] if isinstance(self.rnn, recurrent.GRU) else self.rnn(x))[0])
+
         one = pair(
             model(layer, call, 2 * H),
             torchs((nn.GRU, {"bidirectional": True}), forward),
@@ -476,7 +491,9 @@ def test_packed_sequences(name, ordered, tmp_path):
 
 
 def own_pair(kind, theirs, layer, **given):
-    call = lambda self, x: self.fc(self.rnn(x)[0])  # noqa: E731
+    def call(self, x):
+        return self.fc(self.rnn(x)[0])
+
     width = 2 * H if given.get("bidirectional") else H
     return pair(model(layer, call, width), torchs((theirs, given)), rows(kind), normal(N, L, C))
 
@@ -515,7 +532,9 @@ def test_a_projection_has_no_place_in_keras_s_lstm(tmp_path):
 
 
 def test_a_name_in_a_stack_that_is_none(tmp_path):
-    build = lambda: Stack("named", [K.GRU(H, return_sequences=True) for _ in range(2)], H)  # noqa: E731
+    def build():
+        return Stack("named", [K.GRU(H, return_sequences=True) for _ in range(2)], H)
+
     table = [Row("rnn", kinds.stacked(kinds.GRU, "l0", "l2"), keras=""), Row("fc", kinds.DENSE)]
     one = pair(build, torchs((nn.GRU, {"num_layers": 2})), table, normal(N, L, C))
     refused(one, one.build_torch().state_dict(), tmp_path, "at GRU: l2 is no layer")
