@@ -112,7 +112,7 @@ def main() -> None:
 
     with tempfile.TemporaryDirectory() as folder:
         outputs = {side: Path(folder, f"{index}.npy") for index, side in enumerate(arguments.sides)}
-        children = {}
+        children: dict[str, Any] = {}
         for side, output in outputs.items():
             command = [sys.executable, __file__, "--variant", arguments.variant, "--child", side, str(output)]
             environment = {**os.environ, "PYTHONPATH": str(ROOT)}

@@ -106,7 +106,7 @@ def main() -> None:
         for predictor in (theirs, ours):
             predictor.set_image(image)
         for name, given in prompts(height, width).items():
-            times = measure([lambda p=p, given=given: p.predict(**given) for p in (theirs, ours)], rounds)
+            times = measure([partial(p.predict, **given) for p in (theirs, ours)], rounds)
             (a, a_min), (b, b_min) = ((statistics.median(taken), min(taken)) for taken in times)
             print(
                 f"| {width} x {height} | {name} | {a:.1f} ({a_min:.1f}) | {b:.1f} ({b_min:.1f}) "

@@ -127,7 +127,7 @@ def _refused(outcomes: list[dict[str, Any]]) -> int:
 def _print_alarms(results: dict[str, list[dict[str, Any]]]) -> None:
     every = [{**one, "environment": name} for name, outcomes in results.items() for one in outcomes]
     for heading, key in (("pair", "pair"), ("environment", "environment")):
-        rows = [(heading, "proofs", "refused", "largest error/allowed", "where", "seconds")]
+        rows: list[tuple] = [(heading, "proofs", "refused", "largest error/allowed", "where", "seconds")]
         for name in dict.fromkeys(one[key] for one in every):
             mine = [one for one in every if one[key] == name]
             worst = max(mine, key=lambda one: one["worst"] if one["worst"] == one["worst"] else -1)
@@ -169,7 +169,7 @@ def _right(given: argparse.Namespace) -> Iterator[tuple]:
     from benchmarks.soundness.proving import jitted
     from benchmarks.soundness.shipped import SHIPPED
 
-    every = [*NETWORKS.values(), *SHIPPED.values()]
+    every: list[Any] = [*NETWORKS.values(), *SHIPPED.values()]
     small = _chosen((one.name for one in every if not one.real), given.only)
     real = _chosen((one.name for one in every if one.real), given.only)
     rounds: list[str] = []
@@ -201,7 +201,7 @@ def power(given: argparse.Namespace) -> int:
     from converter import Mapping
 
     rows: list[tuple] = [("fault", "network", "seen by", "caught", "place", "seconds")]
-    found = []
+    found: list[dict[str, Any]] = []
     with in_process():
         for fault in FAULTS[given.start :]:
             if given.only and not any(word in fault.name or word == fault.network for word in given.only):

@@ -119,9 +119,7 @@ def attention_kind(order: tuple[int, int, int] = (0, 1, 2), heads: str = "(h d)"
             tuple(f"{n}.{suffix}" for n in placed),
             f"{first} -> {into}",
             not axes,
-            q=1,
-            k=1,
-            v=1,
+            sizes={"q": 1, "k": 1, "v": 1},
         )
 
     return replace(

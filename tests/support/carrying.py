@@ -21,7 +21,9 @@ def carry(state: Mapping[str, Any], model: Any, modules: Iterable[tuple[str, str
     variables, left = by_path(model), {name for name in state if name not in dropped}
     for torch_path, keras_path, kind in modules:
         left -= {join(torch_path, name) for name, _ in kind.ignored}
-        for leaf in kind.holding(lambda name, path=torch_path: join(path, name) in state).leaves:
+        prefix = f"{torch_path}." if torch_path else ""
+        present = {name.removeprefix(prefix) for name in state if name.startswith(prefix)}
+        for leaf in kind.holding(present.__contains__).leaves:
             places = [join(keras_path, name) for name in leaf.keras]
             names = [join(torch_path, name) for name in leaf.torch]
             if leaf.optional and not any(place in variables for place in places):

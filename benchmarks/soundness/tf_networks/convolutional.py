@@ -160,7 +160,7 @@ class InvertedResidual(Layer):
 
     def branch(self, x: Any) -> Any:
         for part in self.block:
-            x = chain(part, x) if isinstance(part, (list, tuple)) else part(x)
+            x = part(x) if callable(part) else chain(part, x)
         return x
 
     def call(self, x: Any) -> Any:
@@ -213,7 +213,7 @@ class MobileNet(Model):
 
     def call(self, x: Any) -> Any:
         for part in self.features:
-            x = chain(part, x) if isinstance(part, (list, tuple)) else part(x)
+            x = part(x) if callable(part) else chain(part, x)
         return chain(self.classifier, self.pooled(x))
 
 

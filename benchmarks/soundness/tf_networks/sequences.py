@@ -219,7 +219,7 @@ class WindowAttention(Layer):
     def index(self) -> np.ndarray:
         return relative_index(self.window)
 
-    def mask(self, height: int, width: int, shift: tuple[int, int]) -> Any:
+    def mask(self, height: int, width: int, shift: tuple[int, ...]) -> Any:
         """(windows, 1, T, T): -100 between positions that the shift brought together."""
         region = np.zeros((height, width))
         for count, (rows, columns) in enumerate(
@@ -305,7 +305,7 @@ class Swin(Model):
 
     def call(self, x: Any) -> Any:
         for part in self.features:
-            x = chain(part, x) if isinstance(part, (list, tuple)) else part(x)
+            x = part(x) if callable(part) else chain(part, x)
         return self.head(ops.mean(self.norm(x), (1, 2)))
 
 
