@@ -158,7 +158,7 @@ def _ignore_signals() -> None:
 
 def _replaced() -> bool:
     """Whether an output has taken its place."""
-    atomic = sys.modules.get("converter.atomic")
+    atomic = sys.modules.get("converter.files.atomic")
     return atomic is not None and atomic.replaced.is_set()
 
 
@@ -388,7 +388,7 @@ main.add_command(convert)
 def models(pair: str | None, as_json: bool) -> None:
     """List the models that can be converted, with their tensors and options."""
     _chosen("auto", pair)
-    from converter.registry import pairs
+    from converter.tables.registry import pairs
 
     rows: list[dict[str, Any]] = [
         {
@@ -542,7 +542,7 @@ def segment(
     All points, with the box if there is one, describe one object; several boxes are several objects. --json prints the
     masks as COCO's RLE.
     """
-    from converter.atomic import refuse, replacing
+    from converter.files.atomic import refuse, replacing
     from tf_models.sam.segment import SUFFIXES, check_drawing, check_folder, segment
 
     if output is None and masks is None and not as_json:

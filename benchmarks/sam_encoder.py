@@ -68,7 +68,7 @@ def of_tensorflow(variant: str, jit_compile: bool) -> Callable[[], Any]:
 
     import tensorflow as tf  # isort: skip
     import tf_models
-    from converter.registry import get
+    from converter.tables.registry import get
     from tests.support.carrying import carry
 
     tf.config.threading.set_intra_op_parallelism_threads(THREADS)

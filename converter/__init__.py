@@ -9,12 +9,12 @@ Importing this package imports neither torch nor TensorFlow.
 
 from converter import kinds
 from converter.api import Inspection, Progress, convert, inspect, plan, verify
-from converter.dialects import Dialect
 from converter.errors import ConversionError, PlanError, ProofError, UsageError
 from converter.exporting import ExportReport, export
-from converter.mapping import Drop, Mapping, Row
-from converter.registry import Option, Pair, Probe, names, register
 from converter.restoring import Restored, restore
+from converter.tables.dialects import Dialect
+from converter.tables.mapping import Drop, Mapping, Row
+from converter.tables.registry import Option, Pair, Probe, names, register
 
 __all__ = [
     "ConversionError",

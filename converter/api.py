@@ -11,18 +11,18 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from converter.atomic import refuse, replacing, undisturbed
-from converter.checkpoint import Checkpoint
+from converter.checkpoints.checkpoint import Checkpoint
 from converter.errors import ConversionError, ProofError, UsageError, printable
+from converter.files.atomic import refuse, replacing, undisturbed
 from converter.naming import fold, listed
-from converter.origin import Origin
-from converter.reading import Ambiguous, Choice, Reading, find_reading
-from converter.registry import get
+from converter.planning.origin import Origin
+from converter.planning.reading import Ambiguous, Choice, Reading, find_reading
+from converter.proof.torch_process import TorchProcess
 from converter.report import Report
-from converter.torch_process import TorchProcess
+from converter.tables.registry import get
 
 if TYPE_CHECKING:
-    from converter.planning import Plan
+    from converter.planning.plan import Plan
 
 LEVELS = ("train", "full-size", "full", "lossless", "none")
 _NUMERICAL = LEVELS[:3]
@@ -97,7 +97,7 @@ def convert(
         output = Path(output or Path("weights", f"{reading.pair.name}.weights.h5")).expanduser()
         refuse(output, overwrite, sources=source.files)
         plan = session.plan(reading, verify)
-        from converter.weights_file import sign, write  # what imports TensorFlow is imported where it is needed
+        from converter.files.weights_file import sign, write  # what imports TensorFlow is imported where it is needed
         from tf_models.loading import check
 
         origin = Origin.of(reading, source)
@@ -136,7 +136,7 @@ def plan(
     """
     with Checkpoint(checkpoint) as source:
         reading = _read(source, model, options, Choice(key, scope, spelling))
-        from converter.planning import make_plan
+        from converter.planning.plan import make_plan
 
         return make_plan(source, reading)
 
@@ -197,7 +197,7 @@ def verify(
             raise ConversionError(
                 f"{printable(str(weights))} was converted with another configuration: {', '.join(differing)} differ"
             )
-        from converter.proof import stored_dtype
+        from converter.proof.lossless import stored_dtype
 
         dtype = stored_dtype(weights, plan)
         session.ask(plan, dtype, level)
@@ -240,18 +240,18 @@ class _Session(ExitStack):
             # TensorFlow 2.21's oneDNN writes out of bounds in the gradient of a 1x1 convolution with stride 2.
             os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
         self._progress.start("loading TensorFlow", 0)
-        from converter.planning import make_plan
+        from converter.planning.plan import make_plan
 
         return make_plan(self.source, reading)
 
     def ask(self, plan: "Plan", dtype: str, level: str) -> None:
         """Let torch's side begin with the numerical proof."""
         if self._torch is not None:
-            from converter import proof
+            from converter.proof import lossless
 
-            self._request = proof.request_for(plan, self.source, dtype, level)
-            if plan.values >= proof.BIG:
-                self._progress.say(proof.cost(plan, self._request))
+            self._request = lossless.request_for(plan, self.source, dtype, level)
+            if plan.values >= lossless.BIG:
+                self._progress.say(lossless.cost(plan, self._request))
             self._torch.ask(self._request)
 
     def report(self, plan: "Plan", output: Path, dtype: str) -> Report:
@@ -274,14 +274,14 @@ class _Session(ExitStack):
 
     def prove(self, report: Report, plan: "Plan", weights: Path, level: str, dtype: str) -> None:
         """Run the proofs of this level on a weights file, and complete the report."""
-        from converter import proof
-        from converter.numerical import numerical
+        from converter.proof import lossless
+        from converter.proof.numerical import numerical
 
         if level != "none":
             self._progress.start("lossless", plan.nbytes)
-            report.lossless = proof.lossless(weights, plan, self.source, dtype, self._progress.advance)
+            report.lossless = lossless.lossless(weights, plan, self.source, dtype, self._progress.advance)
         if self._torch is not None:
-            self._progress.start("numerical", proof.count(self._request))
+            self._progress.start("numerical", lossless.count(self._request))
             report.numerical = numerical(weights, plan, self._request, self._torch, self._progress.advance)
         assert self._hashing is not None
         report.source_sha256 = self._hashing.result()

@@ -13,13 +13,15 @@ from typing import Any
 
 import numpy as np
 
-from converter import nested, registry, rounding
-from converter.activations import arrange
-from converter.atomic import refuse, refuse_folder, replacing, replacing_folder
+from converter import nested
 from converter.blame import blaming
 from converter.errors import ConversionError, ProofError, UsageError, one_line, printable
+from converter.files.atomic import refuse, refuse_folder, replacing, replacing_folder
+from converter.kinds.activations import arrange
 from converter.naming import listed
+from converter.proof import rounding
 from converter.report import size
+from converter.tables import registry
 from tf_models import exporting
 from tf_models.exporting import DTYPES, ExportError, Input, Part, Signature
 from tf_models.loading import SUFFIX, WeightsError, load, provenance
@@ -38,8 +40,8 @@ class Difference:
     Attributes:
         name: signature and output.
         error: the difference.
-        allowed: the largest that passes: what roundings explain (`converter.rounding`); in a lossy dtype, a part of the
-            scale.
+        allowed: the largest that passes: what roundings explain (`converter.proof.rounding`); in a lossy dtype, a
+            part of the scale.
         scale: largest magnitude of Keras's output.
         dtype: of the export.
     """
@@ -314,8 +316,8 @@ def _probed(name: str, config: dict[str, Any], model: Any) -> list[Part]:
     Raises:
         ConversionError: there is no such pair, or it has no probe of plain arrays.
     """
-    from converter.numerical import call_model
-    from converter.proof import SEED
+    from converter.proof.lossless import SEED
+    from converter.proof.numerical import call_model
 
     pair = registry.get(name)
     with blaming(name, "probes"):

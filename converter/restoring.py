@@ -12,22 +12,22 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from converter.api import Progress, Silent
-from converter.atomic import refuse, replacing
 from converter.blame import PairError, where_and_what
-from converter.checkpoint import Checkpoint
-from converter.dialects import CANONICAL, Dialect
+from converter.checkpoints.checkpoint import Checkpoint
+from converter.checkpoints.tensors import FLOATS, Entry, Scratch
+from converter.checkpoints.writing import ENDINGS, ZIPPED, Named, write_checkpoint
 from converter.errors import ConversionError, ProofError, UsageError, one_line, printable
-from converter.mapping import Mapping
+from converter.files.atomic import refuse, replacing
 from converter.naming import fold, listed
-from converter.origin import SMALL, Origin
-from converter.reading import Reading, table_of
-from converter.registry import Pair, get
+from converter.planning.origin import SMALL, Origin
+from converter.planning.reading import Reading, table_of
 from converter.report import size
-from converter.tensors import FLOATS, Entry, Scratch
-from converter.writing import ENDINGS, ZIPPED, Named, write_checkpoint
+from converter.tables.dialects import CANONICAL, Dialect
+from converter.tables.mapping import Mapping
+from converter.tables.registry import Pair, get
 
 if TYPE_CHECKING:
-    from converter.planning import Plan, Step, Target
+    from converter.planning.plan import Plan, Step, Target
 
 
 @dataclass
@@ -164,8 +164,8 @@ def _plan(path: Path, pair: Pair, about: dict[str, Any], origin: Origin, dialect
         ConversionError: the file's configuration makes no model, or the table does not fit it.
         ValueError: the dialect has no name or no layout for a tensor, or its library no such network.
     """
-    from converter.planning import Match, Plan, build_tf, places_of
-    from converter.variables import by_path
+    from converter.planning.plan import Match, Plan, build_tf, places_of
+    from converter.planning.variables import by_path
     from tf_models.abstract import abstract
     from tf_models.loading import listed as datasets
 
@@ -203,7 +203,7 @@ def _entries(
     Raises:
         ValueError: the dialect has no name or no layout for one.
     """
-    from converter.planning import Target, expected_shapes, leaves_of
+    from converter.planning.plan import Target, expected_shapes, leaves_of
 
     # An older file does not say what the tensors were; they are what they became.
     usual = origin.dtype if "origin" in about else about["dtype"]
@@ -280,7 +280,7 @@ def _notes(about: dict[str, Any], origin: Origin, output: Path) -> Iterator[str]
 
 def _arrays(path: Path, plan: "Plan", progress: Progress) -> Generator[np.ndarray, None, None]:
     """Each step's tensor, laid out and typed as it is to be written; every digest is checked."""
-    from converter.weights_file import dense
+    from converter.files.weights_file import dense
     from tf_models.loading import WeightsError, values
 
     places = {plan.places[target.path]: target.shape for step in plan.steps for target in step.targets}
@@ -328,7 +328,7 @@ def _prove(
     Raises:
         ProofError: it does not.
     """
-    from converter.proof import lossless
+    from converter.proof.lossless import lossless
 
     with Checkpoint(written) as checkpoint:
         expected = {one.name: (one.dtype, one.shape) for one in tensors}

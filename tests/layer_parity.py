@@ -7,8 +7,8 @@ import numpy as np
 import tensorflow as tf
 import torch
 
-from converter.registry import get
-from converter.variables import by_path
+from converter.planning.variables import by_path
+from converter.tables.registry import get
 
 
 def seed(module: torch.nn.Module, scale: float = 0.4) -> torch.nn.Module:

@@ -77,7 +77,8 @@ def _serve() -> None:
     """Fork for each command that is asked for; the child ends as a process of its own does."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     import cli
-    from converter import exporting, proof, restoring, weights_file  # noqa: F401
+    from converter.files import weights_file  # noqa: F401
+    from converter.proof import lossless  # noqa: F401
 
     requests, answers = sys.stdin, sys.stdout
     while line := requests.readline():

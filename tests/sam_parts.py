@@ -9,7 +9,7 @@ import torch
 from segment_anything.modeling import ImageEncoderViT, MaskDecoder, PromptEncoder, Sam, TwoWayTransformer
 
 import tf_models
-from converter.registry import get
+from converter.tables.registry import get
 from tests.support.carrying import carry
 from tests.support.rule import assert_allowed
 from torch_refs.sam.sam import build_sam_vit_b

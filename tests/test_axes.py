@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from einops import rearrange
 
-from converter.axes import Pattern, pattern
+from converter.kinds.axes import Pattern, pattern
 
 
 def drawn(*shape: int) -> np.ndarray:

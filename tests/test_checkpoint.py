@@ -14,7 +14,7 @@ import safetensors.torch
 import torch
 
 import converter
-from converter.checkpoint import Checkpoint
+from converter.checkpoints.checkpoint import Checkpoint
 from converter.errors import printable
 from converter.naming import fold
 from tests.hardening.files import FOUR, P, checkpoint_legacy, checkpoint_zip, put, zip_bytes

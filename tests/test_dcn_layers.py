@@ -9,7 +9,7 @@ import torchvision
 
 import tf_models
 import torch_refs
-from converter.variables import by_path
+from converter.planning.variables import by_path
 from tests.layer_parity import again, assert_equal, carry, seed, tf_results, torch_results
 from tests.ops.judging import channels_first, channels_last
 from tests.support.rule import as_held, assert_allowed, assert_same

@@ -6,7 +6,7 @@ import torch
 
 import converter
 import tf_models
-from converter.mappings import deformable_attention as mappings
+from converter.families import deformable_attention as mappings
 from tests.deformable import OTHER, SMALL, inputs, reference, upstream
 from tests.running import run
 from tests.small_sam import prefixed, save

@@ -19,7 +19,7 @@ import torch
 import converter
 import tf_models
 from converter import ConversionError, UsageError
-from converter.atomic import replacing_folder
+from converter.files.atomic import replacing_folder
 from tests.running import run_forked
 from tests.sam_parts import CONFIG, IMAGE_ENCODER, assert_as_exact, keras_twin, sam_state, seeded
 from tests.small_sam import save

@@ -2,11 +2,11 @@
 
 import pytest
 
-from converter.dialects import Dialect, prefixes, strip_compiled
 from converter.errors import printable, shorten
 from converter.kinds import BATCH_NORM, DENSE
-from converter.mapping import Drop, Mapping, Row, expand, join
 from converter.naming import fold, listed, nearest
+from converter.tables.dialects import Dialect, prefixes, strip_compiled
+from converter.tables.mapping import Drop, Mapping, Row, expand, join
 
 
 @pytest.mark.parametrize(

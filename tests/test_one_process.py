@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 import converter
-from converter.torch_process import TorchProcess
-from converter.torch_side import Request, Run, Source
+from converter.proof.torch_process import TorchProcess
+from converter.proof.torch_side import Request, Run, Source
 from tests.hardening import vector
 from tests.small_sam import OPTIONS, save, small_state
 from tests.support.one_process import OneProcess
@@ -121,11 +121,11 @@ def test_a_conversion_with_the_child(tmp_path):
 
 
 def test_pairs_are_known_for_as_long_as_they_are_needed():
-    known = converter.registry.names()
+    known = converter.tables.registry.names()
     with registered(vector.PAIR) as pair:
         assert pair is vector.PAIR
         other = dataclasses.replace(vector.PAIR, summary="another")
         with registered(other):
-            assert converter.registry.get("vector") is other
-        assert converter.registry.get("vector") is vector.PAIR
-    assert converter.registry.names() == known
+            assert converter.tables.registry.get("vector") is other
+        assert converter.tables.registry.get("vector") is vector.PAIR
+    assert converter.tables.registry.names() == known

@@ -12,11 +12,11 @@ import converter
 import tf_models
 import torch_refs
 from converter import Mapping, Option, Pair, Probe, Row, kinds, nested
-from converter.atomic import scratch
-from converter.checkpoint import Checkpoint
-from converter.mappings.sam_decoder import SAM_DECODER
-from converter.numerical import compare
-from converter.reading import read_as
+from converter.checkpoints.checkpoint import Checkpoint
+from converter.families.sam_decoder import SAM_DECODER
+from converter.files.atomic import scratch
+from converter.planning.reading import read_as
+from converter.proof.numerical import compare
 from tests.small_sam import OPTIONS, save, small_state
 from tests.support.pairs import registered
 

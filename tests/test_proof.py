@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 import converter
-from converter import registry
+from converter.families.sam_decoder import SAM_DECODER, decoder_table
 from converter.kinds import ACTIVATION_2D, DENSE, LAYER_NORM, Kind, leaf
-from converter.mapping import Mapping, Row
-from converter.mappings.sam_decoder import SAM_DECODER, decoder_table
+from converter.tables import registry
+from converter.tables.mapping import Mapping, Row
 from tests.small_sam import OPTIONS, save, small_state
 from tf_models.sam.mask_decoder import build_mask_decoder
 

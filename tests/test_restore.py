@@ -19,11 +19,11 @@ import converter
 import tf_models
 import torch_refs
 from converter import Dialect, Drop, Mapping, Pair, Row
-from converter.checkpoint import Checkpoint
-from converter.dialects import CANONICAL
+from converter.checkpoints.checkpoint import Checkpoint
 from converter.kinds import BATCH_NORM, CONV_2D, CONV_2D_HWIO, DENSE, DENSE_IN_OUT, MULTIHEAD_ATTENTION
-from converter.origin import Origin
-from converter.registry import get, names, pairs
+from converter.planning.origin import Origin
+from converter.tables.dialects import CANONICAL
+from converter.tables.registry import get, names, pairs
 from tests import sam_parts, small_mobile_sam, small_sam
 from tests.deformable import SMALL, reference
 from tests.small_sam import prefixed, save
@@ -334,7 +334,7 @@ def test_the_archive_is_as_torch_writes_it(tmp_path):
 
 
 def test_empty_tensors_and_odd_names_are_written_too(tmp_path):
-    from converter.writing import Named, write_checkpoint
+    from converter.checkpoints.writing import Named, write_checkpoint
 
     arrays = {"a.é": np.zeros((0, 3), np.float32), "": np.float64(2).reshape(()), "x" * 300: np.ones((70, 5), np.int8)}
     tensors = [Named(name, str(array.dtype), array.shape) for name, array in arrays.items()]
@@ -348,7 +348,7 @@ def test_empty_tensors_and_odd_names_are_written_too(tmp_path):
 
 
 def test_lengths_beyond_32_bits_are_pickled():
-    from converter.writing import _whole
+    from converter.checkpoints.writing import _whole
 
     for number in (0, 255, 2**31 - 1, 2**31, 2**40):
         assert pickle.loads(b"\x80\x02" + _whole(number) + b".") == number
@@ -465,7 +465,7 @@ def test_a_record_goes_there_and_back_and_stays_short():
 
 
 def _count(number):
-    from converter.origin import Kept
+    from converter.planning.origin import Kept
 
     return Kept("int64", (), np.int64(number).tobytes())
 

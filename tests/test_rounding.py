@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from converter import rounding
-from converter.rounded_torch import Exact, Rounded, exactly
+from converter.proof import rounding
+from converter.proof.rounded_torch import Exact, Rounded, exactly
 from tests.support.rule import assert_allowed
 
 UNIT = rounding.UNITS["float32"]

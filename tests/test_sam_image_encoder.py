@@ -13,8 +13,8 @@ from timm.layers.pos_embed import resample_abs_pos_embed_nhwc
 
 import tf_models
 import torch_refs
-from converter.mappings.sam_image_encoder import PUBLISHED_IMAGE_ENCODER
-from converter.rounded_torch import Exact, exactly
+from converter.families.sam_image_encoder import PUBLISHED_IMAGE_ENCODER
+from converter.proof.rounded_torch import Exact, exactly
 from tests.sam_parts import (
     IMAGE_ENCODER,
     assert_as_exact,

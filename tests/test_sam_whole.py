@@ -12,9 +12,9 @@ from transformers import SamConfig, SamModel
 
 import converter
 import tf_models
-from converter.checkpoint import Checkpoint
-from converter.mappings.sam import SAM_VIT_B
-from converter.reading import find_reading
+from converter.checkpoints.checkpoint import Checkpoint
+from converter.families.sam import SAM_VIT_B
+from converter.planning.reading import find_reading
 from tests.sam_parts import CONFIG, IMAGE_ENCODER, OPTIONS, assert_as_exact, keras_twin, last, sam_state, upstream_sam
 from tests.small_sam import prefixed, save
 from tests.support.pairs import registered

@@ -14,8 +14,8 @@ import converter
 import tf_models
 from converter import Dialect, Mapping, Pair, Probe, Row, kinds
 from converter.kinds import CONV_2D, CONV_2D_HWIO, DENSE, DENSE_IN_OUT, Kind, leaf, relaid_shape
-from converter.mapping import join
-from converter.registry import pairs
+from converter.tables.mapping import join
+from converter.tables.registry import pairs
 from tests.small_sam import save
 from tests.support.pairs import registered
 from tf_models import layers

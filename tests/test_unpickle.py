@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import torch
 
+from converter.checkpoints.unpickle import Inert, StorageRef, TensorRef, load
 from converter.errors import ConversionError
-from converter.unpickle import Inert, StorageRef, TensorRef, load
 from tests.hardening.files import P
 
 

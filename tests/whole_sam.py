@@ -15,7 +15,7 @@ from segment_anything import sam_model_registry
 from segment_anything.modeling import ImageEncoderViT, MaskDecoder, PromptEncoder, Sam, TwoWayTransformer
 
 import tf_models
-from converter.weights_file import sign
+from converter.files.weights_file import sign
 from tests.sam_weights import carry
 from tf_models.loading import FORMAT, datasets, digest
 from torch_refs.sam.seeded_checkpoint import seeded_tensor

@@ -20,7 +20,7 @@ def _ops() -> Any:
 
 def at(model: Any, path: str | None) -> Any:
     """The layer at a path, or the model."""
-    from converter.variables import layer_at
+    from converter.planning.variables import layer_at
 
     found = model if path is None else layer_at(model, path)
     if found is None:

@@ -12,7 +12,7 @@ import numpy as np
 
 from converter import Drop, Mapping, Pair, Probe, Row, kinds
 from converter.kinds import Kind, leaf
-from converter.registry import locate
+from converter.tables.registry import locate
 
 _TORCH = "benchmarks.soundness.torch_networks"
 _TF = "benchmarks.soundness.tf_networks"

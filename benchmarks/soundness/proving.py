@@ -17,7 +17,7 @@ FIRST_SEED = 20_240_229  # what the proof's own probes are seeded with
 
 
 class InProcess:
-    """Stands for `converter.torch_process.TorchProcess`: the torch side runs in this process, when it is asked."""
+    """Stands for `converter.proof.torch_process.TorchProcess`: torch runs in this process, when it is asked."""
 
     def __init__(self) -> None:
         self._request: Any = None
@@ -32,7 +32,7 @@ class InProcess:
         Raises:
             ConversionError: the torch side cannot do what was asked.
         """
-        from converter import torch_side
+        from converter.proof import torch_side
 
         messages: list[bytes] = []
         try:
@@ -99,14 +99,15 @@ def prove(
     import converter
     import tf_models
     import torch_refs
-    from converter import proof, registry
+    from converter.proof import lossless
+    from converter.tables import registry
 
     began = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
         checkpoint = Path(folder, "checkpoint.pth")
         torch.save(state, checkpoint)
         converter.register(pair)
-        usual, proof.SEED = proof.SEED, FIRST_SEED + seed
+        usual, lossless.SEED = lossless.SEED, FIRST_SEED + seed
         report: Any = None
         text = ""
         try:
@@ -118,7 +119,7 @@ def prove(
         except ConversionError as error:
             text = f"{type(error).__name__}: {error}"
         finally:
-            proof.SEED = usual
+            lossless.SEED = usual
             for known in (registry._registered, tf_models._BUILDERS, torch_refs._BUILDERS):
                 known.pop(pair.name, None)
     worst, where = _worst(report)

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from converter.activations import SEQUENCES
+from converter.kinds.activations import SEQUENCES
 from converter.kinds.kind import Kind, Leaf, leaf
 from converter.kinds.plain import BETWEEN, DENSE_IN_OUT
 

@@ -3,8 +3,8 @@
 import re
 from dataclasses import replace
 
-from converter.axes import pattern
 from converter.kinds import folds
+from converter.kinds.axes import pattern
 from converter.kinds.kind import Kind, Leaf, leaf
 
 

@@ -1,8 +1,8 @@
 """What a kind is: the tensors of a sort of module, the Keras variables that hold them, and their axes.
 
 A kind lists the leaves of a torch module (`weight`, `running_mean`, ...) and, for each, the Keras variables it
-becomes and with which axes: `"o i kh kw -> kh kw i o"` (`converter.axes` has the notation). A pattern is read in both
-directions, so every kind is invertible, but for a declared `Fold`. A kind also says how the module's
+becomes and with which axes: `"o i kh kw -> kh kw i o"` (`converter.kinds.axes` has the notation). A pattern is read in
+both directions, so every kind is invertible, but for a declared `Fold`. A kind also says how the module's
 activations are laid out, for the proof that feeds torch's recorded inputs to the Keras layer at the same path.
 """
 
@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 from einops import EinopsError, rearrange
 
-from converter.activations import IMAGES, SEQUENCES, Axes, arrange
-from converter.axes import Pattern, pattern
 from converter.errors import ConversionError
+from converter.kinds.activations import IMAGES, SEQUENCES, Axes, arrange
+from converter.kinds.axes import Pattern, pattern
 from converter.kinds.folds import Fold
 
 
@@ -104,7 +104,7 @@ class Kind:
         leaves: the tensors it owns.
         ignored: torch leaf -> why TensorFlow does not need it.
         inputs, results: axes of the arguments, and of what the module returns, where they are not the same on both
-            sides: path -> pattern (`converter.activations`).
+            sides: path -> pattern (`converter.kinds.activations`).
         sequences: paths among the arguments, and among the results, of arrays that have the time first where the
             module's `batch_first` is off; Keras has the batch first.
         probe_scales: factors by which recorded inputs are multiplied for the proof; a small one makes epsilon visible.

@@ -31,9 +31,9 @@ from hypothesis import strategies as st
 
 import converter
 import tf_models
-from converter.checkpoint import Checkpoint
-from converter.tensors import FLOATS
-from converter.weights_file import _lay_out, sign
+from converter.checkpoints.checkpoint import Checkpoint
+from converter.checkpoints.tensors import FLOATS
+from converter.files.weights_file import _lay_out, sign
 from tests.hardening import second_reader
 from tf_models.loading import check, digest
 

@@ -24,7 +24,8 @@ import torch  # before TensorFlow
 
 import cli
 import converter
-from converter import proof, weights_file  # noqa: F401 - what the conversion would import
+from converter.files import weights_file  # noqa: F401 - what the conversion would import
+from converter.proof import lossless  # noqa: F401 - what the conversion would import
 from tests.hardening import converted
 
 SIGNALS = {"SIGKILL": -signal.SIGKILL, "SIGINT": cli.INTERRUPTED, "SIGTERM": cli.TERMINATED}

@@ -117,7 +117,7 @@ def small_disk(tmp_path):
 
 def test_a_disk_that_is_really_full_or_read_only(small_disk):
     from converter import ConversionError
-    from converter.atomic import replacing
+    from converter.files.atomic import replacing
 
     output = small_disk / "w.weights.h5"
     output.write_bytes(b"previous")
@@ -133,7 +133,7 @@ def test_a_disk_that_is_really_full_or_read_only(small_disk):
 def test_what_the_proof_left_in_the_temporary_folder_after_a_kill_is_removed_by_the_next(tmp_path, monkeypatch):
     import tempfile
 
-    from converter.torch_process import TorchProcess
+    from converter.proof.torch_process import TorchProcess
 
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     left = tmp_path / "weightbridge.0123abcd.partial"

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import converter
-from converter.checkpoint import Checkpoint
+from converter.checkpoints.checkpoint import Checkpoint
 from tests.hardening import vector
 from tests.support.pairs import registered
 

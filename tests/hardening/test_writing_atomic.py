@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from converter import ConversionError, atomic
-from converter.atomic import refuse, replacing, scratch
+from converter import ConversionError
+from converter.files import atomic
+from converter.files.atomic import refuse, replacing, scratch
 
 
 def write(output: Path, data: bytes = b"new", overwrite: bool = False) -> None:

@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 
 from converter.kinds import Kind
-from converter.mapping import join
-from converter.variables import by_path
+from converter.planning.variables import by_path
+from converter.tables.mapping import join
 
 
 def carry(state: Mapping[str, Any], model: Any, modules: Iterable[tuple[str, str, Kind]], dropped: Any = ()) -> Any:

@@ -16,12 +16,12 @@ from typing import Any
 import cloudpickle
 import torch
 
-from converter import torch_side
 from converter.errors import ConversionError, printable
+from converter.proof import torch_side
 
 
 class OneProcess:
-    """What `converter.torch_process.TorchProcess` is to its caller, without a process.
+    """What `converter.proof.torch_process.TorchProcess` is to its caller, without a process.
 
     Everything is computed before the first answer is given and waits in memory: a big model wants the child.
     """

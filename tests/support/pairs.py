@@ -7,7 +7,7 @@ from typing import Any
 import converter
 import tf_models
 import torch_refs
-from converter import registry
+from converter.tables import registry
 
 
 @contextmanager

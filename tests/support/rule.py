@@ -1,4 +1,4 @@
-"""The rule of `converter.rounding`, for tests: a result in low precision against a torch computation in float64."""
+"""The rule of `converter.proof.rounding` for tests: a result in low precision against torch's in float64."""
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from converter import rounding
-from converter.rounded_torch import Exact, Rounded, exactly
+from converter.proof import rounding
+from converter.proof.rounded_torch import Exact, Rounded, exactly
 
 Results = Sequence[Any] | Mapping[str, Any]
 

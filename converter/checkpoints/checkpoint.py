@@ -1,0 +1,301 @@
+"""Open a checkpoint, whatever its container: names, shapes and dtypes at once, values one tensor at a time.
+
+The container is told by the first bytes of the file, never by its name. Nothing in the file is run.
+"""
+
+import hashlib
+import os
+import stat
+import threading
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from converter.checkpoints.safetensors_file import LONGEST_HEADER, json_object, read_bytes, read_safetensors
+from converter.checkpoints.tensors import Entry, Scratch, Storage, dense_strides, read_into
+from converter.checkpoints.torch_file import read_legacy, read_zip
+from converter.errors import ConversionError, printable
+
+# What a folder may hold, in the order transformers itself looks.
+FOLDER_NAMES = (
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+)
+# Beyond any real checkpoint (the largest mixtures of experts have 90,000 tensors), within what is handled in seconds.
+_MOST_TENSORS = 100_000
+_MOST_STATES = 1_000
+_LONGEST_NAME = 1_000
+_CHUNK = 1 << 24
+_NO_CHECKSUMS = "checksums: torch did not compute them when it wrote the file, so damage would not be noticed"
+
+
+class Checkpoint:
+    """An open checkpoint.
+
+    Attributes:
+        path: the path that was asked for.
+        container: "zip", "legacy", "safetensors" or "sharded".
+        files: every file that belongs to it, the index first.
+        states: dotted path of each state dict inside the file ("" when the file is one) -> name -> Entry.
+        notes: what a user should know of it.
+    """
+
+    def __init__(self, path: str | os.PathLike):
+        """Open `path`: a file, a shard index, or a folder that holds one as Hugging Face names it.
+
+        Raises:
+            ConversionError: it cannot be read as a checkpoint; the message starts with the file's name.
+        """
+        self.path = Path(path).expanduser()
+        self.files: list[Path] = []
+        self.notes: list[str] = []
+        self.states: dict[str, dict[str, Entry]] = {}
+        self._descriptors: list[int] = []
+        self._identities: list[tuple[int, ...]] = []
+        self._stopped = False
+        self._checked: set[tuple[int, int]] = set()
+        self._lock = threading.Lock()
+        try:
+            self.container, entries = self._open(_resolve(self.path))
+            try:
+                self._sort(entries)
+            except ConversionError as error:
+                raise ConversionError(f"{_shown(self.path)}: {error}") from None
+        except BaseException:
+            self.close()
+            raise
+
+    def _sort(self, entries: list[Entry]) -> None:
+        """Put every entry in its state dict."""
+        if not entries:
+            raise ConversionError("it holds no named tensors")
+        if len(entries) > _MOST_TENSORS:
+            raise ConversionError(f"it names {len(entries)} tensors; at most {_MOST_TENSORS} are read")
+        for entry in entries:
+            state = self.states.setdefault(entry.key, {})
+            if len(entry.name) > _LONGEST_NAME:
+                raise ConversionError(f"a name has {len(entry.name)} characters: {printable(entry.name)}")
+            if entry.name in state:
+                raise ConversionError(f"tensor {printable(entry.name)} stands there twice")
+            state[entry.name] = entry
+        if len(self.states) > _MOST_STATES:
+            raise ConversionError(f"its tensors stand in {len(self.states)} different dicts")
+
+    def __enter__(self) -> "Checkpoint":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the files; entries cannot be read any more."""
+        self.stop()
+        while self._descriptors:
+            os.close(self._descriptors.pop())
+
+    def stop(self) -> None:
+        """Have a digest that is being computed in another thread given up."""
+        self._stopped = True
+
+    def entries(self) -> Iterator[Entry]:
+        """Every tensor of every state dict in the file."""
+        for state in self.states.values():
+            yield from state.values()
+
+    def read(self, entry: Entry, scratch: Scratch | None = None) -> np.ndarray:
+        """The entry's values, C-contiguous, in its own dtype, after its record's checksum was found right.
+
+        With `scratch`, the array is good until the thread's next read.
+
+        Raises:
+            ConversionError: the file cannot be read or its bytes are damaged.
+        """
+        try:
+            values = entry.read(scratch)
+            self._check_crc(entry, values)
+            return values
+        except (OSError, ValueError, MemoryError) as error:
+            raise ConversionError(f"{_shown(entry.file)}: tensor {printable(entry.name)}: {error}") from None
+
+    def _check_crc(self, entry: Entry, values: np.ndarray) -> None:
+        storage = entry.storage
+        if storage is None or storage.crc is None:
+            return
+        place = (storage.descriptor, storage.start)
+        with self._lock:
+            if place in self._checked:
+                return
+            if storage.crc == 0 and storage.nbytes:
+                if _NO_CHECKSUMS not in self.notes:
+                    self.notes.append(_NO_CHECKSUMS)
+                return
+        whole = values.nbytes == storage.nbytes and entry.strides == dense_strides(entry.shape)
+        if whole and not storage.big_endian and not entry.negated:
+            crc = zlib.crc32(values.reshape(-1).view(np.uint8).data)
+        else:
+            crc = _crc_of(storage)
+        if crc != storage.crc:
+            raise ValueError("its bytes do not match their checksum; the file is damaged, get it again")
+        with self._lock:
+            self._checked.add(place)
+
+    def check_unchanged(self) -> None:
+        """See that the files are still those that were opened.
+
+        Raises:
+            ConversionError: one was written to, or another stands in its place.
+        """
+        for path, descriptor, identity in zip(self.files, self._descriptors, self._identities, strict=True):
+            try:
+                same = identity == _identity(os.fstat(descriptor)) == _identity(os.stat(path))
+            except OSError:
+                same = False
+            if not same:
+                raise ConversionError(f"{_shown(path)}: it changed while it was read; convert it again")
+
+    def sha256(self) -> str:
+        """SHA-256 of the file, as `sha256sum` prints it; of several files, that of their digests in order."""
+        digests = [self._sha256(descriptor) for descriptor in self._descriptors]
+        if len(digests) == 1:
+            return digests[0]
+        return hashlib.sha256("".join(digests).encode()).hexdigest()
+
+    def _sha256(self, descriptor: int) -> str:
+        digest = hashlib.sha256()
+        buffer = memoryview(bytearray(_CHUNK))
+        done = 0
+        while not self._stopped and (count := os.preadv(descriptor, [buffer], done)):
+            digest.update(buffer[:count])
+            done += count
+        return digest.hexdigest()
+
+    def _open(self, path: Path, is_shard: bool = False) -> tuple[str, list[Entry]]:
+        """The file's container, told by its first bytes, and its entries."""
+        descriptor = self._descriptor(path)
+        head = os.pread(descriptor, 16, 0)
+        try:
+            # First, because its first bytes are a length, which may look like the others' magic.
+            if head[8:9] == b"{" and int.from_bytes(head[:8], "little") <= LONGEST_HEADER:
+                return "safetensors", read_safetensors(descriptor, path.name)
+            if head.startswith((b"PK\x03\x04", b"PK\x05\x06")):
+                return "zip", read_zip(descriptor, path.name)
+            if head.startswith(b"\x80"):
+                return "legacy", read_legacy(descriptor, path.name)
+            if head.lstrip().startswith(b"{") and not is_shard:
+                return "sharded", self._open_shards(path, descriptor)
+            raise ConversionError(_not_a_checkpoint(descriptor, head))
+        except ConversionError as error:
+            raise ConversionError(f"{_shown(path)}: {error}") from None
+        except OSError as error:
+            raise ConversionError(f"{_shown(path)}: it cannot be read ({error.strerror or error})") from None
+
+    def _descriptor(self, path: Path) -> int:
+        """Open for reading, without ever waiting on a pipe or a device."""
+        try:
+            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | getattr(os, "O_NONBLOCK", 0))
+        except FileNotFoundError:
+            raise ConversionError(f"{_shown(path)}: no such file") from None
+        except (OSError, ValueError) as error:
+            reason = error.strerror if isinstance(error, OSError) else str(error)
+            raise ConversionError(f"{_shown(path)}: cannot be opened ({reason})") from None
+        self._descriptors.append(descriptor)
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode):
+            raise ConversionError(f"{_shown(path)}: it is not a regular file")
+        self.files.append(path)
+        self._identities.append(_identity(status))
+        return descriptor
+
+    def _open_shards(self, path: Path, descriptor: int) -> list[Entry]:
+        """A `*.index.json`: every shard beside it, each tensor in the shard that the index names, and no others."""
+        size = os.fstat(descriptor).st_size
+        if size > LONGEST_HEADER:
+            raise ConversionError("it starts like a shard index, but is far too long for one")
+        index = json_object(read_bytes(descriptor, 0, size), "it starts like a shard index, but is not JSON")
+        table = index.get("weight_map")
+        if not isinstance(table, dict) or not table or not all(isinstance(v, str) for v in table.values()):
+            raise ConversionError("it is JSON, but not a shard index: it has no weight_map of names to files")
+        found: dict[str, Entry] = {}
+        for shard in sorted(set(table.values())):
+            if shard in ("", ".", "..") or "/" in shard or "\\" in shard or "\0" in shard:
+                raise ConversionError(f"shard {printable(shard)} is not a file name in the index's own folder")
+            place = path.parent / shard
+            if place.is_symlink() and not _stays(place):
+                raise ConversionError(f"shard {printable(shard)} is a link out of the index's folder")
+            _, entries = self._open(place, is_shard=True)
+            if any(entry.key for entry in entries):
+                raise ConversionError(f"shard {printable(shard)} is not a plain file of tensors")
+            for entry in entries:
+                name = entry.name
+                if name in found:
+                    raise ConversionError(f"tensor {printable(name)} stands there twice")
+                if table.get(name) != shard:
+                    where = f"the index places it in {printable(table[name])}" if name in table else "not in the index"
+                    raise ConversionError(f"shard {printable(shard)} holds {printable(name)}: {where}")
+                found[name] = entry
+        missing = [name for name in table if name not in found]
+        if missing:
+            raise ConversionError(
+                f"{len(missing)} tensors of the index are not in their shards, first {printable(missing[0])}"
+            )
+        return list(found.values())
+
+
+def _resolve(path: Path) -> Path:
+    """The checkpoint file that `path` means."""
+    if not os.path.isdir(path):
+        return path
+    for name in FOLDER_NAMES:
+        if os.path.lexists(path / name):
+            return path / name
+    raise ConversionError(f"{_shown(path)}: the folder holds no checkpoint (looked for {', '.join(FOLDER_NAMES)})")
+
+
+def _stays(link: Path) -> bool:
+    """Whether a link in a folder leads into the same folder, or where Hugging Face's cache keeps its contents.
+
+    There, `snapshots/REVISION/NAME` is a link to `blobs/DIGEST`.
+    """
+    folder, target = Path(os.path.realpath(link.parent)), Path(os.path.realpath(link))
+    return target.parent == folder or (
+        folder.parent.name == "snapshots" and target.parent == folder.parent.parent / "blobs"
+    )
+
+
+def _crc_of(storage: Storage) -> int:
+    crc, done = 0, 0
+    while done < storage.nbytes:
+        chunk = np.empty(min(_CHUNK, storage.nbytes - done), np.uint8)
+        read_into(storage.descriptor, storage.start + done, chunk)
+        crc = zlib.crc32(chunk.data, crc)
+        done += chunk.size
+    return crc
+
+
+def _identity(status: os.stat_result) -> tuple[int, ...]:
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
+
+
+def _not_a_checkpoint(descriptor: int, head: bytes) -> str:
+    if not head:
+        return "the file is empty"
+    if os.pread(descriptor, 5, 257) == b"ustar":
+        return "it is a tar archive; unpack it first"
+    known = {
+        b"\x89HDF": "it is an HDF5 file, perhaps one that was converted already; see `weightbridge inspect`",
+        b"\x1f\x8b": "it is compressed with gzip; unpack it first",
+        b"version https://": "it is a Git LFS pointer, not the file itself; run `git lfs pull`",
+        b"<": "it is a web page, not a checkpoint; download the file itself",
+    }
+    for start, meaning in known.items():
+        if head.startswith(start):
+            return meaning
+    return "it is not a checkpoint: neither torch's zip or legacy format, nor safetensors, nor a shard index"
+
+
+def _shown(path: str | os.PathLike) -> str:
+    return printable(str(path), 160)

@@ -1,0 +1,457 @@
+"""The plan: which tensor fills which variable. A bijection, or one error with every reason why it is not."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import zip_longest
+from math import prod
+from typing import Any
+
+import keras
+import numpy as np
+
+import tf_models
+from converter.blame import PairError, blaming, where_and_what
+from converter.checkpoints.checkpoint import Checkpoint
+from converter.checkpoints.tensors import FLOATS, Entry
+from converter.errors import ConversionError, PlanError, one_line, printable
+from converter.kinds import Kind, Leaf
+from converter.naming import fold, listed, nearest
+from converter.planning.reading import Reading, equal
+from converter.planning.variables import by_path, layers_of
+from converter.tables.dialects import Dialect
+from converter.tables.mapping import Mapping, join
+from converter.tables.registry import Pair, locate
+from tf_models.abstract import TooLarge, abstract
+from tf_models.loading import places
+
+# A checkpoint may hold views that repeat values (expanded tensors), but not to claim far more than it holds.
+_ROOM_FOR_VIEWS = 64 << 20
+# A model may have this many more variables than tensors were found for, so that what is missing can be listed.
+_SPARE_VARIABLES = 1000
+
+
+@dataclass(frozen=True)
+class Source:
+    """A tensor of the checkpoint: its name there, the torch reference's name for it, and where its values are."""
+
+    name: str
+    canonical: str
+    entry: Entry
+
+
+@dataclass(frozen=True)
+class Target:
+    """A Keras variable, by its attribute path."""
+
+    path: str
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Step:
+    """Tensors of the checkpoint and the variables that they fill together: usually one of each.
+
+    Attributes:
+        kind: the kind of their module, as the checkpoint's dialect lays it out.
+        leaf: how the axes go over.
+    """
+
+    sources: tuple[Source, ...]
+    targets: tuple[Target, ...]
+    kind: Kind
+    leaf: Leaf
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the tensors' values in the checkpoint."""
+        return sum(source.entry.nbytes for source in self.sources)
+
+    @property
+    def name(self) -> str:
+        """What a person is told of it: its first tensor's name."""
+        return self.sources[0].name
+
+    def lay_out(self, values: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """The targets' values (views where numpy can make them)."""
+        return self.leaf.to_keras(values, [target.shape for target in self.targets])
+
+    def undo(self, values: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """The tensors out of the targets' values."""
+        return self.leaf.to_torch(values)
+
+
+@dataclass
+class Plan:
+    """How a checkpoint becomes a model's weights.
+
+    Attributes:
+        pair, config: the model and its sizes and options.
+        dialect: how the checkpoint spells the names and lays the tensors out.
+        key, prefix: where in the file the state dict is, and what stands before every canonical name.
+        steps: one for each tensor used, or for several that go together, in the mapping's order.
+        dropped: source name -> why TensorFlow does not need the tensor.
+        out_of_scope: first word of a name -> how many tensors under it belong to other parts of the checkpoint.
+        variables: attribute path -> shape, of every variable of the Keras model.
+        unused: canonical name -> the tensor, of those that TensorFlow does not need.
+        places: attribute path -> the variable's dataset in a weights file, as Keras lays it out.
+        modules: (torch path, Keras path, kind) of all in the table, each as the model's layer has it.
+    """
+
+    pair: Pair
+    config: dict[str, Any]
+    dialect: Dialect
+    key: str
+    prefix: str
+    steps: list[Step]
+    dropped: dict[str, str]
+    out_of_scope: dict[str, int]
+    variables: dict[str, tuple[int, ...]]
+    unused: dict[str, Entry]
+    places: dict[str, str] = field(repr=False)
+    modules: list[tuple[str, str, Kind]] = field(default_factory=list, repr=False)
+
+    @property
+    def tensors(self) -> int:
+        """Count of the checkpoint's tensors that are used."""
+        return sum(len(step.sources) for step in self.steps)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of their values in the checkpoint."""
+        return sum(step.nbytes for step in self.steps)
+
+    @property
+    def entries(self) -> dict[str, Entry]:
+        """Canonical name -> the tensor, of all that are used and of those that TensorFlow does not need."""
+        return {**{one.canonical: one.entry for step in self.steps for one in step.sources}, **self.unused}
+
+    @property
+    def folded(self) -> dict[str, str]:
+        """Name of a tensor that is folded with others -> what that costs."""
+        return {one.name: step.leaf.fold.cost for step in self.steps if step.leaf.fold for one in step.sources}
+
+    @property
+    def notes(self) -> list[str]:
+        """What the folds cost, a line each."""
+        costs: dict[str, list[str]] = {}
+        for name, told in self.folded.items():
+            costs.setdefault(told, []).append(name)
+        return [f"folded: {_folded(names)}: {told}" for told, names in costs.items()]
+
+    @property
+    def values(self) -> int:
+        """Count of all values written."""
+        return sum(prod(shape) for shape in self.variables.values())
+
+    def to_dict(self) -> dict[str, Any]:
+        """The plan as JSON can hold it."""
+        return {
+            "model": self.pair.name,
+            "config": self.config,
+            "dialect": self.dialect.name,
+            "key": self.key,
+            "prefix": self.prefix,
+            "steps": [
+                {
+                    "tensor": one.name,
+                    "canonical": one.canonical,
+                    "shape": list(one.entry.shape),
+                    "dtype": one.entry.dtype,
+                    "kind": step.kind.name,
+                    "variables": [
+                        {"path": target.path, "shape": list(target.shape), "axes": step.leaf.pattern.text}
+                        for target in step.targets
+                    ],
+                }
+                for step in self.steps
+                for one in step.sources
+            ],
+            "dropped": self.dropped,
+            "folded": self.folded,
+            "out_of_scope": self.out_of_scope,
+        }
+
+    def __str__(self) -> str:
+        rows = [("tensor", "shape", "variable", "shape", "axes")]
+        for step in self.steps:
+            for source, target in zip_longest(step.sources, step.targets):
+                first = source is step.sources[0] and target is step.targets[0]
+                rows.append(
+                    (
+                        *((printable(source.name), str(tuple(source.entry.shape))) if source else ("", "")),
+                        *((target.path, str(tuple(target.shape))) if target else ("", "")),
+                        step.leaf.pattern.text if first else "",
+                    )
+                )
+        widths = [max(len(row[i]) for row in rows) for i in range(5)]
+        lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+        lines.append("")
+        lines.append(
+            f"{self.pair.name}: {self.tensors} tensors fill {len(self.variables)} variables, {self.values:,} values;"
+            f" spelling {self.dialect.name}"
+        )
+        lines += [f"dropped {printable(name)}: {reason}" for name, reason in self.dropped.items()]
+        lines += [f"folded {printable(name)}: {cost}" for name, cost in self.folded.items()]
+        if self.out_of_scope:
+            lines.append(f"out of scope: {counted(self.out_of_scope)}")
+        return "\n".join(map(one_line, lines))
+
+
+def counted(out_of_scope: dict[str, int]) -> str:
+    """`image_encoder. 177 tensors, prompt_encoder. 16`, as text."""
+    words = [f"{printable(word, 40)}.* {count}" for word, count in out_of_scope.items()]
+    return listed(words, 8)
+
+
+def make_plan(checkpoint: Checkpoint, reading: Reading) -> Plan:
+    """Match every tensor in scope with the model's variables, one to one.
+
+    Raises:
+        PlanError: what is missing, unexpected, misshapen, of a wrong dtype or used twice, all at once.
+    """
+    headline = f"{printable(checkpoint.path.name)} does not fit {reading.pair.name}"
+    if reading.config is None:
+        raise PlanError(headline, [reading.unsized or "its sizes cannot be read"]) from reading.failure
+    held = sum(path.stat().st_size for path in checkpoint.files)
+    claimed = sum(entry.nbytes for entry in reading.entries.values())
+    if claimed > held + _ROOM_FOR_VIEWS:  # before anything is made of that size
+        raise PlanError(headline, [f"its tensors claim {claimed:,} bytes, but the file holds {held:,}"])
+    model = _build_abstract(reading, headline)
+    match = Match(reading, model)
+    problems = match.problems() + list(_untied(reading, checkpoint))
+    if problems:
+        raise PlanError(headline, problems) from reading.failure
+    return Plan(
+        reading.pair,
+        reading.config,
+        reading.dialect,
+        reading.key,
+        reading.prefix,
+        match.steps,
+        match.dropped,
+        reading.out_of_scope,
+        match.variables,
+        match.unused,
+        places_of(reading.pair, model),
+        [(path, where, fitted(kind, model, where)) for path, where, kind in reading.table.modules()],
+    )
+
+
+def _untied(reading: Reading, checkpoint: Checkpoint) -> Iterator[str]:
+    """Tensors that should share their values and do not: TensorFlow has one variable for both."""
+    for name, kept in reading.table.ties().items():
+        both = [reading.entries[one] for one in (name, kept) if one in reading.entries]
+        if len(both) == 2 and not equal(both, checkpoint):
+            yield f"untied: {printable(both[0].name)} and {printable(both[1].name)} should be equal, and are not"
+
+
+def _build_abstract(reading: Reading, headline: str) -> Any:
+    """The model without values; when its sizes make no model, the names still tell what is wrong.
+
+    Raises:
+        PlanError: the names are not the model's either, or a built-in model refuses the sizes.
+        PairError: they are, and the user's own builder failed.
+    """
+    pair, config = reading.pair, reading.config or {}
+    cause: BaseException | None = None
+    try:
+        return abstract(lambda: build_tf(pair, config), _SPARE_VARIABLES + 4 * len(reading.entries))
+    except TooLarge:
+        reason = "its names and shapes claim a model far larger than it holds"
+    except PairError as error:
+        reason, cause = f"{error} (the configuration is {config})", error.__cause__
+        if not (reading.missing or reading.unexpected or reading.unsized):
+            raise PairError(reason) from cause
+    except (ValueError, TypeError, ArithmeticError) as error:
+        reason, cause = f"{pair.name} cannot be built with {config}: {where_and_what(error)}", error
+    names = [
+        f"{what}: {_folded(names)}"
+        for what, names in (("missing", reading.missing), ("unexpected", reading.unexpected))
+        if names
+    ]
+    if reading.failure is not None:
+        names.append(reading.unsized or "")
+    raise PlanError(headline, [*names, reason]) from cause
+
+
+class Match:
+    """The table's rows, the tensors in scope and the model's variables, held against one another."""
+
+    def __init__(self, reading: Reading, model: Any):
+        self.reading = reading
+        self.variables = {path: tuple(variable.shape) for path, variable in by_path(model).items()}
+        self.steps: list[Step] = []
+        self.missing: list[str] = []
+        self.unreadable: dict[str, str] = {}
+        self.wrong_shape: dict[str, tuple] = {}
+        self.wrong_dtype: dict[str, str] = {}
+        self.filled: dict[str, str] = {}  # variable path -> canonical name
+        self.clashes: list[str] = []
+        self.known: set[str] = set()  # canonical names that the table maps
+        table = reading.table
+        for names, paths, kind, leaf in leaves_of(table, reading.dialect, model):
+            self._leaf(names, paths, kind, leaf)
+            self.known.update(names)
+        ignored = table.ignored()
+        others = [name for name in reading.entries if name not in self.known]
+        self.unused = {name: reading.entries[name] for name in others if name in ignored}
+        self.dropped = {entry.name: ignored[name] for name, entry in self.unused.items()}
+        self.dropped |= {
+            name: f"a copy of {printable(kept)}, equal bit for bit" for name, kept in reading.copies.items()
+        }
+        self.unexpected = [name for name in others if name not in ignored]
+
+    def _leaf(self, names: list[str], paths: list[str], kind: Kind, leaf: Leaf) -> None:
+        entries = {name: self.reading.entries[name] for name in names if name in self.reading.entries}
+        absent = [path for path in paths if path not in self.variables]
+        if len(entries) < len(names):
+            if entries or not (leaf.optional and len(absent) == len(paths)):
+                self.missing += [name for name in names if name not in entries]
+                self.filled.update(dict.fromkeys(paths, names[0]))
+            return
+        if absent:
+            self.clashes += [f"{printable(entries[names[0]].name)} has no variable {path}" for path in absent]
+            return
+        for path in paths:
+            if path in self.filled:
+                self.clashes.append(f"{path} is filled by both {self.filled[path]} and {names[0]}")
+            self.filled[path] = names[0]
+        targets = tuple(Target(path, self.variables[path]) for path in paths)
+        right = True
+        for (name, entry), expected in zip(entries.items(), expected_shapes(leaf, targets), strict=True):
+            if entry.shape != expected:
+                self.wrong_shape[name] = (entry.shape, expected)
+            elif entry.problem:
+                self.unreadable[entry.name] = entry.problem
+            elif entry.dtype not in FLOATS:
+                self.wrong_dtype[name] = entry.dtype
+            else:
+                continue
+            right = False
+        if right:
+            sources = tuple(Source(entry.name, name, entry) for name, entry in entries.items())
+            self.steps.append(Step(sources, targets, kind, leaf))
+
+    def problems(self) -> list[str]:
+        """Everything that keeps this from being a bijection, a line each."""
+        lines = []
+        if self.reading.unsized and not any(self.reading.unsized.startswith(name) for name in self.missing):
+            lines.append(self.reading.unsized)
+        if self.missing:
+            lines.append(f"missing: {_folded(self.missing)}")
+        if self.unexpected:
+            near = _nearest(self.unexpected, self.missing or sorted(self.known))
+            lines.append(f"unexpected: {_folded(self.unexpected)}" + (f" (nearest known: {near})" if near else ""))
+        # Shapes say little against sizes that are not this checkpoint's.
+        for name, (shape, expected) in () if self.reading.unsized else self.wrong_shape.items():
+            lines.append(f"wrong shape: {printable(name)} is {_shape(shape)}, expected {_shape(expected)}")
+        if self.wrong_dtype:
+            shown = ", ".join(sorted({printable(dtype, 20) for dtype in self.wrong_dtype.values()}))
+            lines.append(f"wrong dtype ({shown}; convertible are {', '.join(FLOATS)}): {_folded(self.wrong_dtype)}")
+        for name, problem in self.unreadable.items():
+            lines.append(f"{printable(name)} cannot be read: {problem}")
+        for name, sources in self.reading.doubled.items():
+            lines.append(f"used twice: {' and '.join(map(printable, sources))} are both {printable(name)}")
+        lines += self.clashes
+        empty = [path for path in self.variables if path not in self.filled]
+        if empty:
+            lines.append(f"variables that no row of the mapping fills: {_folded(empty)}")
+        return lines
+
+
+def places_of(pair: Pair, model: Any) -> dict[str, str]:
+    """Attribute path -> dataset path.
+
+    Raises:
+        ConversionError: Keras leaves a variable out when it saves.
+    """
+    place = {id(variable): where for where, variable in places(model).items()}
+    lost = [path for path, variable in by_path(model).items() if id(variable) not in place]
+    if lost:
+        raise ConversionError(f"Keras does not save {len(lost)} variables of {pair.name}, first {lost[0]}")
+    return {path: place[id(variable)] for path, variable in by_path(model).items()}
+
+
+def build_tf(pair: Pair, config: dict[str, Any]) -> Any:
+    """The pair's Keras model, built in float32 whatever policy the caller has set.
+
+    Raises:
+        PairError: the pair's own builder failed, or is not to be found.
+        ConversionError: the builder returned something else, or Keras does not run on TensorFlow.
+    """
+    if keras.backend.backend() != "tensorflow":
+        raise ConversionError(f"Keras runs on {keras.backend.backend()}; set KERAS_BACKEND=tensorflow")
+    policy = keras.config.dtype_policy()
+    keras.config.set_dtype_policy("float32")
+    try:
+        if pair.build_tf is None:
+            model = tf_models.create(pair.name, **config)
+        else:
+            with blaming(pair.name, "build_tf", passing=(TooLarge,)):
+                model = (locate(pair.build_tf) if isinstance(pair.build_tf, str) else pair.build_tf)(**config)
+    finally:
+        keras.config.set_dtype_policy(policy)
+    if not isinstance(model, keras.Model):
+        raise ConversionError(
+            f"the TensorFlow builder of {pair.name} returned a {type(model).__name__}, not a keras.Model"
+        )
+    if not model.weights:
+        raise ConversionError(
+            f"the TensorFlow builder of {pair.name} returned a model without variables; build it first"
+        )
+    return model
+
+
+def leaves_of(table: Mapping, dialect: Dialect, model: Any) -> Iterator[tuple[list[str], list[str], Kind, Leaf]]:
+    """(canonical names, paths of variables, kind, leaf) of all that the table names, in its order.
+
+    The model's layers tell which of several layouts is meant.
+
+    Raises:
+        ValueError: the dialect has no layout for a module.
+        ConversionError: the kind has none for the model's layer.
+    """
+    for torch_path, keras_path, torch_kind in table.modules():
+        kind = fitted(dialect.kind(torch_path, torch_kind), model, keras_path)
+        for leaf in kind.leaves:
+            yield [join(torch_path, name) for name in leaf.torch], [join(keras_path, n) for n in leaf.keras], kind, leaf
+
+
+def fitted(kind: Kind, model: Any, path: str) -> Kind:
+    """The kind as the model's layer at `path` has it.
+
+    Raises:
+        ConversionError: the layer is none that the kind knows.
+    """
+    if kind.fitted is None:
+        return kind
+    try:
+        return kind.fitted(kind, layers_of(model, path, kind.parts))
+    except ValueError as error:
+        raise ConversionError(f"the mapping does not fit the model at {path or kind}: {error}") from None
+
+
+def expected_shapes(leaf: Leaf, targets: Sequence[Target]) -> list[tuple[int, ...]]:
+    """The shapes of the tensors that fill these variables.
+
+    Raises:
+        ConversionError: the mapping's axes are not those of the variables.
+    """
+    try:
+        return leaf.torch_shapes([target.shape for target in targets])
+    except ValueError as error:
+        raise ConversionError(f"the mapping does not fit the model at {targets[0].path}: {error}") from None
+
+
+def _folded(names: Any) -> str:
+    return listed(map(printable, fold(names)), 12)
+
+
+def _nearest(names: list[str], known: list[str]) -> str:
+    """The known names nearest to the first few of `names`."""
+    near = [nearest(name, known[:5000]) for name in names[:5]]
+    return _folded([name for name in near if name])
+
+
+def _shape(shape: tuple[int, ...]) -> str:
+    return listed(map(str, shape), 8, "x") or "a single value"

@@ -1,0 +1,350 @@
+"""Which network a checkpoint holds, and how it spells it: state dict, wrapping, scope, dialect and sizes."""
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from converter.blame import PairError, told, where, where_and_what
+from converter.checkpoints.checkpoint import Checkpoint
+from converter.checkpoints.tensors import Entry
+from converter.errors import ConversionError, UsageError, printable
+from converter.kinds import relaid_shape
+from converter.naming import listed
+from converter.tables import dialects
+from converter.tables.mapping import Mapping
+from converter.tables.registry import Pair, get, pairs
+
+# Names of a state dict, and of these times the ways to unwrap them: beyond any model here, and tried within seconds.
+_MOST_NAMES = 10_000
+_MOST_SPELLINGS = 30_000
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What the user says of the checkpoint where it leaves a choice.
+
+    Attributes:
+        key: dotted path of the state dict.
+        scope: the prefix under which the network is, in place of the pair's own scopes.
+        spelling: name of the dialect.
+    """
+
+    key: str | None = None
+    scope: str | None = None
+    spelling: str | None = None
+
+
+_FREE = Choice()
+
+
+class Ambiguous(ConversionError):
+    """Several state dicts of a file fit the same model, or several layouts of one."""
+
+
+@dataclass
+class Reading:
+    """One way to read a state dict as a pair's network.
+
+    Attributes:
+        key: dotted path of the state dict inside the file.
+        prefix: what stands before every canonical name: wrappers and scope.
+        entries: canonical name -> entry, of everything in scope.
+        doubled: canonical name -> source names, where several spell the same.
+        copies: source name -> the one it is a copy of and that is read instead.
+        out_of_scope: first word of the name -> how many tensors under it are not of this network.
+        config: the sizes, or None where they could not be read; `unsized` says why.
+        failure: what the pair's own function raised, where that is why.
+    """
+
+    pair: Pair
+    key: str
+    prefix: str
+    dialect: dialects.Dialect
+    entries: dict[str, Entry] = field(default_factory=dict)
+    doubled: dict[str, list[str]] = field(default_factory=dict)
+    copies: dict[str, str] = field(default_factory=dict)
+    out_of_scope: dict[str, int] = field(default_factory=dict)
+    config: dict[str, Any] | None = None
+    unsized: str | None = None
+    failure: BaseException | None = field(default=None, repr=False)
+    missing: list[str] = field(default_factory=list)
+    unexpected: list[str] = field(default_factory=list)
+
+    @property
+    def table(self) -> Mapping:
+        """The pair's rows at this reading's sizes."""
+        assert self.config is not None
+        return table_of(self.pair, self.config).holding(self.entries)
+
+    @property
+    def fits(self) -> bool:
+        """Every name that the network needs is there, and no other in scope."""
+        return self.config is not None and not (self.missing or self.unexpected or self.doubled or self.unsized)
+
+    @property
+    def matched(self) -> int:
+        """How many tensors in scope the network knows."""
+        return len(self.entries) - len(self.unexpected) if self.config is not None else 0
+
+
+def readings(checkpoint: Checkpoint, pair: Pair, options: dict[str, Any], choice: Choice = _FREE) -> Iterator[Reading]:
+    """Every way to read the checkpoint as `pair`'s network."""
+    tried = [one for one in (dialects.CANONICAL, *pair.dialects) if choice.spelling in (None, one.name)]
+    scopes = pair.scopes if choice.scope is None else (f"{choice.scope.rstrip('.')}.",)
+    for state_key, state in checkpoint.states.items():
+        if choice.key not in (None, state_key):
+            continue
+        if len(state) > _MOST_NAMES:
+            raise ConversionError(f"it names {len(state)} tensors, and no model here has more than {_MOST_NAMES}")
+        compiled: dict[str, list[Entry]] = {}
+        for name, entry in state.items():
+            compiled.setdefault(dialects.strip_compiled(name), []).append(entry)
+        wrappers = dialects.prefixes(compiled)
+        if len(compiled) * len(wrappers) > _MOST_SPELLINGS:
+            raise ConversionError(f"its names are wrapped in {len(wrappers)} different ways")
+        for wrapper in wrappers:
+            for scope in scopes:
+                prefix = wrapper + scope
+                if any(name.startswith(prefix) for name in compiled):
+                    for dialect in tried:
+                        reading = Reading(pair, state_key, prefix, dialect)
+                        _spell(reading, wrapper, compiled, checkpoint)
+                        _size(reading, options)
+                        yield reading
+
+
+def _spell(reading: Reading, wrapper: str, state: dict[str, list[Entry]], checkpoint: Checkpoint) -> None:
+    """Find the entries in scope by their canonical names."""
+    shared = dict(reading.dialect.shared)
+    spelled: dict[str, list[Entry]] = {}
+    outside: Counter[str] = Counter()
+    for name, entries in state.items():
+        if name.startswith(wrapper) and name.removeprefix(wrapper) in shared:
+            spelled.setdefault(shared[name.removeprefix(wrapper)], []).extend(entries)
+        elif name.startswith(reading.prefix) and reading.dialect.claims(name.removeprefix(reading.prefix)):
+            canonical = reading.dialect.canonical(name.removeprefix(reading.prefix))
+            spelled.setdefault(canonical, []).extend(entries)
+        else:
+            outside[name.split(".")[0]] += len(entries)
+    for name, entries in spelled.items():
+        reading.entries[name] = entries[0]
+        if len(entries) > 1 and name in shared.values() and equal(entries, checkpoint):
+            reading.copies.update({entry.name: entries[0].name for entry in entries[1:]})
+        elif len(entries) > 1:
+            reading.doubled[name] = [entry.name for entry in entries]
+    reading.out_of_scope = dict(outside)
+
+
+def equal(entries: list[Entry], checkpoint: Checkpoint) -> bool:
+    """Whether all of them hold the same bits."""
+    if any(entry.problem for entry in entries) or len({(entry.shape, entry.dtype) for entry in entries}) > 1:
+        return False
+    first, *others = (checkpoint.read(entry).tobytes() for entry in entries)
+    return all(other == first for other in others)
+
+
+def _size(reading: Reading, options: dict[str, Any]) -> None:
+    """Read the sizes off the shapes, and hold the names against the table of that size."""
+    pair = reading.pair
+    shapes: dict[str, tuple[int, ...]] = {}
+    try:
+        shapes.update((n, _torch_shape(reading.dialect, n, entry.shape)) for n, entry in reading.entries.items())
+        reading.config = as_recorded(pair, pair.configure(shapes, options))
+        table_of(pair, reading.config)
+        reading.unsized = reading.dialect.refusal(reading.config)
+    except PairError as error:
+        reading.unsized, reading.failure = str(error), error
+    except (ConversionError, MemoryError):
+        raise
+    except Exception as error:
+        reading.unsized = _why_unsized(pair, error, shapes)
+        reading.failure = error
+    if reading.failure is not None:
+        reading.config = pair.fallback
+        if pair.fallback is not None:
+            try:
+                table_of(pair, pair.fallback)
+            except PairError:
+                reading.config = None
+    if reading.config is not None:
+        table = reading.table
+        for name, kept in table.ties().items():
+            if kept not in reading.entries and name in reading.entries:
+                reading.entries[kept] = reading.entries.pop(name)
+        needed, ignored = dict(table.tensors()), table.ignored()
+        reading.missing = [name for name, optional in needed.items() if name not in reading.entries and not optional]
+        reading.unexpected = [name for name in reading.entries if name not in needed and name not in ignored]
+
+
+def _why_unsized(pair: Pair, error: Exception, shapes: dict[str, tuple[int, ...]]) -> str:
+    """Why no sizes were read: the shapes are another network's, or a user's own function is at fault."""
+    place = where(error)
+    lacking = _lacking(error, shapes)
+    if lacking is not None:
+        return f"{printable(lacking)} is missing, and sizes are read from it" + (f" ({place})" if place else "")
+    if not place:
+        if not isinstance(error, (KeyError, ValueError, IndexError, TypeError, ZeroDivisionError)):
+            raise error
+        return f"its shapes are not those of this network ({printable(str(error), 80)})"
+    if isinstance(error, (KeyError, ValueError)):  # how a pair says so
+        return f"its shapes are not those of this network ({where_and_what(error)})"
+    return told(pair.name, "configure", error)
+
+
+def _lacking(error: BaseException, known: Iterable[str]) -> str | None:
+    """The tensor that a pair asked for and that is not there, where that is the error."""
+    name = error.args[0] if isinstance(error, KeyError) and error.args else None
+    return name if isinstance(name, str) and name not in known else None
+
+
+def table_of(pair: Pair, config: dict[str, Any]) -> Mapping:
+    """The pair's rows at these sizes.
+
+    Raises:
+        PairError: a user's own `mapping` failed, or returned something else.
+    """
+    try:
+        table = pair.mapping(config)
+    except (ConversionError, MemoryError):
+        raise
+    except Exception as error:
+        if not where(error):
+            raise
+        raise PairError(told(pair.name, "mapping", error)) from error
+    if not isinstance(table, Mapping):
+        raise PairError(f"mapping of {pair.name} returned a {type(table).__name__}, not a converter.Mapping")
+    return table
+
+
+def _torch_shape(dialect: dialects.Dialect, name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The shape that torch gives to the tensor of the canonical `name`."""
+    axes = dialect.axes(name)
+    return shape if axes is None else relaid_shape(shape, axes)
+
+
+def as_recorded(pair: Pair, config: dict[str, Any]) -> dict[str, Any]:
+    """The configuration as a file gives it back: JSON knows lists, but no tuples.
+
+    Raises:
+        ConversionError: it is no dict, or holds something that JSON cannot.
+    """
+    if not isinstance(config, dict):
+        raise PairError(f"configure of {pair.name} returned a {type(config).__name__}, not a dict")
+    try:
+        return json.loads(json.dumps(config))
+    except TypeError as error:
+        raise ConversionError(f"the configuration of {pair.name} cannot be recorded: {error}") from None
+
+
+def read_as(checkpoint: Checkpoint, pair: Pair, options: dict[str, Any], choice: Choice = _FREE) -> Reading:
+    """The reading of the checkpoint as `pair`'s network that fits, else the one that comes nearest.
+
+    Raises:
+        ConversionError: nothing in it is of this network, or two state dicts or two layouts fit alike.
+        UsageError: what the user chose is not there.
+    """
+    key, spelling = choice.key, choice.spelling
+    known_spellings = [dialects.CANONICAL.name, *(dialect.name for dialect in pair.dialects)]
+    if spelling not in (None, *known_spellings):
+        raise UsageError(f"{pair.name} has no spelling {printable(spelling)}; it has: {', '.join(known_spellings)}")
+    if key is not None and key not in checkpoint.states:
+        known = listed([printable(name or "(the file itself)") for name in checkpoint.states], 8)
+        raise UsageError(f"the file has no state dict at {printable(key)}; it has: {known}")
+    found = list(readings(checkpoint, pair, options, choice))
+    fitting = [reading for reading in found if reading.fits]
+    keys = list(dict.fromkeys(reading.key for reading in fitting))
+    if len(keys) > 1:
+        shown = listed([printable(name or "(the file itself)") for name in keys], 8)
+        raise Ambiguous(f"several state dicts in the file fit {pair.name}: {shown}; choose one with --key")
+    if fitting:
+        best = max(fitting, key=lambda reading: reading.matched)
+        alike = [reading for reading in fitting if _same_tensors(reading, best) and not _same_layout(reading, best)]
+        if alike:
+            shown = ", ".join(reading.dialect.name for reading in (best, *alike))
+            raise Ambiguous(
+                f"its names and shapes fit several layouts of {pair.name}: {shown}; choose one with --spelling"
+            )
+        return best
+    # A reading that sizes itself tells more than one that fell back.
+    nearest = max(found, key=lambda r: (r.matched - len(r.missing) - len(r.doubled), -len(r.unexpected)), default=None)
+    if nearest is None or nearest.matched == 0:
+        names = Counter(entry.name.split(".")[0] for entry in checkpoint.entries())
+        shown = listed([f"{printable(name, 40)} ({count})" for name, count in names.most_common()], 6)
+        failure = None if nearest is None else nearest.failure
+        if nearest is not None and failure is not None and _lacking(failure, nearest.entries) is None:
+            raise PairError(f"{nearest.unsized}; its names start with: {shown}") from failure
+        raise ConversionError(f"it holds no tensor of {pair.name}; its names start with: {shown}") from failure
+    return nearest
+
+
+def _same_tensors(one: Reading, other: Reading) -> bool:
+    """Both take the same tensors of the file for the same ones of the network."""
+    return {name: entry.name for name, entry in one.entries.items()} == {
+        name: entry.name for name, entry in other.entries.items()
+    }
+
+
+def _same_layout(one: Reading, other: Reading) -> bool:
+    """Both lay every tensor out alike."""
+    return all(one.dialect.axes(name) == other.dialect.axes(name) for name in one.entries)
+
+
+def recognise(
+    checkpoint: Checkpoint, known: Iterable[Pair], options: dict[str, Any], choice: Choice = _FREE
+) -> Reading:
+    """The reading as the pair whose network covers the most of the checkpoint.
+
+    Raises:
+        ConversionError: none fits, or several do that cover as much; they are listed.
+    """
+    known = [
+        pair
+        for pair in known
+        if choice.spelling is None or any(choice.spelling == one.name for one in (dialects.CANONICAL, *pair.dialects))
+    ]
+    if not known:
+        raise UsageError(f"no model has a spelling {printable(choice.spelling)}")
+    fitting: list[Reading] = []
+    tried = []
+    refused: list[UsageError] = []
+    for pair in known:
+        tried.append(pair.name)
+        try:
+            parsed = pair.parse_options(pair.own_options(options))
+        except UsageError as error:  # a value may be right for another model
+            refused.append(error)
+            continue
+        try:
+            reading = read_as(checkpoint, pair, parsed, choice)
+        except (UsageError, Ambiguous):
+            raise
+        except ConversionError:
+            continue
+        if reading.fits:
+            fitting.append(reading)
+    most = max((reading.matched for reading in fitting), default=0)
+    chosen = [reading for reading in fitting if reading.matched == most]
+    if len(chosen) == 1:
+        chosen[0].pair.check_determined(options, chosen[0].config)
+        return chosen[0]
+    if not chosen:
+        if refused:
+            raise refused[0]
+        raise ConversionError(
+            f"no model fits this checkpoint; known: {', '.join(tried)}; name one with --model to see why"
+        )
+    names = ", ".join(reading.pair.name for reading in chosen)
+    raise ConversionError(f"several models fit this checkpoint: {names}; choose one with --model")
+
+
+def find_reading(checkpoint: Checkpoint, model: str | None, options: dict[str, Any], choice: Choice = _FREE) -> Reading:
+    """The checkpoint read as the named model, or as the one that its names show ("auto" or None)."""
+    if model in (None, "auto"):
+        return recognise(checkpoint, pairs(), options, choice)
+    assert model is not None
+    pair = get(model)
+    reading = read_as(checkpoint, pair, pair.parse_options(pair.own_options(options)), choice)
+    pair.check_determined(options, reading.config)
+    return reading

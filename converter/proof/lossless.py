@@ -1,0 +1,279 @@
+"""The lossless proof, that no bit was lost on the way into the file; and what the numerical one asks of torch."""
+
+import math
+import re
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+from einops import rearrange
+
+from converter import nested
+from converter.blame import blaming
+from converter.checkpoints.checkpoint import Checkpoint
+from converter.checkpoints.tensors import FLOATS, Scratch
+from converter.errors import ConversionError, printable
+from converter.files.weights_file import THREADS, cast, dense, laid_out, read
+from converter.naming import listed
+from converter.planning.plan import Plan, Step
+from converter.planning.reading import table_of
+from converter.proof.rounding import UNITS
+from converter.proof.torch_side import Request, Source
+from converter.report import Lossless, size
+from converter.tables.registry import Probe
+from tf_models.loading import WeightsError, datasets
+from tf_models.loading import stored_dtype as dtype_of
+
+SEED = 20_240_229
+_PIECE = 1 << 18  # values
+BIG = 50_000_000  # values of a model whose proof is announced with its cost
+# For each value: 4 bytes in TensorFlow, 4 in torch and 8 in torch's float64, and what activations and copies take.
+_BYTES_COPIED, _BYTES_SINGLE, _BYTES_SPARE = 18, 10, 1 << 30
+
+
+def lossless(
+    path: Path,
+    plan: Plan,
+    checkpoint: Checkpoint,
+    dtype: str | None = None,
+    progress: Callable[[int], None] = lambda nbytes: None,
+    restored: bool = False,
+) -> Lossless:
+    """Read the file back, undo the layout, and compare every tensor bit for bit with the checkpoint's.
+
+    `dtype` is what the file must hold (None: what it does hold). Values that were narrowed on the way are compared with
+    the checkpoint's, narrowed. `restored`: the checkpoint was made of the file, so that tensors that were folded are
+    rounded, and may fold to a neighbour (`Fold.apart`).
+
+    Raises:
+        ConversionError: the file does not hold exactly the model's variables, in shape and dtype.
+    """
+    home = plan.places
+    with h5py.File(path, "r") as file:
+        held = dict(datasets(file))
+        problems = [f"{name} is not in it" for name, place in home.items() if place not in held]
+        problems += [f"{place} is no variable of the model" for place in held if place not in set(home.values())]
+        for name, place in home.items():
+            dataset = held.get(place)
+            if dataset is None:
+                continue
+            found = dtype_of(dataset)
+            if dataset.shape != plan.variables[name]:
+                problems.append(f"{name} has shape {dataset.shape}, not {plan.variables[name]}")
+            elif found not in FLOATS or (dtype is not None and found != dtype):
+                problems.append(f"{name} has dtype {found}")
+            elif found != "bfloat16" and "dtype" in dataset.attrs:  # Keras would read it, however long it claims to be
+                problems.append(f"{name} is marked with a dtype, as only bfloat16 is")
+        if problems:
+            raise ConversionError(
+                f"{printable(path.name)} does not hold {plan.pair.name}'s variables: {listed(problems, 4, '; ')}"
+            )
+
+        scratch = Scratch()
+
+        def same(step: Step) -> tuple[list[str], int]:
+            stored = dtype_of(held[home[step.targets[0].path]])
+            values: list[np.ndarray] = []
+            for index, target in enumerate(step.targets):
+                values.append(scratch.array(f"stored {index}", target.shape, FLOATS[stored]))
+                if values[-1].size:
+                    held[home[target.path]].read_direct(values[-1])
+            tensors = read(step, checkpoint, scratch)
+            nbytes = sum(value.nbytes for value in values)
+            if step.leaf.fold is not None:  # which has no way back to the tensors' own bits
+                folded, _ = laid_out(step, tensors, stored)
+                apart = step.leaf.fold.apart if restored else 0
+                pairs = zip(values, map(np.ascontiguousarray, folded), strict=True)
+                equal = all(_equal_bits(*both, apart) for both in pairs)
+                return ([] if equal else [step.name]), nbytes
+            differing = []
+            for source, tensor, back in zip(step.sources, tensors, step.undo(values), strict=True):
+                expected, _ = cast(tensor, stored, source.name)
+                if back.shape != expected.shape or not _equal_bits(dense(back, scratch), expected):
+                    differing.append(source.name)
+            return differing, nbytes
+
+        differing: list[str] = []
+        nbytes = 0
+        with ThreadPoolExecutor(THREADS) as pool:
+            for wrong, count in pool.map(same, plan.steps):
+                nbytes += count
+                progress(count)
+                differing += wrong
+    unequal, equal = _left_out(plan, checkpoint)
+    return Lossless(plan.tensors, nbytes, tuple(differing), tuple(unequal), tuple(equal))
+
+
+def _left_out(plan: Plan, checkpoint: Checkpoint) -> tuple[list[str], list[str]]:
+    """Of the tensors that TensorFlow computes itself: what is not as it says, in words; and the names of the rest.
+
+    A table that is computed, of sines say, may be off by as many roundings as libraries differ by.
+    """
+    table = table_of(plan.pair, plan.config)
+    entries = plan.entries
+    unequal, equal = [], []
+
+    def torchs(name: str) -> np.ndarray:
+        values, axes = checkpoint.read(entries[name]), plan.dialect.axes(name)
+        return np.array(values if axes is None else rearrange(values, axes))
+
+    for name, wanted in table.equals.items():
+        if name not in plan.unused:
+            continue
+        values = torchs(name)
+        if isinstance(wanted, str):
+            if wanted not in entries:
+                unequal.append(f"{printable(entries[name].name)} should equal {printable(wanted)}, which is not there")
+                continue
+            other = torchs(wanted)
+            same = values.shape == other.shape and values.dtype == other.dtype and values.tobytes() == other.tobytes()
+            shown = printable(entries[wanted].name)
+        else:
+            other = np.asarray(wanted)
+            near = (
+                8 * UNITS["float32"] * np.abs(other).max(initial=0) if other.dtype.kind == "f" and other.ndim else 0.0
+            )
+            same = other.shape in ((), values.shape) and bool((np.abs(values - other) <= near).all())
+            shown = str(wanted) if other.ndim == 0 else "the table that TensorFlow computes"
+        if same:
+            equal.append(name)
+        else:
+            unequal.append(f"{printable(entries[name].name)} is left out, but does not equal {shown}")
+    return unequal, equal
+
+
+def _equal_bits(some: np.ndarray, other: np.ndarray, apart: int = 0) -> bool:
+    """Whether they are, or are no more than so many units in the last place apart.
+
+    Compared in pieces, so that what the comparison makes stays in the cache.
+    """
+    ours, theirs = (values.reshape(-1).view(f"i{values.dtype.itemsize}") for values in (some, other))
+    starts = range(0, ours.size, _PIECE)
+    pieces = ((ours[start : start + _PIECE], theirs[start : start + _PIECE]) for start in starts)
+    return all(
+        np.array_equal(mine, one) or (apart > 0 and bool((np.abs(_place(mine) - _place(one)) <= apart).all()))
+        for mine, one in pieces
+    )
+
+
+def _place(bits: np.ndarray) -> np.ndarray:
+    """Of floats, given by their bits: a number that counts them in their order."""
+    size = (bits & np.iinfo(bits.dtype).max).astype(np.int64)
+    return np.where(bits < 0, -size, size)
+
+
+def stored_dtype(path: Path, plan: Plan) -> str:
+    """The dtype that every variable in the file has.
+
+    Raises:
+        ConversionError: not an HDF5 file, or of several dtypes.
+    """
+    try:
+        with h5py.File(path, "r") as file:
+            found = {dtype_of(dataset) for _, dataset in datasets(file)}
+    except (OSError, WeightsError):
+        raise ConversionError(f"{printable(str(path), 160)} is not a readable HDF5 file") from None
+    if len(found) != 1 or not found <= set(FLOATS):
+        raise ConversionError(
+            f"{printable(str(path), 160)} does not hold {plan.pair.name}'s variables in one float dtype"
+        )
+    return found.pop()
+
+
+def request_for(plan: Plan, checkpoint: Checkpoint, dtype: str, level: str = "full") -> Request:
+    """What the torch side must do to prove `plan`: seeded probe inputs, and the layers to record.
+
+    "full-size" adds probes of the size the model is meant for, where a pair has smaller ones; "train" adds training.
+    """
+    files = {path.name: str(path.resolve()) for path in checkpoint.files}
+    pair, table = plan.pair, table_of(plan.pair, plan.config)
+    sources = {
+        name: Source(files[entry.file], entry.key, entry.name, plan.dialect.axes(name))
+        for name, entry in plan.entries.items()
+        if not entry.problem
+    }
+    untrained = [step.name for step in plan.steps if step.leaf.fold and not step.leaf.fold.trains]
+    if level == "train" and untrained:
+        names = listed([*map(printable, untrained)], 4)
+        raise ConversionError(
+            f"{names} is folded with what torch computes anew in training: there is no training to compare "
+            "(--verify full proves the rest)"
+        )
+    called = {path: kind for path, _, kind in table.modules() if kind.callable_alone}
+    with blaming(pair.name, "probes"):
+        probes = list(pair.probes(plan.config, np.random.default_rng(SEED)))
+        if not all(isinstance(probe, Probe) for probe in probes):
+            raise TypeError("it gives something other than a list of Probe(inputs)")
+    stages = {path for path, _, kind in table.modules() if kind.stage}
+    for probe in probes:
+        _check_probe(pair.name, probe, stages)
+    if level == "full-size" and pair.full_size_probes is not None:
+        with blaming(pair.name, "full_size_probes"):
+            probes += pair.full_size_probes(plan.config, np.random.default_rng(SEED))
+    return Request(
+        model=pair.name,
+        build=pair.build_torch,  # type: ignore[arg-type]
+        config=plan.config,
+        sources=sources,
+        dtype=dtype,
+        ignored=set(table.ignored()),
+        modules={path: kind.probe_scales for path, kind in called.items()},
+        stages=frozenset(path for path, kind in called.items() if kind.stage),
+        probes=[replace(probe, inputs=nested.each(_single, probe.inputs)) for probe in probes],
+        copied=available_memory() > plan.values * _BYTES_COPIED + _BYTES_SPARE,
+        train=level == "train",
+        folded=frozenset(one.canonical for step in plan.steps if step.leaf.fold for one in step.sources),
+        shared={**table.ties(), **{name: kept for name, kept in table.equals.items() if isinstance(kept, str)}},
+    )
+
+
+def _check_probe(name: str, probe: Probe, stages: set[str]) -> None:
+    """
+    Raises:
+        ConversionError: its inputs are not arrays of numbers by name, or its part is no stage.
+    """
+    if not isinstance(probe.inputs, dict) or not all(isinstance(key, str) for key in probe.inputs):
+        raise ConversionError(
+            f"`probes` of {name}: the inputs of a Probe are a dict of arrays by torch's parameter names"
+        )
+    for path, value in nested.flat(probe.inputs):
+        if np.asarray(value).dtype.kind not in "iubfc":
+            raise ConversionError(f"`probes` of {name}: the input {printable(path)} is no array of numbers")
+    if probe.part and probe.part not in stages:
+        raise ConversionError(
+            f"`probes` of {name}: the part {printable(probe.part)} is no stage of its mapping; stages are "
+            f"{listed(sorted(map(printable, stages)), 6) or 'none'}"
+        )
+
+
+def _single(value: Any) -> Any:
+    """Probe inputs in the precision of the models, for numpy draws in float64."""
+    return value.astype(np.float32) if isinstance(value, np.ndarray) and value.dtype == np.float64 else value
+
+
+def cost(plan: Plan, request: Request) -> str:
+    """What the numerical proof of `plan` will take, for a person to know beforehand."""
+    memory = plan.values * (_BYTES_COPIED if request.copied else _BYTES_SINGLE)
+    return (
+        f"numerical proof of {plan.values / 1e6:.0f} million values: {count(request)} results of layers and stages,"
+        f" about {size(memory)} of memory (--verify lossless leaves it out)"
+    )
+
+
+def count(request: Request) -> int:
+    """How many calls of layers are compared."""
+    return sum(len(factors) for probe in request.probes for factors in request.alone(probe).values())
+
+
+def available_memory() -> float:
+    """Bytes that can be had without swapping, or infinity where the system does not say."""
+    try:
+        with open("/proc/meminfo") as file:
+            found = re.search(r"MemAvailable:\s*(\d+) kB", file.read())
+    except OSError:
+        return math.inf
+    return int(found[1]) * 1024 if found else math.inf
