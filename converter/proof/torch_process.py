@@ -19,7 +19,7 @@ from converter.proof.torch_side import Failure, Message, Request
 
 _BOOT = (
     "import sys; sys.path = [path for path in sys.path if path]; import ast; sys.path = ast.literal_eval(sys.argv[1]); "
-    "from converter import torch_side; torch_side.main(sys.argv[2])"
+    "from converter.proof import torch_side; torch_side.main(sys.argv[2])"
 )
 
 
