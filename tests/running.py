@@ -77,6 +77,7 @@ def _serve() -> None:
     """Fork for each command that is asked for; the child ends as a process of its own does."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     import cli
+    from converter import exporting, restoring  # noqa: F401
     from converter.files import weights_file  # noqa: F401
     from converter.proof import lossless  # noqa: F401
 
