@@ -543,7 +543,7 @@ def segment(
     masks as COCO's RLE.
     """
     from converter.files.atomic import refuse, replacing
-    from tf_models.sam.segment import SUFFIXES, check_drawing, check_folder, segment
+    from tf_models.segmenting.segment import SUFFIXES, check_drawing, check_folder, segment
 
     if output is None and masks is None and not as_json:
         raise click.UsageError("nothing is to be written: give --output, --masks or --json")

@@ -8,15 +8,18 @@ Importing this package imports neither torch nor TensorFlow.
 """
 
 from converter import kinds
-from converter.api import Inspection, Progress, convert, inspect, plan, verify
+from converter.api import Inspection, convert, inspect, plan, register, verify
 from converter.errors import ConversionError, PlanError, ProofError, UsageError
 from converter.exporting import ExportReport, export
+from converter.progress import Progress
 from converter.restoring import Restored, restore
 from converter.tables.dialects import Dialect
 from converter.tables.mapping import Drop, Mapping, Row
-from converter.tables.registry import Option, Pair, Probe, names, register
+from converter.tables.pair import ConfigJson, Option, Pair, Probe, Variant
+from converter.tables.registry import names
 
 __all__ = [
+    "ConfigJson",
     "ConversionError",
     "Dialect",
     "Drop",
@@ -32,6 +35,7 @@ __all__ = [
     "Restored",
     "Row",
     "UsageError",
+    "Variant",
     "convert",
     "export",
     "inspect",

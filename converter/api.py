@@ -9,7 +9,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from converter.checkpoints.checkpoint import Checkpoint
 from converter.errors import ConversionError, ProofError, UsageError, printable
@@ -17,9 +17,11 @@ from converter.files.atomic import refuse, replacing, undisturbed
 from converter.naming import fold, listed
 from converter.planning.origin import Origin
 from converter.planning.reading import Ambiguous, Choice, Reading, find_reading
+from converter.progress import Progress, Silent
 from converter.proof.torch_process import TorchProcess
 from converter.report import Report
-from converter.tables.registry import get
+from converter.tables import registry
+from converter.tables.pair import Pair
 
 if TYPE_CHECKING:
     from converter.planning.plan import Plan
@@ -29,25 +31,21 @@ _NUMERICAL = LEVELS[:3]
 DTYPES = ("float32", "float16")
 
 
-class Progress(Protocol):
-    """Told what is being done, and how far it is; see `cli.py` for one that draws a bar."""
+def register(pair: Pair) -> Pair:
+    """Make a pair known by its name, to `convert` as to `tf_models.load` and `create`, and by those of its variants.
 
-    def start(self, stage: str, total: int) -> None: ...
-    def advance(self, count: int) -> None: ...
-    def say(self, text: str) -> None: ...
+    Raises:
+        UsageError: a name is a built-in one's.
+    """
+    import tf_models
+    import torch_refs
 
-
-class Silent:
-    """Tells nobody."""
-
-    def start(self, stage: str, total: int) -> None:
-        pass
-
-    def advance(self, count: int) -> None:
-        pass
-
-    def say(self, text: str) -> None:
-        pass
+    registry.register(pair)
+    for name in (pair.name, *pair.variants):
+        for side, builder in ((tf_models, pair.build_tf), (torch_refs, pair.build_torch)):
+            if builder is not None:
+                side.register(name, builder)
+    return pair
 
 
 def convert(
@@ -98,7 +96,7 @@ def convert(
         refuse(output, overwrite, sources=source.files)
         plan = session.plan(reading, verify)
         from converter.files.weights_file import sign, write  # what imports TensorFlow is imported where it is needed
-        from tf_models.loading import check
+        from tf_models.runtime.loading import check
 
         origin = Origin.of(reading, source)
         with replacing(output, overwrite, sources=source.files) as temporary:
@@ -160,7 +158,7 @@ def verify(
     Raises:
         ConversionError: the file cannot be read, or holds another model or configuration.
     """
-    from tf_models.loading import NoProvenance, WeightsError, provenance
+    from tf_models.runtime.loading import NoProvenance, WeightsError, provenance
 
     _one_of("level", level, LEVELS[:4])
     progress = progress or Silent()
@@ -183,7 +181,7 @@ def verify(
         except WeightsError as error:
             raise ConversionError(str(error)) from None
         if model not in (None, "auto"):
-            known = get(str(model)).options
+            known = registry.get(str(model)).options
             options = {**{name: recorded[name] for name in known if name in recorded}, **options}
         try:
             reading = session.read(model, options, Choice(key, scope, spelling))
@@ -341,7 +339,7 @@ def inspect(path: str | os.PathLike) -> Inspection:
 
 
 def _inspect_weights(path: Path) -> Inspection:
-    from tf_models.loading import NoProvenance, WeightsError, listed, provenance
+    from tf_models.runtime.loading import NoProvenance, WeightsError, listed, provenance
 
     notes: tuple[str, ...] = ()
     about: dict[str, Any] = {}
@@ -377,7 +375,7 @@ def _read(source: Checkpoint, model: str | None, options: Mapping[str, Any] | No
 
 
 def _provenance(report: Report, origin: dict[str, Any]) -> dict[str, Any]:
-    from tf_models.loading import FORMAT
+    from tf_models.runtime.loading import FORMAT
 
     return {
         "format": FORMAT,

@@ -4,7 +4,7 @@ import contextlib
 from collections.abc import Iterator
 
 from converter.errors import ConversionError, one_line
-from tf_models.blame import what, where, where_and_what
+from tf_models.runtime.blame import what, where, where_and_what
 
 __all__ = ["PairError", "blaming", "told", "what", "where", "where_and_what"]
 

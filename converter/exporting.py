@@ -22,9 +22,9 @@ from converter.naming import listed
 from converter.proof import rounding
 from converter.report import size
 from converter.tables import registry
-from tf_models import exporting
-from tf_models.exporting import DTYPES, ExportError, Input, Part, Signature
-from tf_models.loading import SUFFIX, WeightsError, load, provenance
+from tf_models.runtime import exporting
+from tf_models.runtime.exporting import DTYPES, ExportError, Input, Part, Signature
+from tf_models.runtime.loading import SUFFIX, WeightsError, load, provenance
 
 FORMATS = ("saved_model", "tflite")
 MARK = "export.json"  # in a folder that we wrote: what it holds, and whence
@@ -152,7 +152,7 @@ def export(
         output: by default beside `weights`: its name with `_saved_model`, or `.tflite` (several parts: `_tflite`).
         dtype: "float32"; "float16", the weights in half precision; "int8-dynamic", for TensorFlow Lite.
         part: export this part only.
-        sizes: lengths of named axes, which TensorFlow Lite fixes; see `tf_models.exporting.Signature.sizes`.
+        sizes: lengths of named axes, which TensorFlow Lite fixes; see `tf_models.runtime.exporting.Signature.sizes`.
         overwrite: replace an existing output; a folder only if it is an export.
 
     Raises:

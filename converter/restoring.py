@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from converter.api import Progress, Silent
 from converter.blame import PairError, where_and_what
 from converter.checkpoints.checkpoint import Checkpoint
 from converter.checkpoints.tensors import FLOATS, Entry, Scratch
@@ -21,10 +20,12 @@ from converter.files.atomic import refuse, replacing
 from converter.naming import fold, listed
 from converter.planning.origin import SMALL, Origin
 from converter.planning.reading import Reading, table_of
+from converter.progress import Progress, Silent
 from converter.report import size
 from converter.tables.dialects import CANONICAL, Dialect
 from converter.tables.mapping import Mapping
-from converter.tables.registry import Pair, get
+from converter.tables.pair import Pair
+from converter.tables.registry import get
 
 if TYPE_CHECKING:
     from converter.planning.plan import Plan, Step, Target
@@ -111,7 +112,7 @@ def restore(
     began = time.monotonic()
     path, output = Path(path).expanduser(), Path(output).expanduser()
     refuse(output, overwrite, ENDINGS, [path])
-    from tf_models.loading import WeightsError, provenance
+    from tf_models.runtime.loading import WeightsError, provenance
 
     try:
         about = provenance(path)
@@ -166,8 +167,8 @@ def _plan(path: Path, pair: Pair, about: dict[str, Any], origin: Origin, dialect
     """
     from converter.planning.plan import Match, Plan, build_tf, places_of
     from converter.planning.variables import by_path
-    from tf_models.abstract import abstract
-    from tf_models.loading import listed as datasets
+    from tf_models.runtime.abstract import abstract
+    from tf_models.runtime.loading import listed as datasets
 
     config = about["config"]
     held = len(datasets(path))
@@ -281,7 +282,7 @@ def _notes(about: dict[str, Any], origin: Origin, output: Path) -> Iterator[str]
 def _arrays(path: Path, plan: "Plan", progress: Progress) -> Generator[np.ndarray, None, None]:
     """Each step's tensor, laid out and typed as it is to be written; every digest is checked."""
     from converter.files.weights_file import dense
-    from tf_models.loading import WeightsError, values
+    from tf_models.runtime.loading import WeightsError, values
 
     places = {plan.places[target.path]: target.shape for step in plan.steps for target in step.targets}
     scratch = Scratch()

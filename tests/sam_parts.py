@@ -12,7 +12,7 @@ import tf_models
 from converter.tables.registry import get
 from tests.support.carrying import carry
 from tests.support.rule import assert_allowed
-from torch_refs.sam.sam import build_sam_vit_b
+from torch_refs.sam.sam import build_sam
 from torch_refs.sam.seeded_checkpoint import seeded_tensor
 
 # Windows of 4 do not divide the grid of 10 x 10 patches. Lengths differ from one another where they can.
@@ -88,7 +88,7 @@ def seeded(module: torch.nn.Module, prefix: str = "") -> dict[str, torch.Tensor]
 
 def sam_state(**changes: Any) -> dict[str, torch.Tensor]:
     """Seeded weights of a `Sam` of CONFIG's sizes, with changes to those of the image encoder."""
-    return seeded(build_sam_vit_b(**{**CONFIG, "image_encoder": {**IMAGE_ENCODER, **changes}}))
+    return seeded(build_sam(**{**CONFIG, "image_encoder": {**IMAGE_ENCODER, **changes}}))
 
 
 def keras_twin(name: str, config: dict[str, Any], state: dict[str, torch.Tensor], **more: Any) -> Any:

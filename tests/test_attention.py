@@ -13,7 +13,7 @@ import converter
 from converter import Probe, Row, kinds
 from tests.support.pairs import registered
 from tests.test_proof_reach import converted, pair, refused
-from tf_models import attention
+from tf_models.layers import attention
 
 K, ops = keras.layers, keras.ops
 E, H, KD, VD = 12, 3, 8, 10
@@ -314,7 +314,7 @@ def test_a_bias_that_is_dropped_and_widths_that_are_exchanged_are_named(tmp_path
 
 def test_weights_of_a_mask_s_own_are_told_to_need_our_layer(tmp_path):
     one = attention_pair(ours(), theirs(), probe(hidden=numbers(L, S)))
-    refused(one, state_of(one), tmp_path, "take tf_models.attention.MultiheadAttention")
+    refused(one, state_of(one), tmp_path, "take tf_models.layers.MultiheadAttention")
 
 
 # --- Our own layer, for what Keras's cannot ---------------------------------------------------------------------------

@@ -385,7 +385,7 @@ def test_inspect_lists_names_shapes_dtypes_and_bytes(state, tmp_path):
 
 
 def test_a_pair_cannot_take_a_built_in_name():
-    from converter.families.sam_decoder import SAM_DECODER
+    from converter.families.sam.mask_decoder import SAM_DECODER
 
     with pytest.raises(converter.UsageError, match="built-in"):
         converter.register(SAM_DECODER)

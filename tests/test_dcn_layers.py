@@ -13,9 +13,9 @@ from converter.planning.variables import by_path
 from tests.layer_parity import again, assert_equal, carry, seed, tf_results, torch_results
 from tests.ops.judging import channels_first, channels_last
 from tests.support.rule import as_held, assert_allowed, assert_same
-from tf_models.deform_conv import DCNv2, DeformConv2d, build_dcn_v2, build_deform_conv2d
-from torch_refs.deform_conv import DCNv2 as TorchDCNv2
-from torch_refs.deform_conv import DeformConv2d as TorchDeformConv2d
+from tf_models.deform_conv.model import DCNv2, DeformConv2d, build_dcn_v2, build_deform_conv2d
+from torch_refs.deform_conv.model import DCNv2 as TorchDCNv2
+from torch_refs.deform_conv.model import DeformConv2d as TorchDeformConv2d
 
 # name -> (configuration, height and width)
 CASES = {

@@ -25,11 +25,11 @@ from tests.sam_parts import CONFIG, IMAGE_ENCODER, assert_as_exact, keras_twin, 
 from tests.small_sam import save
 from tests.support.pairs import registered
 from tests.support.rule import assert_allowed
-from tf_models import exporting
-from tf_models.exporting import ExportError, Input, Part, Signature
+from tf_models.runtime import exporting
+from tf_models.runtime.exporting import ExportError, Input, Part, Signature
 from tf_models.sam import relative_attention
 from torch_refs.sam.image_encoder import ImageEncoderViT
-from torch_refs.sam.sam import build_sam_vit_b
+from torch_refs.sam.sam import build_sam
 
 # Of the image encoder only what an export can get wrong: one block in windows that are cut, one that attends globally.
 ENCODER = {**IMAGE_ENCODER, "depth": 2}
@@ -116,7 +116,7 @@ def test_a_saved_model_runs_without_this_package_on_any_number_of_prompts(saved,
         cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False,
     )  # fmt: skip
     assert done.stdout.strip() == "alone", done.stderr[-2000:]
-    reference = build_sam_vit_b(**CONFIG | {"image_encoder": ENCODER})
+    reference = build_sam(**CONFIG | {"image_encoder": ENCODER})
     reference.load_state_dict(sam_state(**CHANGES))
     reference.double()
     picture = torch.from_numpy(image).double().movedim(-1, 1)

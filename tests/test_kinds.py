@@ -14,9 +14,10 @@ from tests import test_attention, test_kinds_more
 from tests.support import carrying
 from tests.support.rule import assert_allowed
 from tests.support.seeded import norm
-from tf_models import layers, recurrent
-from tf_models.deformable_attention import ScalePerAxis as KerasScalePerAxis
-from torch_refs.deformable_attention import ScalePerAxis
+from tf_models import layers
+from tf_models.deformable_attention.model import ScalePerAxis as KerasScalePerAxis
+from tf_models.layers import recurrent
+from torch_refs.deformable_attention.model import ScalePerAxis
 
 K = keras.layers
 

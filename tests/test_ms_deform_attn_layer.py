@@ -13,8 +13,8 @@ import tf_models
 import torch_refs
 from tests.layer_parity import again, assert_equal, carry, seed, tf_results, torch_results
 from tests.support.rule import as_held, assert_allowed, assert_same
-from tf_models.ms_deform_attn import MSDeformAttn, build_ms_deform_attn
-from torch_refs.ms_deform_attn import MSDeformAttn as TorchMSDeformAttn
+from tf_models.ms_deform_attn.model import MSDeformAttn, build_ms_deform_attn
+from torch_refs.ms_deform_attn.model import MSDeformAttn as TorchMSDeformAttn
 
 SHAPES = ((6, 4), (3, 2), (1, 5))
 CONFIG = {"d_model": 12, "n_levels": 3, "n_heads": 2, "n_points": 2}

@@ -13,7 +13,7 @@ import tf_models
 import torch_refs
 from converter import Mapping, Option, Pair, Probe, Row, kinds, nested
 from converter.checkpoints.checkpoint import Checkpoint
-from converter.families.sam_decoder import SAM_DECODER
+from converter.families.sam.mask_decoder import SAM_DECODER
 from converter.files.atomic import scratch
 from converter.planning.reading import read_as
 from converter.proof.numerical import compare

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import converter
-from converter.families.sam_decoder import SAM_DECODER, decoder_table
+from converter.families.sam.mask_decoder import SAM_DECODER, decoder_table
 from converter.kinds import ACTIVATION_2D, DENSE, LAYER_NORM, Kind, leaf
 from converter.tables import registry
 from converter.tables.mapping import Mapping, Row

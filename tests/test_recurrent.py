@@ -1,4 +1,4 @@
-"""torch.nn.LSTM, GRU and RNN: the layers of `tf_models.recurrent`, and the kinds against those and Keras's own."""
+"""torch.nn.LSTM, GRU and RNN: the layers of `tf_models.layers`, and the kinds against those and Keras's own."""
 
 import copy
 from dataclasses import replace
@@ -17,7 +17,7 @@ from tests.support import carrying
 from tests.support.pairs import registered
 from tests.support.rule import assert_allowed
 from tests.test_proof_reach import Model, converted, dense, net, normal, pair, refused
-from tf_models import recurrent
+from tf_models.layers import recurrent
 
 K = keras.layers
 C, H, N, L = 6, 5, 3, 7  # features, units, sequences, steps

@@ -15,8 +15,8 @@ from tests.small_sam import OPTIONS, prefixed, save, small_state
 from tests.test_sam_predictor import overlap
 from tests.whole_sam import photographs, save_small, small_sides, steep
 from tf_models.sam import rle
-from tf_models.sam.drawing import Drawn, draw
-from tf_models.sam.segment import (
+from tf_models.segmenting.drawing import Drawn, draw
+from tf_models.segmenting.segment import (
     SUFFIXES,
     PictureError,
     PromptError,
@@ -219,7 +219,7 @@ def test_what_is_drawn_where():
 
 
 def test_a_crowd_of_masks_has_no_label_upon_another(monkeypatch):
-    from tf_models.sam import drawing
+    from tf_models.segmenting import drawing
 
     plates = []
     overlapping = drawing._overlap

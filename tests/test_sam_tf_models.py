@@ -13,10 +13,9 @@ import torch
 import tf_models
 from tests.sam_weights import at_path, carry, variable_and_value
 from tests.support.rule import as_held, assert_allowed
+from tf_models.layers import GELU, MLP, LayerNorm, PatchConv2DTranspose
 from tf_models.sam.attention import ImageToTokenAttention, TokenToImageAttention
-from tf_models.sam.common import GELU, MLP, LayerNorm
 from tf_models.sam.mask_decoder import MaskDecoder, build_mask_decoder
-from tf_models.sam.upsampling import PatchConv2DTranspose
 from torch_refs.sam.attention import Attention as TorchAttention
 from torch_refs.sam.mask_decoder import build_mask_decoder as build_torch
 from torch_refs.sam.seeded_checkpoint import seeded_tensor

@@ -9,8 +9,8 @@ from segment_anything.modeling import Sam
 from segment_anything.utils.transforms import ResizeLongestSide as Official
 
 from tests.whole_sam import photographs
+from tf_models.sam.mask_resize import Upscaling
 from tf_models.sam.transforms import ResizeLongestSide, preprocess
-from tf_models.sam.upscaling import Upscaling
 
 MEAN, STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
 SIZES = [(1, 1), (10, 20_000), (2000, 31), (480, 641), (1024, 683), (1500, 1024), (256, 256)]

@@ -13,14 +13,14 @@ from transformers import SamConfig, SamModel
 import converter
 import tf_models
 from converter.checkpoints.checkpoint import Checkpoint
-from converter.families.sam import SAM_VIT_B
+from converter.families.sam import SAM
 from converter.planning.reading import find_reading
 from tests.sam_parts import CONFIG, IMAGE_ENCODER, OPTIONS, assert_as_exact, keras_twin, last, sam_state, upstream_sam
 from tests.small_sam import prefixed, save
 from tests.support.pairs import registered
 from tests.support.rule import as_held, assert_same
 from tf_models.sam.relative_attention import RelativeAttention
-from torch_refs.sam.sam import build_sam_vit_b
+from torch_refs.sam.sam import build_sam
 from torch_refs.sam.seeded_checkpoint import official_shapes, seeded_tensor
 
 SIZE, GRID = CONFIG["image_size"], CONFIG["image_size"] // IMAGE_ENCODER["patch_size"]
@@ -61,7 +61,7 @@ def state():
 
 @pytest.fixture(scope="module")
 def reference(state):
-    sam = build_sam_vit_b(**CONFIG)
+    sam = build_sam(**CONFIG)
     sam.load_state_dict(state)
     return sam
 
@@ -179,7 +179,7 @@ def test_another_image_size_is_recorded(state, tmp_path):
     assert report.config["image_size"] == 56
     model = tf_models.load(output)
     assert (model.image_encoder.img_size, model.prompt_encoder.input_image_size) == (56, 56)
-    reference = build_sam_vit_b(**{**CONFIG, "image_size": 56})
+    reference = build_sam(**{**CONFIG, "image_size": 56})
     reference.load_state_dict(state)
     given = inputs(56, 7)
     assert_as_exact(model(**for_keras(given)), in_float64(reference, given))
@@ -310,12 +310,11 @@ def test_another_variant_is_named(tmp_path):
     with Checkpoint(save(hollow("vit_h"), tmp_path)) as source:
         reading = find_reading(source, "sam_vit_b", {})
     assert not reading.fits
-    assert "its image encoder is that of sam_vit_h" in reading.unsized
+    assert "its sizes are those of sam_vit_h" in reading.unsized
 
 
-def test_unpublished_sizes_want_a_name(state, tmp_path):
-    with pytest.raises(converter.ConversionError, match=r"several models fit this checkpoint: sam_vit_b, .*--model"):
-        converter.plan("auto", save(state, tmp_path), OPTIONS)
+def test_unpublished_sizes_are_the_familys_and_may_go_by_any_variant(state, tmp_path):
+    assert converter.plan("auto", save(state, tmp_path), OPTIONS).pair.name == "sam"
     assert converter.plan("sam_vit_l", save(state, tmp_path), OPTIONS).config["image_encoder"]["depth"] == 3
 
 
@@ -338,10 +337,11 @@ def test_a_fault_is_named_between_two_layers(state, tmp_path, monkeypatch, fault
 
     monkeypatch.setattr(RelativeAttention, "_attend_in_strip", shifted if fault == "windows" else transposed)
     faulty = replace(
-        SAM_VIT_B,
+        SAM,
         name="faulty",
-        build_tf="tf_models.sam.sam:build_sam_vit_b",
-        build_torch="torch_refs.sam.sam:build_sam_vit_b",
+        variants={},
+        build_tf="tf_models.sam.sam:build_sam",
+        build_torch="torch_refs.sam.sam:build_sam",
     )
     told = (
         r"the input of image_encoder\.blocks\.0\.attn\.proj does not "

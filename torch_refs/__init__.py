@@ -1,38 +1,28 @@
 """The torch side of every pair: reference modules whose state dicts carry the canonical names.
 
-Nothing here imports TensorFlow, and importing this package does not import torch.
+Nothing here imports TensorFlow, and importing this package does not import torch. Each folder holds a network: its
+`BUILDERS` say what `create` builds, as name -> "module:callable".
 """
 
+import pkgutil
 from collections.abc import Callable
 from importlib import import_module
 from typing import Any
 
-# Model name -> "module:callable"; the callable takes the configuration and returns a torch.nn.Module.
-_BUILDERS: dict[str, str | Callable[..., Any]] = {
-    "dcn_v2": "torch_refs.deform_conv:DCNv2",
-    "deform_conv2d": "torch_refs.deform_conv:DeformConv2d",
-    "ms_deform_attn": "torch_refs.ms_deform_attn:MSDeformAttn",
-    "deformable_attention_1d": "torch_refs.deformable_attention:build_1d",
-    "deformable_attention_2d": "torch_refs.deformable_attention:build_2d",
-    "deformable_attention_3d": "torch_refs.deformable_attention:build_3d",
-    "mobile_sam": "torch_refs.sam.mobile_sam:build_mobile_sam",
-    "sam_decoder": "torch_refs.sam.mask_decoder:build_mask_decoder",
-    "sam_image_encoder": "torch_refs.sam.image_encoder:build_image_encoder",
-    "sam_prompt_encoder": "torch_refs.sam.prompt_encoder:build_prompt_encoder",
-    "sam_vit_b": "torch_refs.sam.sam:build_sam_vit_b",
-    "sam_vit_h": "torch_refs.sam.sam:build_sam_vit_h",
-    "sam_vit_l": "torch_refs.sam.sam:build_sam_vit_l",
-}
+_registered: dict[str, str | Callable[..., Any]] = {}
 
 
 def names() -> list[str]:
     """Names of the models that `create` builds, sorted."""
-    return sorted(_BUILDERS)
+    return sorted({*_builders(), *_registered})
 
 
 def register(name: str, builder: str | Callable[..., Any]) -> None:
-    """Let `create(name)` build a model: `builder` is a callable, or where to find one ("module:callable")."""
-    _BUILDERS[name] = builder
+    """Let `create(name)` build a model: `builder` is a callable, or where to find one ("module:callable").
+
+    The callable takes the configuration and returns a torch.nn.Module.
+    """
+    _registered[name] = builder
 
 
 def create(name: str, **config: Any) -> Any:
@@ -41,10 +31,15 @@ def create(name: str, **config: Any) -> Any:
     Raises:
         ValueError: no such name; the known ones are listed.
     """
-    if name not in _BUILDERS:
+    builder = _registered.get(name) or _builders().get(name)
+    if builder is None:
         raise ValueError(f"unknown model {name!r}; known: {', '.join(names())}")
-    builder = _BUILDERS[name]
     if isinstance(builder, str):
         module, _, attribute = builder.partition(":")
         builder = getattr(import_module(module), attribute)
     return builder(**config)
+
+
+def _builders() -> dict[str, str]:
+    networks = [import_module(f"{__name__}.{one.name}") for one in pkgutil.iter_modules(__path__) if one.ispkg]
+    return {name: place for network in networks for name, place in network.BUILDERS.items()}

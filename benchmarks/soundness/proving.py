@@ -120,7 +120,7 @@ def prove(
             text = f"{type(error).__name__}: {error}"
         finally:
             lossless.SEED = usual
-            for known in (registry._registered, tf_models._BUILDERS, torch_refs._BUILDERS):
+            for known in (registry._registered, tf_models._registered, torch_refs._registered):
                 known.pop(pair.name, None)
     worst, where = _worst(report)
     return not text, text, worst, where, time.monotonic() - began

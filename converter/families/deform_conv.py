@@ -9,7 +9,7 @@ from converter.errors import UsageError
 from converter.kinds import CONV_2D, CONV_2D_HWIO, PARAMETERS_OF_CONV_2D
 from converter.tables.dialects import Dialect
 from converter.tables.mapping import Mapping, Row
-from converter.tables.registry import Option, Pair, Probe
+from converter.tables.pair import Option, Pair, Probe
 
 # mmcv's DeformConv2dPack and ModulatedDeformConv2dPack, and what mmdetection builds of them.
 MMCV = Dialect("mmcv", (("conv_offset", "conv_offset_mask"),))
@@ -136,3 +136,5 @@ DCN_V2 = Pair(
     options=_GEOMETRY,
     dialects=(MMCV, DETECTRON2, PADDLE, KERAS_YOLOV4),
 )
+
+PAIRS = (DCN_V2, DEFORM_CONV2D)

@@ -9,7 +9,7 @@ import numpy as np
 from converter import kinds
 from converter.errors import UsageError
 from converter.tables.mapping import Mapping, Row
-from converter.tables.registry import Option, Pair, Probe
+from converter.tables.pair import Option, Pair, Probe
 
 _DEPTHWISE = (kinds.DEPTHWISE_CONV_1D, kinds.DEPTHWISE_CONV_2D, kinds.DEPTHWISE_CONV_3D)
 _POINTWISE = (kinds.POINTWISE_CONV_1D, kinds.POINTWISE_CONV_2D, kinds.POINTWISE_CONV_3D)
@@ -153,3 +153,5 @@ DEFORMABLE_ATTENTION_3D = _pair(
     ("ij_fhw",),
     "which release's grid: ij_fhw, all of 0.0.14 to 0.0.20",
 )
+
+PAIRS = (DEFORMABLE_ATTENTION_1D, DEFORMABLE_ATTENTION_2D, DEFORMABLE_ATTENTION_3D)

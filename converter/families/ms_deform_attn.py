@@ -10,7 +10,7 @@ from converter.errors import UsageError
 from converter.kinds import DENSE, DENSE_IN_OUT
 from converter.tables.dialects import Dialect
 from converter.tables.mapping import Mapping, Row
-from converter.tables.registry import Option, Pair, Probe
+from converter.tables.pair import Option, Pair, Probe
 
 _LAYERS = ("sampling_offsets", "attention_weights", "value_proj", "output_proj")
 
@@ -82,3 +82,5 @@ MS_DEFORM_ATTN = Pair(
     },
     dialects=(PADDLE, DETR_TENSORFLOW),
 )
+
+PAIRS = (MS_DEFORM_ATTN,)

@@ -1,7 +1,7 @@
 """Write `.weights.h5`: streaming, with the same bytes for the same input, and with provenance.
 
-Keras says where in the file each variable belongs (`tf_models.loading.places`), HDF5 lays the file out with room for
-every variable, and the values go straight to their places, one tensor at a time for each of two threads.
+Keras says where in the file each variable belongs (`tf_models.runtime.loading.places`), HDF5 lays the file out with
+room for every variable, and the values go straight to their places, one tensor at a time for each of two threads.
 """
 
 import contextlib
@@ -22,7 +22,7 @@ from converter.checkpoints.tensors import FLOATS, Scratch
 from converter.errors import ConversionError, printable
 from converter.files.atomic import undisturbed
 from converter.planning.plan import Plan, Step
-from tf_models.loading import DIGEST, PREFIX, SEAL, digest, seal
+from tf_models.runtime.loading import DIGEST, PREFIX, SEAL, digest, seal
 
 THREADS = 2
 _PIECE = 1 << 20  # bytes written at once: a third of the time of whole tensors, for which the system makes large pages

@@ -74,7 +74,7 @@ def _allowed(mask: Any) -> np.ndarray:
     if not np.isin(mask, (0.0, -np.inf)).all():
         raise ValueError(
             "an attention mask with weights of its own has no counterpart in keras.layers.MultiHeadAttention; take "
-            "tf_models.attention.MultiheadAttention, and the kind TORCH_MULTIHEAD_ATTENTION"
+            "tf_models.layers.MultiheadAttention, and the kind TORCH_MULTIHEAD_ATTENTION"
         )
     return mask == 0
 
@@ -133,7 +133,7 @@ def _added(mask: Any) -> Any:
     return np.where(mask, np.float32(-np.inf), np.float32(0)) if hides else mask
 
 
-# The same against `tf_models.attention.MultiheadAttention`, which has all that torch's has.
+# The same against `tf_models.layers.MultiheadAttention`, which has all that torch's has.
 TORCH_MULTIHEAD_ATTENTION = Kind(
     "TORCH_MULTIHEAD_ATTENTION",
     (
@@ -167,7 +167,7 @@ def _transformer_layer(name: str, *sequences: str) -> Kind:
 
 
 # torch.nn.TransformerEncoderLayer and TransformerDecoderLayer as a whole, against a Keras layer that takes the same
-# arguments, as those of `tf_models.attention`; the layers in it have rows of their own (docs/add_a_pair.md). Masks are
+# arguments, as those of `tf_models.layers`; the layers in it have rows of their own (docs/add_a_pair.md). Masks are
 # what is added to the scores.
 TRANSFORMER_ENCODER_LAYER = _transformer_layer("TRANSFORMER_ENCODER_LAYER", "0", "src")
 TRANSFORMER_DECODER_LAYER = _transformer_layer("TRANSFORMER_DECODER_LAYER", "0", "1", "tgt", "memory")

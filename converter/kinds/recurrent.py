@@ -1,7 +1,7 @@
-"""Kinds of torch's recurrent layers, against those of `tf_models.recurrent` and against Keras's own.
+"""Kinds of torch's recurrent layers, against those of `tf_models.layers` and against Keras's own.
 
 Torch's module may have several layers and two directions; its tensors end in `_l0`, `_l0_reverse`, `_l1`, ... The kinds
-see by the Keras layer how many it has and which layout: one of `tf_models.recurrent` has a variable for each tensor;
+see by the Keras layer how many it has and which layout: one of `tf_models.layers` has a variable for each tensor;
 `keras.layers.LSTM`, `GRU` and `SimpleRNN`, alone, in a `Bidirectional`, or one behind another, have theirs.
 
 Axis letters: o gates times units, i features that come in, p features of a projection; r z n the gates of a GRU, x h
@@ -72,7 +72,7 @@ class _Layout:
 
 
 def _own_leaves() -> Iterator[Leaf]:
-    """Of the layers of `tf_models.recurrent`."""
+    """Of the layers of `tf_models.layers`."""
     for layer in range(_MOST_LAYERS):
         for suffix in (f"l{layer}", f"l{layer}_reverse"):
             absent = suffix != "l0"

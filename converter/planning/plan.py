@@ -20,9 +20,10 @@ from converter.planning.reading import Reading, equal
 from converter.planning.variables import by_path, layers_of
 from converter.tables.dialects import Dialect
 from converter.tables.mapping import Mapping, join
-from converter.tables.registry import Pair, locate
-from tf_models.abstract import TooLarge, abstract
-from tf_models.loading import places
+from converter.tables.pair import Pair
+from converter.tables.registry import locate
+from tf_models.runtime.abstract import TooLarge, abstract
+from tf_models.runtime.loading import places
 
 # A checkpoint may hold views that repeat values (expanded tensors), but not to claim far more than it holds.
 _ROOM_FOR_VIEWS = 64 << 20

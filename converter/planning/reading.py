@@ -12,9 +12,11 @@ from converter.checkpoints.tensors import Entry
 from converter.errors import ConversionError, UsageError, printable
 from converter.kinds import relaid_shape
 from converter.naming import listed
+from converter.planning.config_json import Beside
 from converter.tables import dialects
 from converter.tables.mapping import Mapping
-from converter.tables.registry import Pair, get, pairs
+from converter.tables.pair import Pair
+from converter.tables.registry import get, pairs
 
 # Names of a state dict, and of these times the ways to unwrap them: beyond any model here, and tried within seconds.
 _MOST_NAMES = 10_000
@@ -306,13 +308,14 @@ def recognise(
     ]
     if not known:
         raise UsageError(f"no model has a spelling {printable(choice.spelling)}")
+    beside = Beside.of(checkpoint)
     fitting: list[Reading] = []
     tried = []
     refused: list[UsageError] = []
     for pair in known:
         tried.append(pair.name)
         try:
-            parsed = pair.parse_options(pair.own_options(options))
+            parsed = pair.parse_options({**beside.options(pair), **pair.own_options(options)})
         except UsageError as error:  # a value may be right for another model
             refused.append(error)
             continue
@@ -327,8 +330,13 @@ def recognise(
     most = max((reading.matched for reading in fitting), default=0)
     chosen = [reading for reading in fitting if reading.matched == most]
     if len(chosen) == 1:
-        chosen[0].pair.check_determined(options, chosen[0].config)
-        return chosen[0]
+        reading = chosen[0]
+        reading.pair.check_determined(options, reading.config)
+        beside.check(reading.pair, reading.config or {}, options)
+        variant = reading.pair.published(reading.config or {})
+        if variant is not None:
+            reading.pair = get(variant)
+        return reading
     if not chosen:
         if refused:
             raise refused[0]
@@ -345,6 +353,10 @@ def find_reading(checkpoint: Checkpoint, model: str | None, options: dict[str, A
         return recognise(checkpoint, pairs(), options, choice)
     assert model is not None
     pair = get(model)
-    reading = read_as(checkpoint, pair, pair.parse_options(pair.own_options(options)), choice)
+    beside = Beside.of(checkpoint)
+    parsed = pair.parse_options({**beside.options(pair), **pair.own_options(options)})
+    reading = read_as(checkpoint, pair, parsed, choice)
     pair.check_determined(options, reading.config)
+    if reading.fits:
+        beside.check(pair, reading.config or {}, options)
     return reading

@@ -24,9 +24,9 @@ from converter.planning.reading import table_of
 from converter.proof.rounding import UNITS
 from converter.proof.torch_side import Request, Source
 from converter.report import Lossless, size
-from converter.tables.registry import Probe
-from tf_models.loading import WeightsError, datasets
-from tf_models.loading import stored_dtype as dtype_of
+from converter.tables.pair import Probe
+from tf_models.runtime.loading import WeightsError, datasets
+from tf_models.runtime.loading import stored_dtype as dtype_of
 
 SEED = 20_240_229
 _PIECE = 1 << 18  # values

@@ -26,7 +26,7 @@ from converter.proof.torch_side import MOST_CALLS, WIDE, Call, Entry, Note, Requ
 from converter.proof.watching import Forced, Seen, Watch, as_declared, distinct, watched
 from converter.report import Comparison, Numerical
 from converter.tables.mapping import join
-from converter.tables.registry import Probe
+from converter.tables.pair import Probe
 
 _MOST_MISPLACED = 6  # layers whose input differs that are looked at one by one
 _LARGEST = float(np.finfo(np.float32).max)
@@ -34,7 +34,9 @@ _SURE = 1.5  # times what is allowed: less accuses nothing in particular
 # Times what is allowed where layers give more than they do: a picture that is sampled far outside hangs on few numbers,
 # of which a few roundings say little, and another function is off by far more.
 _ROOM_IN_WIDE = 16.0
-_STRANGE = 3.0  # times what is allowed that torch's own float32 result may be off
+# Times what is allowed that torch's own float32 result may be off: its kernels are other programs, and some of them sum
+# one value after another. Another function in float64 is off by far more somewhere.
+_STRANGE = 16.0
 
 
 def numerical(

@@ -30,7 +30,7 @@ from converter.checkpoints.checkpoint import Checkpoint
 from converter.errors import printable
 from converter.naming import listed
 from converter.proof.rounding import runs_for
-from converter.tables.registry import Probe
+from converter.tables.pair import Probe
 
 # Bytes of results that may wait for the caller to read them.
 AHEAD = 256 << 20

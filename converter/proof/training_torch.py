@@ -12,7 +12,7 @@ from converter.blame import where_and_what
 from converter.proof.rounded_torch import Exact, Rounded, exactly
 from converter.proof.rounding import runs_for
 from converter.proof.torch_side import ReferenceFailed, Request, Send, Trained, as_tensors
-from converter.tables.registry import Probe
+from converter.tables.pair import Probe
 
 STEPS = 3
 _SHARE = 0.01  # of its own size that a weight moves in the first step

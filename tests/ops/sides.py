@@ -8,7 +8,7 @@ import pytest
 import tensorflow as tf
 import torch
 
-from tf_models.ops import _jit
+from tf_models.ops import compiling
 
 
 def tf_side(function: Callable[..., Any], arrays: Sequence[np.ndarray], dtype: Any = tf.float64) -> list[np.ndarray]:
@@ -44,12 +44,14 @@ def as_precise(arrays: Sequence[np.ndarray], dtype: Any) -> list[np.ndarray]:
 
 def unwrapped(monkeypatch: pytest.MonkeyPatch) -> None:
     """Ops run as they are written, eagerly: tracing each of many options would take minutes."""
-    monkeypatch.setattr(_jit.compiled, "__call__", lambda self, *tensors, **options: self.function(*tensors, **options))
+    monkeypatch.setattr(
+        compiling.compiled, "__call__", lambda self, *tensors, **options: self.function(*tensors, **options)
+    )
 
 
 def always_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
     """Ops compile however small the call."""
-    monkeypatch.setattr(_jit, "WORTHWHILE", 0)
+    monkeypatch.setattr(compiling, "WORTHWHILE", 0)
 
 
 def assert_equal_sums(ours: Sequence[np.ndarray], theirs: Sequence[np.ndarray]) -> None:

@@ -95,7 +95,7 @@ def test_saved_models_run_in_a_process_without_the_package(tmp_path, monkeypatch
     cases = OTHERS | {name: GRID_SAMPLE[name] for name in list(GRID_SAMPLE)[::7]}
     module = tf.Module()
     for index, (function, _, arrays) in enumerate(cases.values()):
-        monkeypatch.setattr("tf_models.ops._jit.WORTHWHILE", 0 if index % 2 else 2**16)
+        monkeypatch.setattr("tf_models.ops.compiling.WORTHWHILE", 0 if index % 2 else 2**16)
         traced = static(function, arrays)
         setattr(module, f"case{index}", traced)
         traced.get_concrete_function()
@@ -156,6 +156,6 @@ def test_tensorflow_lite(name):
 @pytest.mark.filterwarnings("ignore:.*tf.lite.Interpreter is deprecated.*")
 @pytest.mark.parametrize("name", ["grid_sample 2d bilinear zeros False", "deform_conv2d", "ms_deform_attn"])
 def test_tensorflow_lite_of_a_compiled_graph(name, monkeypatch):
-    monkeypatch.setattr("tf_models.ops._jit.WORTHWHILE", 0)
+    monkeypatch.setattr("tf_models.ops.compiling.WORTHWHILE", 0)
     function, _, arrays = (GRID_SAMPLE | OTHERS)[name]
     assert_right(name, lite(function, arrays))

@@ -21,7 +21,7 @@ from tests.ops.sides import (
     torch_side,
     unwrapped,
 )
-from tf_models.ops import _jit, grid_sample, jit
+from tf_models.ops import compiling, grid_sample, jit
 
 PADDINGS = ("zeros", "border", "reflection")
 MODES = {2: ("bilinear", "nearest", "bicubic"), 3: ("bilinear", "nearest")}
@@ -299,7 +299,7 @@ class Memory:
     def __init__(self, monkeypatch):
         always_compiled(monkeypatch)
         module = importlib.import_module("tf_models.ops.grid_sample")
-        self.op = _jit.compiled(module._grid_sample.function)
+        self.op = compiling.compiled(module._grid_sample.function)
         monkeypatch.setattr(module, "_grid_sample", self.op)
 
     def check(self, batch, size=3, **options):
@@ -324,25 +324,25 @@ def test_batch_sizes_share_executables(memory):
     for batch in range(1, 20):
         memory.check(batch)
     # 1, 2, 3 and 4 as they are, then 8 and 16.
-    assert memory.graphs() == (_jit.EXACT + 2, 0)
+    assert memory.graphs() == (compiling.EXACT + 2, 0)
 
 
 def test_sample_shapes_beyond_the_limit_are_plain(memory, monkeypatch):
-    monkeypatch.setattr(_jit, "SHAPES", 2)
+    monkeypatch.setattr(compiling, "SHAPES", 2)
     for size in range(1, 6):
         memory.check(2, size)
     assert memory.graphs() == (2, 1)
 
 
 def test_options_beyond_the_limit_run_op_by_op(memory, monkeypatch):
-    monkeypatch.setattr(_jit, "OPTIONS", 2)
+    monkeypatch.setattr(compiling, "OPTIONS", 2)
     for mode in MODES[2]:
         memory.check(2, mode=mode)
     assert memory.graphs() == (2, 0)
 
 
 def test_small_calls_are_plain(memory, monkeypatch):
-    monkeypatch.setattr(_jit, "WORTHWHILE", 500)
+    monkeypatch.setattr(compiling, "WORTHWHILE", 500)
     for batch in (1, 2, 10):  # of 84 numbers each
         memory.check(batch)
     assert memory.graphs() == (1, 1)

@@ -317,7 +317,7 @@ def test_empty_batch(rank, mode_options):
 
 @pytest.mark.parametrize("options", [64, 0])  # how many sets of options may have graphs; beyond, op by op
 def test_area_to_an_empty_size(options, monkeypatch):
-    monkeypatch.setattr("tf_models.ops._jit.OPTIONS", options)
+    monkeypatch.setattr("tf_models.ops.compiling.OPTIONS", options)
     assert interpolate(tf.zeros((1, 4, 5, 2)), (0, 3), mode="area").shape == (1, 0, 3, 2)
 
 

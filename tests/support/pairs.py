@@ -16,7 +16,7 @@ def registered(*pairs: converter.Pair) -> Iterator[converter.Pair]:
 
     A pair that stays known is one more that `auto` tries, and may fit what another test converts.
     """
-    homes: list[dict[str, Any]] = [registry._registered, tf_models._BUILDERS, torch_refs._BUILDERS]
+    homes: list[dict[str, Any]] = [registry._registered, tf_models._registered, torch_refs._registered]
     before = [dict(home) for home in homes]
     try:
         for pair in pairs:

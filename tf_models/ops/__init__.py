@@ -4,8 +4,8 @@
 which is why they are imported at once and not on demand.
 """
 
-from tf_models.ops._jit import jit
 from tf_models.ops.affine_grid import affine_grid
+from tf_models.ops.compiling import jit
 from tf_models.ops.deform_conv import deform_conv2d, deform_conv3d
 from tf_models.ops.grid_sample import grid_sample
 from tf_models.ops.interpolate import interpolate

@@ -5,8 +5,8 @@ from typing import Any
 
 import tensorflow as tf
 
-from tf_models.ops import _checks
-from tf_models.ops._precision import opmath
+from tf_models.ops import checks
+from tf_models.ops.precision import opmath
 
 # Length of `size` -> rows and columns of a matrix.
 _LAYOUTS = {4: (2, 3), 5: (3, 4)}
@@ -32,12 +32,12 @@ def affine_grid(theta: Any, size: Any, align_corners: bool = False) -> tf.Tensor
 
     Follows `torch.nn.functional.affine_grid`, which refuses empty sizes. Differentiable with respect to `theta`.
     """
-    theta = _checks.tensor("theta", theta, rank=3)
-    align_corners = _checks.flag("align_corners", align_corners)
+    theta = checks.tensor("theta", theta, rank=3)
+    align_corners = checks.flag("align_corners", align_corners)
     sizes = _output_shape(size)
     rows, columns = _LAYOUTS[len(sizes)]
     batch = sizes[0] if isinstance(sizes[0], int) else None
-    _checks.shape("theta", theta, f"N {rows} {columns}", (batch, rows, columns))
+    checks.shape("theta", theta, f"N {rows} {columns}", (batch, rows, columns))
     dtype = opmath(theta.dtype)
     spatial = sizes[1:-1]
     coordinates = [tf.cast(_centers(count, align_corners), dtype) for count in spatial]
@@ -56,7 +56,7 @@ def _output_shape(size: Any) -> Sequence[int | tf.Tensor]:
         count = len(size)
     if count not in _LAYOUTS:
         raise ValueError(f"size: expected (N, H, W, C) or (N, D, H, W, C), got {size!r}")
-    return _checks.sizes("size", size, count, 0)
+    return checks.sizes("size", size, count, 0)
 
 
 def _centers(count: int | tf.Tensor, align_corners: bool) -> tf.Tensor:

@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from tf_models.ops import _checks
-from tf_models.ops._jit import compiled
-from tf_models.ops._precision import opmath
+from tf_models.ops import checks
 from tf_models.ops._sampling import combine, linear_taps, sizes, weighted_sum
+from tf_models.ops.compiling import compiled
+from tf_models.ops.precision import opmath
 
 
 def deform_conv2d(
@@ -81,18 +81,18 @@ def _deform_conv(
     axes: str, input: Any, offset: Any, kernel: Any, bias: Any, stride: Any, padding: Any, dilation: Any, mask: Any
 ) -> tf.Tensor:
     count = len(axes)
-    input = _checks.tensor("input", input, rank=count + 2)
-    offset = _checks.tensor("offset", offset, rank=count + 2, dtype=input.dtype)
-    kernel = _checks.tensor("kernel", kernel, rank=count + 2, dtype=input.dtype)
-    stride = _checks.integers("stride", stride, count, 1)
-    padding = _checks.integers("padding", padding, count, 0)
-    dilation = _checks.integers("dilation", dilation, count, 1)
+    input = checks.tensor("input", input, rank=count + 2)
+    offset = checks.tensor("offset", offset, rank=count + 2, dtype=input.dtype)
+    kernel = checks.tensor("kernel", kernel, rank=count + 2, dtype=input.dtype)
+    stride = checks.integers("stride", stride, count, 1)
+    padding = checks.integers("padding", padding, count, 0)
+    dilation = checks.integers("dilation", dilation, count, 1)
     # Spelled for the messages: "N Ho Wo", "kh kw".
     out_axes, kernel_axes = f"N {'o '.join(axes)}o", " ".join(f"k{axis.lower()}" for axis in axes)
 
-    _checks.known("kernel", kernel, f"{kernel_axes} Cin/groups Cout", range(count + 2))
-    _checks.known("input", input, f"N {' '.join(axes)} Cin", (count + 1,))
-    _checks.non_empty("kernel", kernel, range(count + 2))
+    checks.known("kernel", kernel, f"{kernel_axes} Cin/groups Cout", range(count + 2))
+    checks.known("input", input, f"N {' '.join(axes)} Cin", (count + 1,))
+    checks.non_empty("kernel", kernel, range(count + 2))
     *window, group_channels, filters = kernel.shape.as_list()
     channels, samples = input.shape[-1], math.prod(window)
     groups = channels // group_channels
@@ -108,27 +108,27 @@ def _deform_conv(
     if any(size is not None and size < 1 for size in out):
         raise ValueError(f"input: expected room for the kernel {tuple(window)}, got {input.shape}: output size {out}")
     offset_axes = f"{out_axes} {count}*G*{kernel_axes.replace(' ', '*')}"
-    _checks.known("offset", offset, offset_axes, (count + 1,))
+    checks.known("offset", offset, offset_axes, (count + 1,))
     offset_groups = offset.shape[-1] // (count * samples)
     if offset_groups < 1 or offset_groups * count * samples != offset.shape[-1] or channels % offset_groups:
         raise ValueError(
             f"offset: expected its last axis to be {count} * {samples} * G, with Cin = {channels} a multiple of G, "
             f"got {offset.shape}"
         )
-    _checks.shape("offset", offset, offset_axes, (input.shape[0], *out, offset.shape[-1]))
+    checks.shape("offset", offset, offset_axes, (input.shape[0], *out, offset.shape[-1]))
     # Where only the running graph knows them.
     input_sizes = sizes(input)
     out = [
         (size + 2 * pad - step * (taps - 1) - 1) // jump + 1
         for size, taps, jump, pad, step in zip(input_sizes[1:-1], window, stride, padding, dilation, strict=True)
     ]
-    offset = _checks.agree("offset", offset, offset_axes, (input_sizes[0], *out, None))
+    offset = checks.agree("offset", offset, offset_axes, (input_sizes[0], *out, None))
     tensors = [input, offset]
     if mask is not None:
-        mask = _checks.tensor("mask", mask, rank=count + 2, dtype=input.dtype)
+        mask = checks.tensor("mask", mask, rank=count + 2, dtype=input.dtype)
         mask_axes = f"{out_axes} G*{kernel_axes.replace(' ', '*')}"
-        _checks.shape("mask", mask, mask_axes, (*offset.shape[:-1], offset_groups * samples))
-        tensors.append(_checks.agree("mask", mask, mask_axes, (input_sizes[0], *out, None)))
+        checks.shape("mask", mask, mask_axes, (*offset.shape[:-1], offset_groups * samples))
+        tensors.append(checks.agree("mask", mask, mask_axes, (input_sizes[0], *out, None)))
 
     columns = _columns(  # (N, ..., Ho, Wo, K, G, Cin/G), K = kh*kw
         *tensors,
@@ -152,8 +152,8 @@ def _deform_conv(
         output = tf.einsum("pkgc,kcgf->pgf", columns_of_group, kernel_of_group)
     output = tf.reshape(output, (*sizes(offset)[:-1], filters))  # (N, ..., Ho, Wo, Cout)
     if bias is not None:
-        bias = _checks.tensor("bias", bias, rank=1, dtype=input.dtype)
-        _checks.shape("bias", bias, "Cout", (filters,))
+        bias = checks.tensor("bias", bias, rank=1, dtype=input.dtype)
+        checks.shape("bias", bias, "Cout", (filters,))
         output += tf.cast(bias, dtype)
     return tf.cast(output, input.dtype)
 

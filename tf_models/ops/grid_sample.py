@@ -5,10 +5,10 @@ from typing import Any
 
 import tensorflow as tf
 
-from tf_models.ops import _checks
-from tf_models.ops._jit import compiled
-from tf_models.ops._precision import opmath
+from tf_models.ops import checks
 from tf_models.ops._sampling import combine, padded_taps, sizes, weighted_sum
+from tf_models.ops.compiling import compiled
+from tf_models.ops.precision import opmath
 
 
 def grid_sample(
@@ -34,18 +34,18 @@ def grid_sample(
     Raises:
         ValueError: an argument of a wrong rank, shape, dtype or value.
     """
-    input = _checks.tensor("input", input, rank=(4, 5))
+    input = checks.tensor("input", input, rank=(4, 5))
     volume = input.shape.rank == 5
-    grid = _checks.tensor("grid", grid, rank=input.shape.rank, dtype=input.dtype)
-    _checks.choice("mode", mode, ("bilinear", "nearest") if volume else ("bilinear", "nearest", "bicubic"))
-    _checks.choice("padding_mode", padding_mode, ("zeros", "border", "reflection"))
+    grid = checks.tensor("grid", grid, rank=input.shape.rank, dtype=input.dtype)
+    checks.choice("mode", mode, ("bilinear", "nearest") if volume else ("bilinear", "nearest", "bicubic"))
+    checks.choice("padding_mode", padding_mode, ("zeros", "border", "reflection"))
     if volume:
-        _checks.shape("grid", grid, "N Do Ho Wo 3", (input.shape[0], None, None, None, 3))
+        checks.shape("grid", grid, "N Do Ho Wo 3", (input.shape[0], None, None, None, 3))
     else:
-        _checks.shape("grid", grid, "N Ho Wo 2", (input.shape[0], None, None, 2))
-    _checks.non_empty("input", input, range(1, input.shape.rank - 1))
-    grid = _checks.agree("grid", grid, "N", sizes(input)[:1])
-    aligned = _checks.flag("align_corners", align_corners)
+        checks.shape("grid", grid, "N Ho Wo 2", (input.shape[0], None, None, 2))
+    checks.non_empty("input", input, range(1, input.shape.rank - 1))
+    grid = checks.agree("grid", grid, "N", sizes(input)[:1])
+    aligned = checks.flag("align_corners", align_corners)
     return _grid_sample(input, grid, mode=mode, padding_mode=padding_mode, align_corners=aligned)
 
 

@@ -14,10 +14,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from tf_models.ops import _checks
-from tf_models.ops._jit import compiled
-from tf_models.ops._precision import opmath, quotient
+from tf_models.ops import checks
 from tf_models.ops._sampling import sizes
+from tf_models.ops.compiling import compiled
+from tf_models.ops.precision import opmath, quotient
 
 Size = Any  # int, or a scalar int32 tensor where it is known only when the graph runs
 
@@ -96,8 +96,8 @@ def interpolate(
     Follows `torch.nn.functional.interpolate` on a contiguous CPU tensor. Differentiable with respect to `input`; the
     gradient is always the transpose of the forward pass.
     """
-    _checks.choice("mode", mode, tuple(_RANKS))
-    input = _checks.tensor("input", input, rank=_RANKS[mode], dtype=_dtypes(mode))
+    checks.choice("mode", mode, tuple(_RANKS))
+    input = checks.tensor("input", input, rank=_RANKS[mode], dtype=_dtypes(mode))
     if 0 in input.shape[1:-1]:
         raise ValueError(f"input: expected {_LAYOUTS[len(input.shape)]} with no empty spatial axis, got {input.shape}")
     if align_corners is not None and mode in ("nearest", "nearest-exact", "area"):
@@ -110,12 +110,12 @@ def interpolate(
         raise ValueError("recompute_scale_factor: expected a scale_factor with it, got an explicit size")
     spatial = input.shape[1:-1].as_list()
     options: dict[str, Any] = {
-        "size": None if size is None else _checks.sizes("size", size, len(spatial), 0 if mode == "area" else 1),
+        "size": None if size is None else checks.sizes("size", size, len(spatial), 0 if mode == "area" else 1),
         "scale_factor": None if scale_factor is None else _scale_factors(scale_factor, spatial),
         "mode": mode,
-        "align_corners": _checks.flag("align_corners", align_corners),
-        "antialias": _checks.flag("antialias", antialias),
-        "recompute": _checks.flag("recompute_scale_factor", recompute_scale_factor) or mode == "area",
+        "align_corners": checks.flag("align_corners", align_corners),
+        "antialias": checks.flag("antialias", antialias),
+        "recompute": checks.flag("recompute_scale_factor", recompute_scale_factor) or mode == "area",
     }
     if size is not None and any(map(tf.is_tensor, options["size"])):
         return _interpolate(input, **options)
@@ -151,7 +151,7 @@ _compiled_interpolate = compiled(_interpolate)
 
 
 def _dtypes(mode: str) -> tuple[tf.DType, ...]:
-    return _checks.FLOATS + ((tf.uint8,) if mode in ("nearest", "nearest-exact", "bilinear", "bicubic") else ())
+    return checks.FLOATS + ((tf.uint8,) if mode in ("nearest", "nearest-exact", "bilinear", "bicubic") else ())
 
 
 def _scale_factors(scale_factor: Any, spatial: Sequence[int | None]) -> tuple[float, ...]:
@@ -164,8 +164,8 @@ def _scale_factors(scale_factor: Any, spatial: Sequence[int | None]) -> tuple[fl
         raise ValueError(f"scale_factor: expected a positive number or {len(spatial)} of them, got {scale_factor!r}")
     if any(n is not None and _scaled(n, scale) == 0 for n, scale in zip(spatial, numbers, strict=True)):
         raise ValueError(f"scale_factor: expected one that leaves no axis empty, got {scale_factor!r} for {spatial}")
-    if any(n is not None and n * scale > _checks.MOST for n, scale in zip(spatial, numbers, strict=True)):
-        raise ValueError(f"scale_factor: expected sizes of at most {_checks.MOST}, got {scale_factor!r} for {spatial}")
+    if any(n is not None and n * scale > checks.MOST for n, scale in zip(spatial, numbers, strict=True)):
+        raise ValueError(f"scale_factor: expected sizes of at most {checks.MOST}, got {scale_factor!r} for {spatial}")
     return numbers
 
 

@@ -5,10 +5,10 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from tf_models.ops import _checks
-from tf_models.ops._jit import compiled
-from tf_models.ops._precision import opmath
+from tf_models.ops import checks
 from tf_models.ops._sampling import combine, linear_taps, sizes, weighted_sum
+from tf_models.ops.compiling import compiled
+from tf_models.ops.precision import opmath
 
 
 def ms_deform_attn(value: Any, spatial_shapes: Any, sampling_locations: Any, attention_weights: Any) -> tf.Tensor:
@@ -30,27 +30,27 @@ def ms_deform_attn(value: Any, spatial_shapes: Any, sampling_locations: Any, att
 
     The core of Deformable DETR (Zhu et al., 2020), after `ms_deform_attn_core_pytorch` of its reference implementation.
     """
-    value = _checks.tensor("value", value, rank=4)
-    locations = _checks.tensor("sampling_locations", sampling_locations, rank=6, dtype=value.dtype)
-    weights = _checks.tensor("attention_weights", attention_weights, rank=5, dtype=value.dtype)
-    shapes = _checks.tensor("spatial_shapes", spatial_shapes, rank=2, dtype=(tf.int32, tf.int64))
+    value = checks.tensor("value", value, rank=4)
+    locations = checks.tensor("sampling_locations", sampling_locations, rank=6, dtype=value.dtype)
+    weights = checks.tensor("attention_weights", attention_weights, rank=5, dtype=value.dtype)
+    shapes = checks.tensor("spatial_shapes", spatial_shapes, rank=2, dtype=(tf.int32, tf.int64))
     batch, _, heads, _ = value.shape
-    _checks.known("sampling_locations", locations, "N Lq M L P 2", (3, 4))
+    checks.known("sampling_locations", locations, "N Lq M L P 2", (3, 4))
     levels, points = locations.shape[3:5]
-    _checks.shape("spatial_shapes", shapes, "L 2", (levels, 2))
-    _checks.shape("sampling_locations", locations, "N Lq M L P 2", (batch, None, heads, None, None, 2))
-    _checks.shape("attention_weights", weights, "N Lq M L P", (batch, locations.shape[1], heads, levels, points))
+    checks.shape("spatial_shapes", shapes, "L 2", (levels, 2))
+    checks.shape("sampling_locations", locations, "N Lq M L P 2", (batch, None, heads, None, None, 2))
+    checks.shape("attention_weights", weights, "N Lq M L P", (batch, locations.shape[1], heads, levels, points))
 
     options = {"levels": levels, "points": points}
     known = tf.get_static_value(shapes)
-    locations = _checks.agree("sampling_locations", locations, "N", sizes(value)[:1])
-    weights = _checks.agree("attention_weights", weights, "N Lq", sizes(locations)[:2])
+    locations = checks.agree("sampling_locations", locations, "N", sizes(value)[:1])
+    weights = checks.agree("attention_weights", weights, "N Lq", sizes(locations)[:2])
     if known is None:  # sizes that only the running graph knows: plain ops
-        value = _checks.agree("value", value, "N S", (None, tf.reduce_sum(tf.reduce_prod(shapes, axis=1))))
+        value = checks.agree("value", value, "N S", (None, tf.reduce_sum(tf.reduce_prod(shapes, axis=1))))
         return _join_heads(_ms_deform_attn.function(value, locations, weights, **options, spatial_shapes=shapes))
     if known.min(initial=1) < 1:
         raise ValueError(f"spatial_shapes: expected sizes of at least 1, got {known.tolist()}")
-    _checks.shape("value", value, "N S M D", (None, int(np.prod(known, axis=1).sum()), None, None))
+    checks.shape("value", value, "N S M D", (None, int(np.prod(known, axis=1).sum()), None, None))
     static = tuple(tuple(shape) for shape in known.tolist())
     return _join_heads(_ms_deform_attn(value, locations, weights, **options, spatial_shapes=static))
 

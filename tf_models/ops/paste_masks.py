@@ -4,8 +4,8 @@ from typing import Any
 
 import tensorflow as tf
 
-from tf_models.ops import _checks
-from tf_models.ops._precision import opmath, rounded
+from tf_models.ops import checks
+from tf_models.ops.precision import opmath, rounded
 
 # A border of zeros, in mask samples, so that a mask fades out at the edge of its box.
 _PADDING = 1
@@ -33,13 +33,13 @@ def paste_masks(masks: Any, boxes: Any, image_shape: Any) -> tf.Tensor:
     grown by the same ratio (that of the width, for both axes) and truncated to whole pixels, of which it covers both
     ends; then bilinear with pixel centers (align_corners=False). Differentiable with respect to `masks`.
     """
-    masks = _checks.tensor("masks", masks, rank=(3, 4))
-    boxes = _checks.tensor("boxes", boxes, rank=2)
+    masks = checks.tensor("masks", masks, rank=(3, 4))
+    boxes = checks.tensor("boxes", boxes, rank=2)
     if masks.shape.rank == 4:
-        _checks.shape("masks", masks, "N h w 1", (None, None, None, 1))
+        checks.shape("masks", masks, "N h w 1", (None, None, None, 1))
         return paste_masks(tf.squeeze(masks, axis=-1), boxes, image_shape)[..., None]
-    _checks.shape("boxes", boxes, "N 4", (masks.shape[0], 4))
-    height, width = _checks.sizes("image_shape", image_shape, 2, 0)
+    checks.shape("boxes", boxes, "N 4", (masks.shape[0], 4))
+    height, width = checks.sizes("image_shape", image_shape, 2, 0)
     dtype = opmath(masks.dtype)
     mask_height, mask_width = tf.shape(masks)[1], tf.shape(masks)[2]
     x1, y1, x2, y2 = tf.unstack(_whole_pixels(boxes, mask_width), num=4, axis=1)

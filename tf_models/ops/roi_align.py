@@ -11,9 +11,9 @@ from typing import Any, NamedTuple
 
 import tensorflow as tf
 
-from tf_models.ops import _checks
-from tf_models.ops._jit import compiled
-from tf_models.ops._precision import opmath, quotient, rounded
+from tf_models.ops import checks
+from tf_models.ops.compiling import compiled
+from tf_models.ops.precision import opmath, quotient, rounded
 
 _MOST_SAMPLES = 2.0**31  # per bin, along one axis
 
@@ -59,10 +59,10 @@ def roi_align(
     Follows `torchvision.ops.roi_align`. Differentiable (any order) with respect to `input`; not with respect to
     `boxes`, as in torchvision. Works under `jit_compile=True` with any `sampling_ratio`.
     """
-    input = _checks.tensor("input", input, rank=4)
-    _checks.non_empty("input", input, (1, 2))
+    input = checks.tensor("input", input, rank=4)
+    checks.non_empty("input", input, (1, 2))
     rois = _rois(boxes, input)
-    bins = _checks.integers("output_size", output_size, 2, 1)
+    bins = checks.integers("output_size", output_size, 2, 1)
     if isinstance(spatial_scale, bool) or not isinstance(spatial_scale, Real):
         raise ValueError(f"spatial_scale: expected a number, got {spatial_scale!r}")
     if isinstance(sampling_ratio, bool) or not isinstance(sampling_ratio, Integral):
@@ -80,7 +80,7 @@ def roi_align(
         bins=bins,
         spatial_scale=float(spatial_scale),
         sampling_ratio=max(int(sampling_ratio), 0),
-        aligned=_checks.flag("aligned", aligned),
+        aligned=checks.flag("aligned", aligned),
     )
     return pooled[0, :count]
 
@@ -110,14 +110,14 @@ def _roi_align(
 def _rois(boxes: Any, input: tf.Tensor) -> tf.Tensor:
     """(K, 5): the batch index and the corners of each box."""
     if not isinstance(boxes, (list, tuple)):
-        rois = _checks.tensor("boxes", boxes, rank=2)
-        _checks.shape("boxes", rois, "K 5", (None, 5))
+        rois = checks.tensor("boxes", boxes, rank=2)
+        checks.shape("boxes", rois, "K 5", (None, 5))
         return rois
     if input.shape[0] is not None and len(boxes) != input.shape[0]:
         raise ValueError(f"boxes: expected one tensor (L, 4) per batch element, got {len(boxes)} for {input.shape}")
-    parts = [_checks.tensor("boxes", part, rank=2, dtype=(input.dtype, *_checks.FLOATS)) for part in boxes]
+    parts = [checks.tensor("boxes", part, rank=2, dtype=(input.dtype, *checks.FLOATS)) for part in boxes]
     for part in parts:
-        _checks.shape("boxes", part, "L 4", (None, 4))
+        checks.shape("boxes", part, "L 4", (None, 4))
         if part.dtype != parts[0].dtype:
             raise ValueError(f"boxes: expected one dtype, got {parts[0].dtype.name} and {part.dtype.name}")
     indexed = [tf.pad(part, [[0, 0], [1, 0]], constant_values=tf.cast(i, part.dtype)) for i, part in enumerate(parts)]

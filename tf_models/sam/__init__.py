@@ -3,6 +3,26 @@
 from importlib import import_module
 from typing import Any
 
+BUILDERS = {
+    "mobile_sam": "tf_models.sam.mobile_sam:build_mobile_sam",
+    "sam": "tf_models.sam.sam:build_sam",
+    "sam_decoder": "tf_models.sam.mask_decoder:build_mask_decoder",
+    "sam_image_encoder": "tf_models.sam.image_encoder:build_image_encoder",
+    "sam_prompt_encoder": "tf_models.sam.prompt_encoder:build_prompt_encoder",
+    "sam_vit_b": "tf_models.sam.sam:build_sam",
+    "sam_vit_h": "tf_models.sam.sam:build_sam_vit_h",
+    "sam_vit_l": "tf_models.sam.sam:build_sam_vit_l",
+}
+SIGNATURES = {
+    "mobile_sam": "tf_models.sam.signatures:sam",
+    "sam": "tf_models.sam.signatures:sam",
+    "sam_decoder": "tf_models.sam.signatures:mask_decoder",
+    "sam_image_encoder": "tf_models.sam.signatures:image_encoder",
+    "sam_prompt_encoder": "tf_models.sam.signatures:prompt_encoder",
+    "sam_vit_b": "tf_models.sam.signatures:sam",
+    "sam_vit_h": "tf_models.sam.signatures:sam",
+    "sam_vit_l": "tf_models.sam.signatures:sam",
+}
 _PLACES = {"Predictor": "tf_models.sam.predictor", "AutomaticMaskGenerator": "tf_models.sam.automatic"}
 
 

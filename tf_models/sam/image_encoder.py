@@ -6,9 +6,9 @@ import keras
 import tensorflow as tf
 from keras import ops
 
+from tf_models.layers import LayerNorm, MLPBlock, PatchConv2D, SummedConv2D
+from tf_models.layers.sizes import check_sizes
 from tf_models.ops import interpolate
-from tf_models.sam.common import LayerNorm, MLPBlock, SummedConv2D, check_sizes
-from tf_models.sam.downsampling import PatchConv2D
 from tf_models.sam.relative_attention import RelativeAttention
 
 # Patches that pass an MLP at once: the temporaries of all of them would not fit the allocator's pages.

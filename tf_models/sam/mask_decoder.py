@@ -6,9 +6,10 @@ import keras
 import tensorflow as tf
 from keras import ops
 
-from tf_models.sam.common import GELU, MLP, LayerNorm, check_sizes
+from tf_models.layers import GELU, MLP, LayerNorm, PatchConv2DTranspose
+from tf_models.layers.pixels import place_patches
+from tf_models.layers.sizes import check_sizes
 from tf_models.sam.transformer import TwoWayTransformer
-from tf_models.sam.upsampling import PatchConv2DTranspose, place_patches
 
 _GROUP = 4  # prompts decoded at once where their number is known beforehand
 

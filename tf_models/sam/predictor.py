@@ -6,8 +6,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import tensorflow as tf
 
+from tf_models.sam.mask_resize import Upscaling
 from tf_models.sam.transforms import ResizeLongestSide, preprocess
-from tf_models.sam.upscaling import Upscaling
 
 # Prompts decoded at once. Temporaries then fit the allocator's pages, and memory does not grow with the prompts.
 _GROUP = 4

@@ -7,8 +7,8 @@ import keras
 import numpy as np
 from keras import ops
 
-from tf_models.sam.common import GELU, LayerNorm, check_sizes
-from tf_models.sam.downsampling import PatchConv2D
+from tf_models.layers import GELU, LayerNorm, PatchConv2D
+from tf_models.layers.sizes import check_sizes
 
 
 @keras.saving.register_keras_serializable(package="weightbridge")

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from tf_models.exporting import Input, Part, Signature
+from tf_models.runtime.exporting import Input, Part, Signature
 
 _GRID = 64  # patches along a side in every published SAM
 _CHEAP = 256  # pixels along a side up to which a second probe costs little

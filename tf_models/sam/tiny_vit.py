@@ -10,7 +10,8 @@ import tensorflow as tf
 from keras import ops
 
 from tf_models import layers
-from tf_models.sam.common import GELU, LayerNorm, SummedConv2D, check_sizes
+from tf_models.layers import GELU, LayerNorm, SummedConv2D
+from tf_models.layers.sizes import check_sizes
 
 STRIDE = 16  # pixels of the image along each side of one vector of the embedding
 

@@ -5,8 +5,8 @@ from typing import Any
 import keras
 from keras import ops
 
+from tf_models.layers import LayerNorm, MLPBlock
 from tf_models.sam.attention import Attention, ImageToTokenAttention, TokenToImageAttention
-from tf_models.sam.common import LayerNorm, MLPBlock
 
 
 @keras.saving.register_keras_serializable(package="weightbridge")

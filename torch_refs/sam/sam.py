@@ -58,7 +58,7 @@ VIT_H = {"embed_dim": 1280, "depth": 32, "num_heads": 16, "mlp_dim": 5120, "glob
 Sizes = dict[str, Any] | None
 
 
-def build_sam_vit_b(
+def build_sam(
     image_encoder: Sizes = None,
     prompt_encoder: Sizes = None,
     mask_decoder: Sizes = None,
@@ -77,10 +77,10 @@ def build_sam_vit_b(
 
 
 def build_sam_vit_l(image_encoder: Sizes = None, **parts: Any) -> Sam:
-    """`build_sam_vit_b` with ViT-L for an image encoder."""
-    return build_sam_vit_b(VIT_L | (image_encoder or {}), **parts)
+    """`build_sam` with ViT-L for an image encoder."""
+    return build_sam(VIT_L | (image_encoder or {}), **parts)
 
 
 def build_sam_vit_h(image_encoder: Sizes = None, **parts: Any) -> Sam:
-    """`build_sam_vit_b` with ViT-H for an image encoder."""
-    return build_sam_vit_b(VIT_H | (image_encoder or {}), **parts)
+    """`build_sam` with ViT-H for an image encoder."""
+    return build_sam(VIT_H | (image_encoder or {}), **parts)

@@ -16,7 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from tf_models.blame import where_and_what
+import tf_models
+from tf_models.runtime.blame import where_and_what
 
 DTYPES = ("float32", "float16", "int8-dynamic")
 _LITE_LIMIT = 2**31  # bytes of a TensorFlow Lite file, whose offsets are 32-bit numbers with a sign
@@ -82,23 +83,13 @@ class Part:
         return sum(4 * int(np.prod(variable.shape)) for variable in self.model.weights)
 
 
-# Model name -> "module:callable"; the callable takes the model and returns its parts.
-_PARTS = {
-    "mobile_sam": "tf_models.sam.signatures:sam",
-    "sam_decoder": "tf_models.sam.signatures:mask_decoder",
-    "sam_image_encoder": "tf_models.sam.signatures:image_encoder",
-    "sam_prompt_encoder": "tf_models.sam.signatures:prompt_encoder",
-    "sam_vit_b": "tf_models.sam.signatures:sam",
-    "sam_vit_h": "tf_models.sam.signatures:sam",
-    "sam_vit_l": "tf_models.sam.signatures:sam",
-}
-
-
 def parts(name: str, model: Any) -> list[Part] | None:
     """The parts of the model that `tf_models.create(name)` built, or None where its signatures are not known here."""
-    if name in _PARTS:
-        module, _, attribute = _PARTS[name].partition(":")
-        return getattr(import_module(module), attribute)(model)
+    for network in tf_models.networks():
+        place = getattr(network, "SIGNATURES", {}).get(name)
+        if place is not None:
+            module, _, attribute = place.partition(":")
+            return getattr(import_module(module), attribute)(model)
     return None
 
 

@@ -9,7 +9,7 @@ from converter.errors import UsageError
 from converter.kinds import ACTIVATION_2D, CONV_2D, LAYER_NORM_2D, PARAMETER, SEQUENTIAL_2D, TOKENS
 from converter.tables.dialects import Dialect
 from converter.tables.mapping import Drop, Mapping, Row
-from converter.tables.registry import Option, Pair, Probe
+from converter.tables.pair import ConfigJson, Option, Pair, Probe
 
 _MATRIX = "pe_layer.positional_encoding_gaussian_matrix"
 
@@ -81,6 +81,16 @@ def prompt_encoder_probes(config: dict[str, Any], rng: np.random.Generator, part
     return [Probe({name: given[name] for name in names}, part=part) for names in chosen]
 
 
+def config_json(theirs: str, ours: str) -> dict[str, str]:
+    """Hugging Face's words for the sizes, below `theirs`, and where in the configuration they are, below `ours`."""
+    return {f"{theirs}hidden_size": f"{ours}embed_dim", f"{theirs}mask_input_channels": f"{ours}mask_in_chans"}
+
+
+def fixed_json(theirs: str) -> dict[str, Any]:
+    """What Hugging Face's configuration could say otherwise, and this network has only so."""
+    return {f"{theirs}hidden_act": "gelu", f"{theirs}layer_norm_eps": 1e-6, f"{theirs}num_point_embeddings": 4}
+
+
 PUBLISHED_PROMPT_ENCODER = {"image_size": 1024, "patch_size": 16, "embed_dim": 256, "mask_in_chans": 16}
 
 SAM_PROMPT_ENCODER = Pair(
@@ -97,5 +107,14 @@ SAM_PROMPT_ENCODER = Pair(
         "patch_size": Option(16, "pixels of that image to a patch of the image embedding, along a side"),
     },
     scopes=("prompt_encoder.", ""),
+    config_json=ConfigJson(
+        ("sam",),
+        {
+            "prompt_encoder_config.image_size": "image_size",
+            "prompt_encoder_config.patch_size": "patch_size",
+            **config_json("prompt_encoder_config.", ""),
+        },
+        fixed_json("prompt_encoder_config."),
+    ),
     dialects=(Dialect("hugging_face", HUGGING_FACE, shared=((HUGGING_FACE_MATRIX, _MATRIX),)),),
 )

@@ -110,7 +110,7 @@ def load(path: str | os.PathLike, require: str | None = None) -> Any:
         ValueError: `require` is none of these words.
     """
     import tf_models
-    from tf_models.abstract import abstract
+    from tf_models.runtime.abstract import abstract
 
     with _opened(path) as file:
         attributes = _attributes(file)
@@ -129,7 +129,7 @@ def load(path: str | os.PathLike, require: str | None = None) -> Any:
         except WeightsError:
             raise
         except Exception as error:
-            from tf_models.blame import where_and_what
+            from tf_models.runtime.blame import where_and_what
 
             reason = where_and_what(error)
             raise WeightsError(f"records a configuration that {name} cannot be built with: {reason}") from error

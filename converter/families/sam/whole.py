@@ -6,43 +6,41 @@ from typing import Any
 
 import numpy as np
 
-from converter.families import sam_decoder, sam_image_encoder, sam_prompt_encoder
+from converter.families.sam import image_encoder, mask_decoder, prompt_encoder
 from converter.kinds import STAGE_2D
 from converter.tables.dialects import Dialect, renamed_under
 from converter.tables.mapping import Mapping, Row, under
-from converter.tables.registry import Option, Pair, Probe
+from converter.tables.pair import ConfigJson, Option, Pair, Probe, Variant
 
 HUGGING_FACE = Dialect(
     "hugging_face",
     (
         ("vision_encoder.pos_embed", "image_encoder.pos_embed"),
-        *renamed_under("vision_encoder", "image_encoder", sam_image_encoder.HUGGING_FACE),
-        *renamed_under("prompt_encoder", "prompt_encoder", sam_prompt_encoder.HUGGING_FACE),
-        *renamed_under("mask_decoder", "mask_decoder", sam_decoder.HUGGING_FACE.renames),
+        *renamed_under("vision_encoder", "image_encoder", image_encoder.HUGGING_FACE),
+        *renamed_under("prompt_encoder", "prompt_encoder", prompt_encoder.HUGGING_FACE),
+        *renamed_under("mask_decoder", "mask_decoder", mask_decoder.HUGGING_FACE.renames),
     ),
     shared=(
         (
-            sam_prompt_encoder.HUGGING_FACE_MATRIX,
+            prompt_encoder.HUGGING_FACE_MATRIX,
             "prompt_encoder.pe_layer.positional_encoding_gaussian_matrix",
         ),
     ),
 )
 
-# Width, depth and heads of each published image encoder.
-VARIANTS = {"sam_vit_b": (768, 12, 12), "sam_vit_l": (1024, 24, 16), "sam_vit_h": (1280, 32, 16)}
 SMALL_GRID = 16  # patches along a side, up to which the whole model is cheap enough for every proof
 _FEW = 6  # patches along a side of the image that a larger model is proven on as a whole
 
 
 def sam_config(shapes: Named[str, tuple[int, ...]], options: dict[str, Any]) -> dict[str, Any]:
     """The sizes of all parts; `image_size` is for the first two, `num_heads` is the mask decoder's."""
-    encoder = sam_image_encoder.image_encoder_config(part(shapes, "image_encoder"), options)
-    decoder = sam_decoder.decoder_config(part(shapes, "mask_decoder"), options)
+    encoder = image_encoder.image_encoder_config(part(shapes, "image_encoder"), options)
+    decoder = mask_decoder.decoder_config(part(shapes, "mask_decoder"), options)
     return {
         "image_size": encoder.pop("image_size"),
         "num_heads": decoder.pop("num_heads"),
         "image_encoder": encoder,
-        "prompt_encoder": sam_prompt_encoder.prompt_encoder_widths(part(shapes, "prompt_encoder")),
+        "prompt_encoder": prompt_encoder.prompt_encoder_widths(part(shapes, "prompt_encoder")),
         "mask_decoder": decoder,
     }
 
@@ -66,9 +64,9 @@ def sam_table(config: dict[str, Any]) -> Mapping:
     """The tables of the parts, and each part as a stage."""
     return Mapping(
         [
-            *under("image_encoder", sam_image_encoder.image_encoder_rows(config["image_encoder"])),
-            *under("prompt_encoder", sam_prompt_encoder.prompt_encoder_rows(config["prompt_encoder"])),
-            *under("mask_decoder", sam_decoder.decoder_rows(config["mask_decoder"])),
+            *under("image_encoder", image_encoder.image_encoder_rows(config["image_encoder"])),
+            *under("prompt_encoder", prompt_encoder.prompt_encoder_rows(config["prompt_encoder"])),
+            *under("mask_decoder", mask_decoder.decoder_rows(config["mask_decoder"])),
             Row("{image_encoder,prompt_encoder,mask_decoder}", STAGE_2D),
         ]
     )
@@ -78,10 +76,10 @@ def sam_probes(config: dict[str, Any], rng: np.random.Generator) -> list[Probe]:
     """Each part alone, at sizes that its layers' inputs fit in memory, and the whole on a small image."""
     encoder = {**config["image_encoder"], "image_size": config["image_size"]}
     prompt = {**config["prompt_encoder"], "image_size": config["image_size"], "patch_size": encoder["patch_size"]}
-    decoder = sam_decoder.decoder_probes(config["mask_decoder"], rng)
+    decoder = mask_decoder.decoder_probes(config["mask_decoder"], rng)
     return [
-        *sam_image_encoder.image_encoder_probes(encoder, rng, "image_encoder"),
-        *sam_prompt_encoder.prompt_encoder_probes(prompt, rng, "prompt_encoder"),
+        *image_encoder.image_encoder_probes(encoder, rng, "image_encoder"),
+        *prompt_encoder.prompt_encoder_probes(prompt, rng, "prompt_encoder"),
         *(replace(probe, part="mask_decoder") for probe in decoder),
         *whole_probes(config, encoder["patch_size"], rng),
     ]
@@ -103,7 +101,7 @@ def sam_full_size_probes(config: dict[str, Any], rng: np.random.Generator) -> li
 
 def _prompted(size: int, patch: int, rng: np.random.Generator) -> list[Probe]:
     """The whole on one image: prompts of every sort, then points alone."""
-    given = sam_prompt_encoder.prompts(size, size // patch, rng)
+    given = prompt_encoder.prompts(size, size // patch, rng)
     coords, labels = given["points"]
     image = rng.standard_normal((1, 3, size, size), dtype=np.float32)
     points = {"image": image, "point_coords": coords, "point_labels": labels}
@@ -111,54 +109,63 @@ def _prompted(size: int, patch: int, rng: np.random.Generator) -> list[Probe]:
     return [Probe(every, {"multimask_output": True}), Probe(points, {"multimask_output": False})]
 
 
-_TENSORS = {"sam_vit_b": 314, "sam_vit_l": 482, "sam_vit_h": 594}  # of the published checkpoints
-
-
-def _pair(name: str) -> Pair:
-    width, depth, heads = VARIANTS[name]
-
-    def configure(shapes: Named[str, tuple[int, ...]], options: dict[str, Any]) -> dict[str, Any]:
-        """Sizes that no SAM was published with are any variant's; those of another variant are not this one's."""
-        config = sam_config(shapes, options)
-        encoder = config["image_encoder"]
-        sizes = (encoder["embed_dim"], encoder["depth"], encoder["num_heads"])
-        for other, theirs in VARIANTS.items():
-            if other != name and sizes == theirs:
-                raise ValueError(f"its image encoder is that of {other}")
-        return config
-
-    encoder = {
-        **sam_image_encoder.PUBLISHED_IMAGE_ENCODER,
-        "embed_dim": width,
-        "depth": depth,
-        "num_heads": heads,
-        "mlp_dim": 4 * width,
-        "global_attn_indexes": list(range(depth // 4 - 1, depth, depth // 4)),
-    }
-    decoder = dict(sam_decoder.PUBLISHED_DECODER)
-    return Pair(
-        name=name,
-        tensors=_TENSORS[name],
-        summary=f"Segment Anything with ViT-{name[-1].upper()}: image encoder, prompt encoder and mask decoder",
-        mapping=sam_table,
-        probes=sam_probes,
-        full_size_probes=sam_full_size_probes,
-        outputs=("masks", "iou"),
-        channels_first=frozenset({"image", "mask_input", "masks"}),
-        configure=configure,
-        fallback={
-            "image_size": encoder.pop("image_size"),
-            "num_heads": decoder.pop("num_heads"),
-            "image_encoder": encoder,
-            "prompt_encoder": {"embed_dim": 256, "mask_in_chans": 16},
-            "mask_decoder": decoder,
+def _variant(letter: str, width: int, depth: int, heads: int, tensors: int) -> Variant:
+    """A published image encoder; all else is the same in every SAM."""
+    return Variant(
+        {
+            "image_encoder": {
+                "embed_dim": width,
+                "depth": depth,
+                "num_heads": heads,
+                "mlp_dim": 4 * width,
+                "global_attn_indexes": list(range(depth // 4 - 1, depth, depth // 4)),
+            }
         },
-        options={
-            "image_size": sam_image_encoder.IMAGE_SIZE,
-            "num_heads": Option(8, "attention heads of the mask decoder, 8 in every published SAM"),
-        },
-        dialects=(HUGGING_FACE,),
+        f"Segment Anything with ViT-{letter}: image encoder, prompt encoder and mask decoder",
+        tensors,
     )
 
 
-SAM_VIT_B, SAM_VIT_L, SAM_VIT_H = map(_pair, VARIANTS)
+_ENCODER = dict(image_encoder.PUBLISHED_IMAGE_ENCODER)
+_DECODER = dict(mask_decoder.PUBLISHED_DECODER)
+
+SAM = Pair(
+    name="sam",
+    summary="Segment Anything of any size: image encoder, prompt encoder and mask decoder",
+    mapping=sam_table,
+    probes=sam_probes,
+    full_size_probes=sam_full_size_probes,
+    outputs=("masks", "iou"),
+    channels_first=frozenset({"image", "mask_input", "masks"}),
+    configure=sam_config,
+    fallback={
+        "image_size": _ENCODER.pop("image_size"),
+        "num_heads": _DECODER.pop("num_heads"),
+        "image_encoder": _ENCODER,
+        "prompt_encoder": {"embed_dim": 256, "mask_in_chans": 16},
+        "mask_decoder": _DECODER,
+    },
+    options={
+        "image_size": image_encoder.IMAGE_SIZE,
+        "num_heads": Option(8, "attention heads of the mask decoder, 8 in every published SAM"),
+    },
+    dialects=(HUGGING_FACE,),
+    variants={
+        "sam_vit_b": _variant("B", 768, 12, 12, 314),
+        "sam_vit_l": _variant("L", 1024, 24, 16, 482),
+        "sam_vit_h": _variant("H", 1280, 32, 16, 594),
+    },
+    config_json=ConfigJson(
+        ("sam",),
+        {
+            **image_encoder.config_json("vision_config.", "image_encoder."),
+            **mask_decoder.config_json("mask_decoder_config.", "mask_decoder.", ""),
+            **prompt_encoder.config_json("prompt_encoder_config.", "prompt_encoder."),
+        },
+        {
+            **image_encoder.fixed_json("vision_config."),
+            **mask_decoder.fixed_json("mask_decoder_config."),
+            **prompt_encoder.fixed_json("prompt_encoder_config."),
+        },
+    ),
+)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tf_models.loading import printable
+from tf_models.runtime.loading import printable
 from tf_models.sam import rle
 from tf_models.sam.regions import mask_boxes, xywh
 
@@ -51,7 +51,7 @@ class Segmentation:
 
     def drawing(self) -> "Image.Image":
         """The masks and prompts over the picture, each mask with its number and estimated quality."""
-        from tf_models.sam.drawing import Drawn, draw
+        from tf_models.segmenting.drawing import Drawn, draw
 
         drawn = [
             Drawn(mask["segmentation"], f"{number}  {mask['predicted_iou']:.2f}", mask.get("box"))
@@ -252,7 +252,7 @@ def _check_places(image: np.ndarray, points: dict[str, Sequence[Point]], boxes: 
 
 def _load(weights: str | os.PathLike) -> Any:
     import tf_models
-    from tf_models.loading import provenance
+    from tf_models.runtime.loading import provenance
 
     name = provenance(weights)["model"]
     model = tf_models.load(weights)

@@ -1,33 +1,32 @@
-"""Small layers that Segment Anything uses in more than one place."""
+"""Small layers of vectors: an embedding, the exact GELU, and chains of dense layers."""
 
 import math
-from collections.abc import Mapping
-from numbers import Integral
-from types import MappingProxyType
 from typing import Any
 
 import keras
 import tensorflow as tf
 from keras import ops
 
-from tf_models.layers import Conv2D
-from tf_models.ops._jit import jit_enabled
+from tf_models.ops.compiling import jit_enabled
 
 
 @keras.saving.register_keras_serializable(package="weightbridge")
-class LayerNorm(keras.layers.LayerNormalization):
-    """Layer normalization over the last axis that subtracts the mean before it scales, as torch does.
+class Embedding(keras.layers.Embedding):
+    """torch.nn.Embedding with `padding_idx`: the row at it is looked up as any other, and gets no gradient."""
 
-    Keras's own computes x * scale - mean * scale, which loses digits where the mean is large.
-    Half-precision inputs are normalized in float32.
-    """
+    def __init__(self, input_dim: int, output_dim: int, padding_idx: int | None = None, **kwargs: Any) -> None:
+        super().__init__(input_dim, output_dim, **kwargs)
+        self.padding_idx = padding_idx if padding_idx is None or padding_idx >= 0 else input_dim + padding_idx
 
-    def call(self, x: Any) -> Any:
-        x = ops.cast(x, keras.backend.result_type(x.dtype, "float32"))
-        centered = x - ops.mean(x, axis=-1, keepdims=True)
-        variance = ops.mean(ops.square(centered), axis=-1, keepdims=True)
-        normalized = centered * ops.rsqrt(variance + self.epsilon)
-        return ops.cast(normalized * self.gamma + self.beta, self.compute_dtype)
+    def call(self, inputs: Any) -> Any:
+        rows = super().call(inputs)
+        if self.padding_idx is None:
+            return rows
+        kept = ops.expand_dims(ops.equal(inputs, self.padding_idx), -1)
+        return ops.where(kept, ops.stop_gradient(rows), rows)
+
+    def get_config(self) -> dict[str, Any]:
+        return {**super().get_config(), "padding_idx": self.padding_idx}
 
 
 @keras.saving.register_keras_serializable(package="weightbridge")
@@ -39,37 +38,6 @@ class GELU(keras.layers.Layer):
             return tf.nn.gelu(x, approximate=False)  # TensorFlow Lite has this op, but no error function
         # Two multiplications and a sum less than Keras's, which counts on the largest maps of a decoder.
         return x * (0.5 + 0.5 * ops.erf(x * math.sqrt(0.5)))
-
-
-def check_sizes(sizes: Mapping[str, Any], least: Mapping[str, int] = MappingProxyType({})) -> None:
-    """See that every size is a whole number, from `least` or 1, or a sequence of them.
-
-    Raises:
-        ValueError: one is not.
-    """
-    for name, value in sizes.items():
-        bottom = least.get(name, 1)
-        values = value if isinstance(value, (tuple, list)) else [value]
-        if any(not isinstance(one, Integral) or isinstance(one, bool) or one < bottom for one in values):
-            raise ValueError(f"{name}: expected whole numbers from {bottom}, got {value!r}")
-
-
-@keras.saving.register_keras_serializable(package="weightbridge")
-class SummedConv2D(Conv2D):
-    """`tf_models.layers.Conv2D` of stride 1 as a sum of matrix products, one for each place in the kernel.
-
-    With 3 x 3 x 256 terms it rounds a third of what TensorFlow's convolution does, which at small sizes is also three
-    times what torch's does.
-    """
-
-    def convolution_op(self, inputs: Any, kernel: Any) -> Any:
-        kh, kw = self.kernel_size
-        height, width = ops.shape(inputs)[1] - (kh - 1), ops.shape(inputs)[2] - (kw - 1)
-        total: Any = 0
-        for y in range(kh):
-            for x in range(kw):
-                total += ops.matmul(inputs[:, y : y + height, x : x + width], kernel[y, x])
-        return total
 
 
 @keras.saving.register_keras_serializable(package="weightbridge")

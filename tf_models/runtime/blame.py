@@ -21,7 +21,7 @@ _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 _NODE = re.compile(r"^\{\{function_node [^}]*\}\} *| \[Op:\w+\](?: name: *)?$")  # TensorFlow's, around an op's words
 _TRACED = re.compile(r'^\s*File "(.+)", line (\d+), in ', re.M)  # TensorFlow's, of a traced call
 _INTERACTIVE = ("<stdin>", "<string>", "<ipython-input")
-_ROOT = Path(__file__).resolve().parent.parent
+_ROOT = Path(__file__).resolve().parents[2]
 _OURS = tuple(f"{_ROOT / name}{os.sep}" for name in ("converter", "tf_models", "torch_refs"))
 _STANDARD = tuple({f"{sysconfig.get_path(name)}{os.sep}" for name in ("stdlib", "platstdlib")})
 

@@ -10,7 +10,7 @@ from converter.errors import UsageError
 from converter.kinds import ACTIVATION_2D, CONV_TRANSPOSE_2D, DENSE, LAYER_NORM, LAYER_NORM_2D, TOKENS
 from converter.tables.dialects import Dialect
 from converter.tables.mapping import Drop, Mapping, Row
-from converter.tables.registry import Option, Pair, Probe
+from converter.tables.pair import ConfigJson, Option, Pair, Probe
 
 # The bias of keys adds the same to every score of a query, which softmax takes away. Keras leaves these layers
 # out where there are fewer tokens than positions, and multiplies the queries by their kernels.
@@ -33,6 +33,27 @@ HUGGING_FACE = Dialect(
         ("iou_prediction_head.proj_out", "iou_prediction_head.layers.2"),
     ),
 )
+
+
+def config_json(theirs: str, ours: str, heads: str) -> dict[str, str]:
+    """Hugging Face's words for the sizes, below `theirs`, and where they are, below `ours`; the heads below `heads`."""
+    words = {
+        "hidden_size": "transformer_dim",
+        "num_multimask_outputs": "num_multimask_outputs",
+        "iou_head_depth": "iou_head_depth",
+        "iou_head_hidden_dim": "iou_head_hidden_dim",
+        "num_hidden_layers": "depth",
+        "mlp_dim": "mlp_dim",
+        "attention_downsample_rate": "attention_downsample_rate",
+    }
+    found = {theirs + word: ours + name for word, name in words.items()}
+    return {**found, f"{theirs}num_attention_heads": f"{heads}num_heads"}
+
+
+def fixed_json(theirs: str) -> dict[str, Any]:
+    """What Hugging Face's configuration could say otherwise, and this network has only so."""
+    # Not the epsilon of its normalisations: published files say 1e-6, and the network they were made of has 1e-5.
+    return {f"{theirs}hidden_act": "relu"}
 
 
 def decoder_config(shapes: Named[str, tuple[int, ...]], options: dict[str, Any]) -> dict[str, Any]:
@@ -132,4 +153,5 @@ SAM_DECODER = Pair(
     options={"num_heads": Option(8, "attention heads, 8 in every published SAM")},
     scopes=("mask_decoder.", ""),
     dialects=(HUGGING_FACE,),
+    config_json=ConfigJson(("sam",), config_json("mask_decoder_config.", "", ""), fixed_json("mask_decoder_config.")),
 )

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from converter.errors import UsageError
-from converter.families.sam_decoder import count
+from converter.families.sam.mask_decoder import count
 from converter.kinds import (
     ACTIVATION,
     CONV_2D,
@@ -20,7 +20,7 @@ from converter.kinds import (
 )
 from converter.tables.dialects import Dialect
 from converter.tables.mapping import Drop, Mapping, Row
-from converter.tables.registry import Option, Pair, Probe
+from converter.tables.pair import ConfigJson, Option, Pair, Probe
 
 # Hugging Face's SamModel, below `vision_encoder`.
 HUGGING_FACE = (
@@ -34,6 +34,27 @@ HUGGING_FACE = (
     ("neck.conv2", "neck.2"),
     ("neck.layer_norm2", "neck.3"),
 )
+
+
+def config_json(theirs: str, ours: str) -> dict[str, str]:
+    """Hugging Face's words for the sizes, below `theirs`, and where in the configuration they are, below `ours`."""
+    words = {
+        "hidden_size": "embed_dim",
+        "num_hidden_layers": "depth",
+        "num_attention_heads": "num_heads",
+        "patch_size": "patch_size",
+        "image_size": "trained_img_size",
+        "output_channels": "out_chans",
+        "global_attn_indexes": "global_attn_indexes",
+    }
+    return {theirs + word: ours + name for word, name in words.items()}
+
+
+def fixed_json(theirs: str) -> dict[str, Any]:
+    """What Hugging Face's configuration could say otherwise, and this network has only so."""
+    fixed = {"hidden_act": "gelu", "layer_norm_eps": 1e-6, "qkv_bias": True, "use_abs_pos": True, "use_rel_pos": True}
+    return {theirs + word: value for word, value in fixed.items()}
+
 
 IMAGE_SIZE = Option(0, "side of the square input image in pixels; 0: the one the positions were trained for")
 
@@ -137,4 +158,5 @@ SAM_IMAGE_ENCODER = Pair(
     options={"image_size": IMAGE_SIZE},
     scopes=("image_encoder.", "vision_encoder.", ""),
     dialects=(Dialect("hugging_face", HUGGING_FACE),),
+    config_json=ConfigJson(("sam",), config_json("vision_config.", ""), fixed_json("vision_config.")),
 )

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 
 from converter.errors import UsageError
-from converter.families import sam_decoder, sam_prompt_encoder
-from converter.families.sam import part, sam_full_size_probes, whole_probes
-from converter.families.sam_decoder import count
+from converter.families.sam import mask_decoder, prompt_encoder
+from converter.families.sam.mask_decoder import count
+from converter.families.sam.whole import part, sam_full_size_probes, whole_probes
 from converter.kinds import (
     ACTIVATION,
     ACTIVATION_2D,
@@ -26,7 +26,7 @@ from converter.kinds import (
     STAGE_2D,
 )
 from converter.tables.mapping import Drop, Mapping, Row, under
-from converter.tables.registry import Option, Pair, Probe
+from converter.tables.pair import Option, Pair, Probe
 
 _STRIDE = 16  # pixels of the image along each side of one vector of its embedding
 
@@ -113,12 +113,12 @@ def mobile_sam_config(shapes: Named[str, tuple[int, ...]], options: dict[str, An
     image_size = options["image_size"]
     if image_size < _STRIDE or image_size % _STRIDE:
         raise UsageError(f"image_size takes a multiple of {_STRIDE}, not {image_size}")
-    decoder = sam_decoder.decoder_config(part(shapes, "mask_decoder"), options)
+    decoder = mask_decoder.decoder_config(part(shapes, "mask_decoder"), options)
     return {
         "image_size": image_size,
         "num_heads": decoder.pop("num_heads"),
         "image_encoder": tiny_vit_config(part(shapes, "image_encoder")),
-        "prompt_encoder": sam_prompt_encoder.prompt_encoder_widths(part(shapes, "prompt_encoder")),
+        "prompt_encoder": prompt_encoder.prompt_encoder_widths(part(shapes, "prompt_encoder")),
         "mask_decoder": decoder,
     }
 
@@ -128,8 +128,8 @@ def mobile_sam_table(config: dict[str, Any]) -> Mapping:
     return Mapping(
         [
             *under("image_encoder", tiny_vit_rows(config["image_encoder"])),
-            *under("prompt_encoder", sam_prompt_encoder.prompt_encoder_rows(config["prompt_encoder"])),
-            *under("mask_decoder", sam_decoder.decoder_rows(config["mask_decoder"])),
+            *under("prompt_encoder", prompt_encoder.prompt_encoder_rows(config["prompt_encoder"])),
+            *under("mask_decoder", mask_decoder.decoder_rows(config["mask_decoder"])),
             Row("{image_encoder,prompt_encoder,mask_decoder}", STAGE_2D),
         ]
     )
@@ -144,11 +144,11 @@ def mobile_sam_probes(config: dict[str, Any], rng: np.random.Generator) -> list[
 
     window = max(config["image_encoder"]["window_sizes"])
     prompt = {**config["prompt_encoder"], "image_size": config["image_size"], "patch_size": _STRIDE}
-    decoder = sam_decoder.decoder_probes(config["mask_decoder"], rng)
+    decoder = mask_decoder.decoder_probes(config["mask_decoder"], rng)
     return [
         image(3, 5, False),
         image(window + 3, window + 1, True),
-        *sam_prompt_encoder.prompt_encoder_probes(prompt, rng, "prompt_encoder"),
+        *prompt_encoder.prompt_encoder_probes(prompt, rng, "prompt_encoder"),
         *(replace(probe, part="mask_decoder") for probe in decoder),
         *whole_probes(config, _STRIDE, rng),
     ]
@@ -159,7 +159,7 @@ def mobile_sam_full_size_probes(config: dict[str, Any], rng: np.random.Generator
     return sam_full_size_probes({**config, "image_encoder": {"patch_size": _STRIDE}}, rng)
 
 
-_DECODER = dict(sam_decoder.PUBLISHED_DECODER)
+_DECODER = dict(mask_decoder.PUBLISHED_DECODER)
 
 MOBILE_SAM = Pair(
     name="mobile_sam",

@@ -6,7 +6,8 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from tf_models.layers import Conv2D, per_axis
+from tf_models.layers import Conv2D
+from tf_models.layers.sizes import per_axis
 from tf_models.ops import deform_conv2d
 
 

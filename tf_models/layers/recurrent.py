@@ -14,7 +14,7 @@ import keras
 import tensorflow as tf
 from keras import ops
 
-from tf_models.layers import uniform
+from tf_models.layers.sizes import uniform
 
 _FUNCTIONS = {"tanh": tf.tanh, "relu": tf.nn.relu}
 

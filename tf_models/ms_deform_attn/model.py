@@ -8,7 +8,7 @@ import numpy as np
 import tensorflow as tf
 
 from tf_models import ops
-from tf_models.ops import _checks
+from tf_models.ops import checks
 
 
 @keras.saving.register_keras_serializable(package="weightbridge")
@@ -101,15 +101,15 @@ class MSDeformAttn(keras.Model):
         return self.output_proj(attended)
 
     def _check(self, query: Any, reference_points: Any, input_flatten: Any, input_padding_mask: Any) -> None:
-        _checks.shape("query", query, "N Lq C", (None, None, self.d_model))
+        checks.shape("query", query, "N Lq C", (None, None, self.d_model))
         batch, queries, _ = query.shape
-        _checks.shape("input_flatten", input_flatten, "N S C", (batch, None, self.d_model))
+        checks.shape("input_flatten", input_flatten, "N S C", (batch, None, self.d_model))
         coordinates = 4 if reference_points.shape[-1] == 4 else 2
-        _checks.shape(
+        checks.shape(
             "reference_points", reference_points, f"N Lq L {coordinates}", (batch, queries, self.n_levels, coordinates)
         )
         if input_padding_mask is not None:
-            _checks.shape("input_padding_mask", input_padding_mask, "N S", (batch, input_flatten.shape[1]))
+            checks.shape("input_padding_mask", input_padding_mask, "N S", (batch, input_flatten.shape[1]))
 
     def export(self, filepath: Any, format: str = "tf_saved_model", **options: Any) -> None:
         """Keras's `export`; without an `input_signature` for reference points (x, y) and no padding mask."""

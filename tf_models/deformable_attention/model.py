@@ -13,10 +13,10 @@ import keras
 import tensorflow as tf
 from keras import ops
 
-from tf_models.layers import DepthwiseConv1D, DepthwiseConv2D, DepthwiseConv3D, PointwiseConv, uniform
+from tf_models.layers import GELU, DepthwiseConv1D, DepthwiseConv2D, DepthwiseConv3D, PointwiseConv
+from tf_models.layers.sizes import uniform
 from tf_models.ops import grid_sample
-from tf_models.ops._precision import opmath
-from tf_models.sam.common import GELU
+from tf_models.ops.precision import opmath
 
 _CHUNK = 2**19  # hidden numbers of the position bias at once: what a core's cache holds
 

@@ -1,0 +1,265 @@
+"""What a pair is: a TensorFlow model and a torch reference of the same network, and what links them."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+
+from converter.errors import UsageError, printable
+from converter.kinds.activations import IMAGES, Axes
+from converter.tables.dialects import Dialect
+from converter.tables.mapping import Mapping as Table
+
+Shapes = Mapping[str, tuple[int, ...]]
+
+
+@dataclass(frozen=True)
+class Option:
+    """Something about a model that its state dict cannot reveal, with the value it usually has.
+
+    `default` also gives the type: an int, float, bool, str, or a tuple of ints; `kind` gives it where the default is
+    None, which says that something else decides. `choices` are the only values there are.
+    """
+
+    default: Any
+    help: str
+    kind: type | None = None
+    choices: tuple[Any, ...] = ()
+
+    def parse(self, name: str, value: Any) -> Any:
+        """`value` (text from a command line, or already of the type) as the type of the default.
+
+        Raises:
+            UsageError: it is not one.
+        """
+        parsed = self._parsed(name, value)
+        if self.choices and parsed not in self.choices:
+            raise UsageError(
+                f"option {name} is one of {', '.join(map(str, self.choices))}, not {printable(parsed, 60)}"
+            )
+        return parsed
+
+    def _parsed(self, name: str, value: Any) -> Any:
+        if value is None and self.default is None:
+            return None
+        kind: Any = self.kind or type(self.default)
+        try:
+            if isinstance(value, str) and kind is bool:
+                return {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}[value.lower()]
+            if isinstance(value, str) and kind is tuple:
+                return tuple(int(part) for part in value.replace("x", ",").split(","))
+            if kind is tuple:
+                return (value,) if isinstance(value, int) else tuple(int(part) for part in value)
+            if isinstance(value, str):
+                return kind(value)
+            if type(value) is kind or (kind is float and type(value) is int):
+                return kind(value)
+        except (ValueError, TypeError, KeyError):
+            pass
+        raise UsageError(f"option {name} takes {_spelled(kind)}, not {printable(value, 60)}")
+
+
+def _spelled(kind: type) -> str:
+    words = {bool: "true or false", int: "a whole number", float: "a number", tuple: "whole numbers, as 2,3"}
+    return words.get(kind, "a word")
+
+
+@dataclass(frozen=True)
+class Probe:
+    """One set of inputs to prove a model, or a part of it, with.
+
+    Attributes:
+        inputs: arrays in torch's layout, tuples of them, or None, by torch's parameter name.
+        options: passed to both sides as they are.
+        part: path of the stage (a row of the mapping) to call; "" is the model.
+        stages_only: record the stages and not every layer, whose inputs would fill the memory.
+        config: what the configuration is in place of the checkpoint's for this probe, as a smaller image; the same
+            weights fill it.
+    """
+
+    inputs: dict[str, Any]
+    options: dict[str, Any] = field(default_factory=dict)
+    part: str = ""
+    stages_only: bool = False
+    config: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A published size of a family.
+
+    Attributes:
+        config: the part of the configuration that tells it from the others; nested as that is.
+        summary, tensors: as a pair's, where they are not the family's.
+    """
+
+    config: Mapping[str, Any]
+    summary: str = ""
+    tensors: int | None = None
+
+
+@dataclass(frozen=True)
+class ConfigJson:
+    """What a `config.json` beside the weights says of a family, in the words of the program that wrote it.
+
+    Attributes:
+        model_types: values of its `model_type` that mean this family.
+        sizes: dotted path in it -> dotted path in the configuration.
+        fixed: dotted path in it -> the only value that this family has.
+    """
+
+    model_types: tuple[str, ...]
+    sizes: Mapping[str, str] = field(default_factory=dict)
+    fixed: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A TensorFlow model and a torch reference of the same network, and what links them.
+
+    Attributes:
+        name: what `--model` takes.
+        summary: a line for the list of models.
+        tensors: how many tensors of the usual checkpoint it takes, where the table's optional ones are not all there.
+        mapping: configuration -> the table of rows.
+        probes: (configuration, seeded generator) -> sets of probe inputs; lengths of all axes should differ.
+        full_size_probes: the same at the size the model is meant for, where `probes` are smaller.
+        outputs: names of the outputs, in the order both sides return them.
+        channels_first: the inputs and outputs that have the channels at axis 1 in torch and last in Keras.
+        axes: the axes of other inputs and outputs, where they are not the same on both sides: name -> pattern
+            (`converter.kinds.activations`), as "t n c -> n t c".
+        build_tf, build_torch: callables, or where to find them ("module:callable"), that take the configuration and
+            return a built keras.Model and a torch.nn.Module; None: the models registered under `name`.
+        configure: (shapes by canonical name, options) -> configuration; raises KeyError or ValueError when the
+            shapes are not of this network. By default the options are the configuration.
+        fallback: a configuration to report problems against when the sizes cannot be read.
+        options: what the state dict cannot reveal.
+        scopes: prefixes under which a checkpoint may hold the model; tensors outside are out of scope. "" is a
+            checkpoint of the model alone.
+        dialects: other spellings of its names.
+        variants: published sizes by name, each of them a name to convert by; other sizes go by the family's.
+        config_json: what a `config.json` beside the weights says of it.
+        family: of a variant, the name of its family.
+    """
+
+    name: str
+    mapping: Callable[[dict[str, Any]], Table]
+    probes: Callable[[dict[str, Any], np.random.Generator], list[Probe]]
+    outputs: tuple[str, ...] = ("output",)
+    channels_first: frozenset[str] = frozenset()
+    axes: Mapping[str, str] = field(default_factory=dict)
+    build_tf: str | Callable[..., Any] | None = None
+    build_torch: str | Callable[..., Any] | None = None
+    configure: Callable[[Shapes, dict[str, Any]], dict[str, Any]] = lambda shapes, options: dict(options)
+    fallback: dict[str, Any] | None = None
+    options: Mapping[str, Option] = field(default_factory=dict)
+    full_size_probes: Callable[[dict[str, Any], np.random.Generator], list[Probe]] | None = None
+    scopes: tuple[str, ...] = ("",)
+    dialects: tuple[Dialect, ...] = ()
+    summary: str = ""
+    tensors: int | None = None
+    variants: Mapping[str, Variant] = field(default_factory=dict)
+    config_json: ConfigJson | None = None
+    family: str = ""
+
+    def __post_init__(self) -> None:
+        for name in ("outputs", "scopes"):
+            value = getattr(self, name)
+            if isinstance(value, str) or len(set(value)) < len(tuple(value)):
+                raise ValueError(f"`{name}` of the pair {self.name} is a tuple of different names, not {value!r}")
+
+    @property
+    def activations(self) -> Axes:
+        """The axes of every input and output that is laid out otherwise on the other side."""
+        return {**dict.fromkeys(self.channels_first, IMAGES), **self.axes}
+
+    def published(self, config: Mapping[str, Any]) -> str | None:
+        """Name of the variant that has these sizes."""
+        return next((name for name, one in self.variants.items() if _holds(config, one.config)), None)
+
+    def variant(self, name: str) -> "Pair":
+        """The family under the name of one of its variants: sizes of another are not its own."""
+        one = self.variants[name]
+
+        def configure(shapes: Shapes, options: dict[str, Any]) -> dict[str, Any]:
+            config = self.configure(shapes, options)
+            other = self.published(config)
+            if other not in (None, name):
+                raise ValueError(f"its sizes are those of {other}")
+            return config
+
+        return replace(
+            self,
+            name=name,
+            family=self.name,
+            variants={},
+            configure=configure,
+            fallback=_merged(self.fallback or {}, one.config),
+            summary=one.summary or self.summary,
+            tensors=one.tensors,
+        )
+
+    def tensor_count(self) -> int | None:
+        """How many tensors a checkpoint of the usual sizes has, or None where there are no usual sizes."""
+        if self.tensors is not None:
+            return self.tensors
+        config = self.fallback or {name: option.default for name, option in self.options.items()}
+        try:
+            return sum(1 for _ in self.mapping(config).tensors())
+        except Exception:  # a pair that is someone's own, at sizes that are a guess
+            return None
+
+    def own_options(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        """Of what is given, what the state dict cannot reveal."""
+        return {name: value for name, value in given.items() if name in self.options}
+
+    def check_determined(self, given: Mapping[str, Any], config: Mapping[str, Any] | None) -> None:
+        """See that what is given besides the options is what the checkpoint says.
+
+        Raises:
+            UsageError: it is something else, or no size of the model at all.
+        """
+        for name, value in given.items():
+            found = None if name in self.options else (config or {}).get(name)
+            if found is None or isinstance(found, dict):
+                self.parse_options({name: value})
+                continue
+            wanted = tuple(found) if isinstance(found, list) else found
+            if Option(wanted, "").parse(name, value) != wanted:
+                told = f"the checkpoint is of a {self.name} with {name} {found}"
+                raise UsageError(f"option {name} is {printable(value, 60)}, but {told}")
+
+    def parse_options(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        """Every option's value: as given, else its default.
+
+        Raises:
+            UsageError: an unknown option (the known are listed), or a value of the wrong type.
+        """
+        for name in given:
+            if name not in self.options:
+                known = ", ".join(f"{key} ({option.help})" for key, option in self.options.items()) or "none"
+                raise UsageError(f"model {self.name} has no option {printable(name)}; known: {known}")
+        return {
+            name: option.parse(name, given[name]) if name in given else option.default
+            for name, option in self.options.items()
+        }
+
+
+def _holds(config: Mapping[str, Any], part: Mapping[str, Any]) -> bool:
+    """Whether the configuration has all these values, at whatever depth."""
+    return all(
+        name in config and (_holds(config[name], value) if isinstance(value, Mapping) else config[name] == value)
+        for name, value in part.items()
+    )
+
+
+def _merged(config: Mapping[str, Any], part: Mapping[str, Any]) -> dict[str, Any]:
+    """The configuration with these values in place of its own, at whatever depth."""
+    return {
+        **config,
+        **{
+            name: _merged(config.get(name, {}), value) if isinstance(value, Mapping) else value
+            for name, value in part.items()
+        },
+    }
