@@ -48,7 +48,7 @@ def child(task: str, checkpoint: str, output: str) -> None:
             if task == "lossless":
                 assert lossless(Path(output), plan, source)
             else:
-                written = write(Path(output), plan, source)
+                written = write(Path(output), plan.steps, plan.layout, source)
                 sign(Path(output), {}, written.digests)
             needed = sum(step.nbytes for step in plan.steps)
     ended = time.perf_counter()

@@ -96,13 +96,13 @@ def convert(
         refuse(output, overwrite, sources=source.files)
         plan = session.plan(reading, verify)
         from converter.files.weights_file import sign, write  # what imports TensorFlow is imported where it is needed
-        from tf_models.runtime.loading import check
+        from tf_models.runtime.weights_format import check
 
         origin = Origin.of(reading, source)
         with replacing(output, overwrite, sources=source.files) as temporary:
             session.ask(plan, dtype, verify)
             progress.start("writing", plan.nbytes)
-            written = write(temporary, plan, source, dtype, allow_nonfinite, progress.advance)
+            written = write(temporary, plan.steps, plan.layout, source, dtype, allow_nonfinite, progress.advance)
             report = session.report(plan, output, dtype)
             report.nbytes, report.narrowed, report.loss = written.nbytes, written.narrowed, written.loss
             session.prove(report, plan, temporary, verify, dtype)
@@ -112,8 +112,7 @@ def convert(
             if not report:
                 raise ProofError(f"the proof failed, nothing was written: {report.failure()}", report)
             sign(temporary, _provenance(report, origin.to_dict(report.narrowed)), written.digests)
-            shapes = {plan.places[name]: shape for name, shape in plan.variables.items()}
-            check(temporary, shapes, values=not report.lossless.ran)
+            check(temporary, dict(plan.layout.values()), values=not report.lossless.ran)
             source.check_unchanged()
     report.seconds = time.monotonic() - began
     return report
@@ -158,7 +157,7 @@ def verify(
     Raises:
         ConversionError: the file cannot be read, or holds another model or configuration.
     """
-    from tf_models.runtime.loading import NoProvenance, WeightsError, provenance
+    from tf_models.runtime.weights_format import NoProvenance, WeightsError, provenance
 
     _one_of("level", level, LEVELS[:4])
     progress = progress or Silent()
@@ -245,11 +244,11 @@ class _Session(ExitStack):
     def ask(self, plan: "Plan", dtype: str, level: str) -> None:
         """Let torch's side begin with the numerical proof."""
         if self._torch is not None:
-            from converter.proof import lossless
+            from converter.proof import asking
 
-            self._request = lossless.request_for(plan, self.source, dtype, level)
-            if plan.values >= lossless.BIG:
-                self._progress.say(lossless.cost(plan, self._request))
+            self._request = asking.request_for(plan, self.source, dtype, level)
+            if plan.values >= asking.BIG:
+                self._progress.say(asking.cost(plan, self._request))
             self._torch.ask(self._request)
 
     def report(self, plan: "Plan", output: Path, dtype: str) -> Report:
@@ -272,14 +271,15 @@ class _Session(ExitStack):
 
     def prove(self, report: Report, plan: "Plan", weights: Path, level: str, dtype: str) -> None:
         """Run the proofs of this level on a weights file, and complete the report."""
-        from converter.proof import lossless
+        from converter.proof import asking
+        from converter.proof.lossless import lossless
         from converter.proof.numerical import numerical
 
         if level != "none":
             self._progress.start("lossless", plan.nbytes)
-            report.lossless = lossless.lossless(weights, plan, self.source, dtype, self._progress.advance)
+            report.lossless = lossless(weights, plan, self.source, dtype, self._progress.advance)
         if self._torch is not None:
-            self._progress.start("numerical", lossless.count(self._request))
+            self._progress.start("numerical", asking.count(self._request))
             report.numerical = numerical(weights, plan, self._request, self._torch, self._progress.advance)
         assert self._hashing is not None
         report.source_sha256 = self._hashing.result()
@@ -339,7 +339,7 @@ def inspect(path: str | os.PathLike) -> Inspection:
 
 
 def _inspect_weights(path: Path) -> Inspection:
-    from tf_models.runtime.loading import NoProvenance, WeightsError, listed, provenance
+    from tf_models.runtime.weights_format import NoProvenance, WeightsError, listed, provenance
 
     notes: tuple[str, ...] = ()
     about: dict[str, Any] = {}
@@ -375,7 +375,7 @@ def _read(source: Checkpoint, model: str | None, options: Mapping[str, Any] | No
 
 
 def _provenance(report: Report, origin: dict[str, Any]) -> dict[str, Any]:
-    from tf_models.runtime.loading import FORMAT
+    from tf_models.runtime.weights_format import FORMAT
 
     return {
         "format": FORMAT,

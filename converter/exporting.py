@@ -24,7 +24,8 @@ from converter.report import size
 from converter.tables import registry
 from tf_models.runtime import exporting
 from tf_models.runtime.exporting import DTYPES, ExportError, Input, Part, Signature
-from tf_models.runtime.loading import SUFFIX, WeightsError, load, provenance
+from tf_models.runtime.loading import load
+from tf_models.runtime.weights_format import SUFFIX, WeightsError, provenance
 
 FORMATS = ("saved_model", "tflite")
 MARK = "export.json"  # in a folder that we wrote: what it holds, and whence
@@ -316,7 +317,7 @@ def _probed(name: str, config: dict[str, Any], model: Any) -> list[Part]:
     Raises:
         ConversionError: there is no such pair, or it has no probe of plain arrays.
     """
-    from converter.proof.lossless import SEED
+    from converter.proof.asking import SEED
     from converter.proof.numerical import call_model
 
     pair = registry.get(name)

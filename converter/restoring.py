@@ -112,7 +112,7 @@ def restore(
     began = time.monotonic()
     path, output = Path(path).expanduser(), Path(output).expanduser()
     refuse(output, overwrite, ENDINGS, [path])
-    from tf_models.runtime.loading import WeightsError, provenance
+    from tf_models.runtime.weights_format import WeightsError, provenance
 
     try:
         about = provenance(path)
@@ -168,7 +168,7 @@ def _plan(path: Path, pair: Pair, about: dict[str, Any], origin: Origin, dialect
     from converter.planning.plan import Match, Plan, build_tf, places_of
     from converter.planning.variables import by_path
     from tf_models.runtime.abstract import abstract
-    from tf_models.runtime.loading import listed as datasets
+    from tf_models.runtime.weights_format import listed as datasets
 
     config = about["config"]
     held = len(datasets(path))
@@ -282,7 +282,7 @@ def _notes(about: dict[str, Any], origin: Origin, output: Path) -> Iterator[str]
 def _arrays(path: Path, plan: "Plan", progress: Progress) -> Generator[np.ndarray, None, None]:
     """Each step's tensor, laid out and typed as it is to be written; every digest is checked."""
     from converter.files.weights_file import dense
-    from tf_models.runtime.loading import WeightsError, values
+    from tf_models.runtime.weights_format import WeightsError, values
 
     places = {plan.places[target.path]: target.shape for step in plan.steps for target in step.targets}
     scratch = Scratch()

@@ -11,7 +11,7 @@ import converter
 import torch_refs
 from tests.layer_parity import seed
 from tests.small_sam import prefixed, save
-from tf_models.runtime.loading import datasets, provenance
+from tf_models.runtime.weights_format import datasets, provenance
 
 DCN = {"in_channels": 6, "out_channels": 10, "kernel_size": (3, 2), "offset_groups": 2, "groups": 2}
 ATTENTION = {"d_model": 24, "n_levels": 2, "n_heads": 3, "n_points": 4}  # 24 samples a query: square, too

@@ -568,7 +568,7 @@ def test_without_memory_for_a_copy_the_proof_is_the_same(tmp_path, monkeypatch):
     )
     state = image_net().state_dict()
     usual = converted(one, state, tmp_path).numerical
-    monkeypatch.setattr("converter.proof.available_memory", lambda: 0)
+    monkeypatch.setattr("converter.proof.asking.available_memory", lambda: 0)
     assert converted(one, state, tmp_path).numerical == usual
 
 

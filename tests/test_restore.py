@@ -29,7 +29,7 @@ from tests.deformable import SMALL, reference
 from tests.small_sam import prefixed, save
 from tests.support.pairs import registered
 from tf_models import layers
-from tf_models.runtime.loading import DIGEST, PREFIX, SEAL, datasets, provenance, seal
+from tf_models.runtime.weights_format import DIGEST, PREFIX, SEAL, datasets, provenance, seal
 
 DCN = {"in_channels": 6, "out_channels": 10, "kernel_size": (3, 2), "offset_groups": 2, "groups": 2}
 ATTENTION = {"d_model": 24, "n_levels": 2, "n_heads": 3, "n_points": 4}

@@ -19,7 +19,7 @@ from converter.tables.registry import pairs
 from tests.small_sam import save
 from tests.support.pairs import registered
 from tf_models import layers
-from tf_models.runtime.loading import provenance
+from tf_models.runtime.weights_format import provenance
 
 FOREIGN_KINDS = [kind for kind in vars(kinds).values() if isinstance(kind, Kind) and kind.of is not None]
 HANDMADE = Dialect(

@@ -17,7 +17,7 @@ from segment_anything.modeling import ImageEncoderViT, MaskDecoder, PromptEncode
 import tf_models
 from converter.files.weights_file import sign
 from tests.sam_weights import carry
-from tf_models.runtime.loading import FORMAT, datasets, digest
+from tf_models.runtime.weights_format import FORMAT, datasets, digest
 from torch_refs.sam.seeded_checkpoint import seeded_tensor
 
 SIDE, WIDTH, DEPTH, HEADS, MLP, WINDOW = 256, 48, 2, 3, 96, 7

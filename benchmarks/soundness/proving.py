@@ -99,7 +99,7 @@ def prove(
     import converter
     import tf_models
     import torch_refs
-    from converter.proof import lossless
+    from converter.proof import asking
     from converter.tables import registry
 
     began = time.monotonic()
@@ -107,7 +107,7 @@ def prove(
         checkpoint = Path(folder, "checkpoint.pth")
         torch.save(state, checkpoint)
         converter.register(pair)
-        usual, lossless.SEED = lossless.SEED, FIRST_SEED + seed
+        usual, asking.SEED = asking.SEED, FIRST_SEED + seed
         report: Any = None
         text = ""
         try:
@@ -119,7 +119,7 @@ def prove(
         except ConversionError as error:
             text = f"{type(error).__name__}: {error}"
         finally:
-            lossless.SEED = usual
+            asking.SEED = usual
             for known in (registry._registered, tf_models._registered, torch_refs._registered):
                 known.pop(pair.name, None)
     worst, where = _worst(report)

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from converter.errors import ConversionError, printable
-from tf_models.runtime.loading import SUFFIX
+from tf_models.runtime.weights_format import SUFFIX
 
 _WEIGHTS = (SUFFIX,)
 replaced = threading.Event()  # an output has taken its place: from then on a command cannot be taken back

@@ -1,14 +1,14 @@
 """Write `.weights.h5`: streaming, with the same bytes for the same input, and with provenance.
 
-Keras says where in the file each variable belongs (`tf_models.runtime.loading.places`), HDF5 lays the file out with
-room for every variable, and the values go straight to their places, one tensor at a time for each of two threads.
+Keras says where in the file each variable belongs (`tf_models.runtime.weights_format.places`), HDF5 lays the file out
+with room for every variable, and the values go straight to their places, one tensor at a time for each of two threads.
 """
 
 import contextlib
 import io
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,8 +21,8 @@ from converter.checkpoints.checkpoint import Checkpoint
 from converter.checkpoints.tensors import FLOATS, Scratch
 from converter.errors import ConversionError, printable
 from converter.files.atomic import undisturbed
-from converter.planning.plan import Plan, Step
-from tf_models.runtime.loading import DIGEST, PREFIX, SEAL, digest, seal
+from converter.planning.plan import Step
+from tf_models.runtime.weights_format import DIGEST, PREFIX, SEAL, digest, seal
 
 THREADS = 2
 _PIECE = 1 << 20  # bytes written at once: a third of the time of whole tensors, for which the system makes large pages
@@ -50,18 +50,21 @@ class Written:
 
 def write(
     path: Path,
-    plan: Plan,
+    steps: Sequence[Step],
+    layout: Mapping[str, tuple[str, tuple[int, ...]]],
     checkpoint: Checkpoint,
     dtype: str = "float32",
     allow_nonfinite: bool = False,
     progress: Callable[[int], None] = lambda nbytes: None,
 ) -> Written:
-    """Write the plan's values, as `dtype`, to a new file at `path`; provenance is added by `sign`.
+    """Write the steps' values, as `dtype`, to a new file at `path`; provenance is added by `sign`.
+
+    `layout` is where in the file each variable's values go, and their shape, by the variable's attribute path.
 
     Raises:
         ConversionError: a value is not finite or too large for `dtype`, or the disk refuses.
     """
-    offsets = _lay_out(path, {plan.places[name]: shape for name, shape in plan.variables.items()}, dtype)
+    offsets = _lay_out(path, dict(layout.values()), dtype)
     written = Written()
     scratch = Scratch()
     descriptor = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
@@ -75,14 +78,14 @@ def write(
         digests = {}
         for target, value in zip(step.targets, laid, strict=True):
             value = dense(value, scratch)
-            place = plan.places[target.path]
+            place, _ = layout[target.path]
             digests[place] = digest(place, value)
             _write_at(descriptor, value.reshape(-1).view(np.uint8).data, offsets[place])
         return sum(value.nbytes for value in laid), losses, infinite, digests
 
     try:
         with ThreadPoolExecutor(THREADS) as pool:
-            for nbytes, losses, infinite, digests in _map(pool, convert, plan.steps):
+            for nbytes, losses, infinite, digests in _map(pool, convert, list(steps)):
                 written.nbytes += nbytes
                 written.narrowed += sum(loss > 0 for loss in losses)
                 written.loss = max(written.loss, *losses)

@@ -23,7 +23,7 @@ from converter.tables.mapping import Mapping, join
 from converter.tables.pair import Pair
 from converter.tables.registry import locate
 from tf_models.runtime.abstract import TooLarge, abstract
-from tf_models.runtime.loading import places
+from tf_models.runtime.weights_format import places
 
 # A checkpoint may hold views that repeat values (expanded tensors), but not to claim far more than it holds.
 _ROOM_FOR_VIEWS = 64 << 20
@@ -110,6 +110,11 @@ class Plan:
     unused: dict[str, Entry]
     places: dict[str, str] = field(repr=False)
     modules: list[tuple[str, str, Kind]] = field(default_factory=list, repr=False)
+
+    @property
+    def layout(self) -> dict[str, tuple[str, tuple[int, ...]]]:
+        """Attribute path -> (dataset in a weights file, shape), of every variable."""
+        return {path: (self.places[path], shape) for path, shape in self.variables.items()}
 
     @property
     def tensors(self) -> int:

@@ -10,7 +10,7 @@ import numpy as np
 
 import converter
 from converter import Mapping, Option, Pair, Probe, Row, kinds
-from tf_models.runtime.loading import DIGEST, PREFIX, SEAL, digest, seal
+from tf_models.runtime.weights_format import DIGEST, PREFIX, SEAL, digest, seal
 
 WIDTH = 6
 

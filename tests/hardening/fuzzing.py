@@ -35,7 +35,7 @@ from converter.checkpoints.checkpoint import Checkpoint
 from converter.checkpoints.tensors import FLOATS
 from converter.files.weights_file import _lay_out, sign
 from tests.hardening import second_reader
-from tf_models.runtime.loading import check, digest
+from tf_models.runtime.weights_format import check, digest
 
 Values = dict[str, Any]
 INTERESTING = (0, 1, 2, 0x7F, 0x80, 0xFF, 0x7FFF, 0xFFFF, 0x7FFFFFFF, 0xFFFFFFFF, 1 << 40, (1 << 63) - 1, (1 << 64) - 1)

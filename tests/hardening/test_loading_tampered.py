@@ -17,7 +17,7 @@ import converter
 import tf_models
 from tests.hardening import converted
 from tests.hardening.converted import PAIR, set_config, tampered
-from tf_models.runtime.loading import DIGEST, PREFIX, SEAL, listed, places, provenance
+from tf_models.runtime.weights_format import DIGEST, PREFIX, SEAL, listed, places, provenance
 
 
 @pytest.fixture(scope="module")

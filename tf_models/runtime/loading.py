@@ -1,97 +1,26 @@
 """Load a converted file: check every byte's digest, build the model that the file names, fill every variable once.
 
-A file may come from a stranger. So nothing in it is trusted before it is checked: links are not followed, attributes
-and datasets are read only where they are plain and as long as the file really is, and the model that its configuration
-describes is first built without values and compared with what the file holds.
+The model that its configuration describes is first built without values and compared with what the file holds.
 """
 
-import contextlib
-import io
-import json
 import os
-import stat
-import zlib
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
-FORMAT = 1
-PREFIX = "weightbridge_"  # of the root attributes that carry provenance
-SEAL = "seal"  # the attribute with the digest of all others and of every dataset's digest
-DIGEST = "crc32"  # the attribute of each dataset with the digest of its values
-DTYPES = ("float32", "float16")
-_LONGEST_TEXT = 60_000  # HDF5 holds no longer attribute
-_LONGEST_PATH = 1_000
-_MOST_OBJECTS = 100_000
+from tf_models.runtime.weights_format import (
+    LEVELS,
+    WeightsError,
+    attributes_of,
+    checked,
+    compare,
+    held_by,
+    opened,
+    places,
+    printable,
+    provenance_of,
+)
+
 _SPARE_VARIABLES = 100  # a model may have this many more variables than the file, so that what is missing can be named
-LEVELS = ("none", "lossless", "partial", "full", "train")  # of proof, each with what the one before shows
-SUFFIX = ".weights.h5"
-
-
-class WeightsError(ValueError):
-    """A weights file is not what it should be: one printable line that says what is wrong."""
-
-    exit_code = 1
-
-
-class NoProvenance(WeightsError):
-    """A weights file that the converter did not write."""
-
-
-def provenance(path: str | os.PathLike) -> dict[str, Any]:
-    """What a converted file says of itself.
-
-    That is its format, version, model, config, source, source_sha256, dialect, dtype and proof, and its origin: how the
-    checkpoint spelled what the rest does not tell (files of older converters have none).
-
-    Raises:
-        WeightsError: not an HDF5 file, not written by the converter, of a newer format, or damaged.
-    """
-    with _opened(path) as file:
-        return _provenance(_attributes(file))
-
-
-def listed(path: str | os.PathLike) -> list[tuple[str, tuple[int, ...], str, int]]:
-    """(path inside the file, shape, dtype, bytes) of every dataset of any weights file; no value is read.
-
-    Raises:
-        WeightsError: not an HDF5 file, damaged, or with parts that lie outside it.
-    """
-    with _opened(path) as file:
-        return [
-            (place, dataset.shape or (), stored_dtype(dataset), int(dataset.nbytes))
-            for place, dataset in datasets(file)
-        ]
-
-
-def check(path: str | os.PathLike, shapes: Mapping[str, tuple[int, ...]], values: bool = True) -> None:
-    """See that a converted file holds exactly these datasets, whole and plain, and that the digests are right.
-
-    `values=False` does not read the values, when they have just been compared with what they should be.
-
-    Raises:
-        WeightsError: it does not.
-    """
-    with _opened(path) as file:
-        attributes = _attributes(file)
-        held = _held(file, attributes)
-        _compare(held, shapes, _provenance(attributes)["model"])
-        if values:
-            for place, dataset in held.items():
-                _values(dataset, place)
-
-
-def values(path: str | os.PathLike, shapes: Mapping[str, tuple[int, ...]]) -> Generator[Any, None, None]:
-    """The values of a converted file that holds exactly these datasets, one array after another, in their order.
-
-    Raises:
-        WeightsError: it does not hold just these, or a digest is wrong.
-    """
-    with _opened(path) as file:
-        attributes = _attributes(file)
-        held = _held(file, attributes)
-        _compare(held, shapes, _provenance(attributes)["model"])
-        for place in shapes:
-            yield _values(held[place], place)
 
 
 def load(path: str | os.PathLike, require: str | None = None) -> Any:
@@ -112,18 +41,18 @@ def load(path: str | os.PathLike, require: str | None = None) -> Any:
     import tf_models
     from tf_models.runtime.abstract import abstract
 
-    with _opened(path) as file:
-        attributes = _attributes(file)
-        about = _provenance(attributes)
+    with opened(path) as file:
+        attributes = attributes_of(file)
+        about = provenance_of(attributes)
         _required(about, require)
         name, config = about["model"], about["config"]
         if name not in tf_models.names():
             known = ", ".join(tf_models.names())
             raise WeightsError(f"holds the model {printable(name)}, which is not known here; known: {known}")
-        held = _held(file, attributes)
+        held = held_by(file, attributes)
         try:
             plan = abstract(lambda: tf_models.create(name, **config), _SPARE_VARIABLES + 4 * len(held))
-            _compare(held, {place: tuple(variable.shape) for place, variable in places(plan).items()}, name)
+            compare(held, {place: tuple(variable.shape) for place, variable in places(plan).items()}, name)
             model = tf_models.create(name, **config)
             homes = places(model)
         except WeightsError:
@@ -136,7 +65,7 @@ def load(path: str | os.PathLike, require: str | None = None) -> Any:
         if sorted(map(id, homes.values())) != sorted(map(id, model.weights)):
             raise WeightsError(f"cannot fill every variable of {name} exactly once: Keras does not save them so")
         for place, variable in homes.items():
-            variable.assign(_values(held[place], place))
+            variable.assign(checked(held[place], place))
     return model
 
 
@@ -154,210 +83,3 @@ def _required(about: Mapping[str, Any], require: str | None) -> None:
             f"was proven to the level {printable(str(level))} when it was converted, not {require}: convert it again "
             f"with --verify {require}"
         )
-
-
-def places(model: Any) -> dict[str, Any]:
-    """Dataset path in a weights file -> Keras variable, as this version of Keras lays `model` out.
-
-    Keras alone knows the paths, so it is made to save a file in which every variable holds its own number.
-    """
-    import h5py
-    import keras
-    import numpy as np
-
-    variables = model.weights
-    memory = _Memory()
-    with keras.StatelessScope(initialize_variables=False) as scope:
-        for number, variable in enumerate(variables):
-            scope.add_update((variable, np.asarray(number, np.int32)))
-        model.save_weights(memory)
-    with h5py.File(memory, "r") as file:
-        return {place: variables[int(dataset[()])] for place, dataset in datasets(file)}
-
-
-class _Memory(io.BytesIO):
-    """A file in memory that has a name Keras accepts."""
-
-    def __str__(self) -> str:
-        return "map" + SUFFIX
-
-
-def datasets(file: Any) -> Iterator[tuple[str, Any]]:
-    """(path inside the file, dataset) of every dataset of an open weights file, sorted.
-
-    Raises:
-        WeightsError: something in it is a link, lies outside the file, or is neither a group nor a dataset.
-    """
-    import h5py
-
-    waiting = [("", file)]
-    seen = {file.id}
-    found = []
-    while waiting:
-        prefix, group = waiting.pop()
-        for name in group:
-            place = f"{prefix}/{name}" if prefix else name
-            if type(group.get(name, getlink=True)) is not h5py.HardLink:
-                raise WeightsError(f"{printable(place)} is a link, which a weights file never holds")
-            node = group[name]
-            if node.id in seen or len(seen) > _MOST_OBJECTS or len(place) > _LONGEST_PATH:
-                raise WeightsError(f"{printable(place)} is reached twice, or beyond what any model has")
-            seen.add(node.id)
-            if isinstance(node, h5py.Group):
-                waiting.append((place, node))
-            elif not isinstance(node, h5py.Dataset):
-                raise WeightsError(f"{printable(place)} is neither a group nor a dataset")
-            elif node.is_virtual or node.external:
-                raise WeightsError(f"{printable(place)} keeps its values outside the file")
-            else:
-                found.append((place, node))
-    yield from sorted(found, key=lambda item: item[0])
-
-
-def stored_dtype(dataset: Any) -> str:
-    """The dtype of a dataset's values, as Keras writes it: bfloat16, which HDF5 lacks, is two bytes with a mark.
-
-    The mark is text that may claim any length: it is not read.
-    """
-    return "bfloat16" if dataset.dtype.str == "|V2" and "dtype" in dataset.attrs else str(dataset.dtype)
-
-
-def digest(place: str, values: Any) -> int:
-    """CRC-32 of a dataset's values where they stand: the same values in another's place have another digest."""
-    import numpy as np
-
-    header = f"{place} {values.dtype.str} {values.shape} ".encode("utf-8", "surrogateescape")
-    return zlib.crc32(np.ascontiguousarray(values).reshape(-1).view(np.uint8).data, zlib.crc32(header))
-
-
-def seal(attributes: Mapping[str, str | int], digests: Mapping[str, int]) -> int:
-    """CRC-32 of all that a file says of itself and of every dataset's digest."""
-    return zlib.crc32(json.dumps([sorted(attributes.items()), sorted(digests.items())]).encode())
-
-
-def _compare(held: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]], name: str) -> None:
-    missing = [place for place in shapes if place not in held]
-    surplus = [place for place in held if place not in shapes]
-    if missing or surplus:
-        what = f"lacks {missing[0]}" if missing else f"holds {printable(surplus[0])}, which {name} does not have"
-        counts = f"{len(missing)} missing, {len(surplus)} surplus"
-        raise WeightsError(f"does not hold the variables of {name}: it {what} ({counts})")
-    for place, shape in shapes.items():
-        if held[place].shape != tuple(shape):
-            raise WeightsError(f"{place} has shape {held[place].shape}, {name} needs {tuple(shape)}")
-
-
-def _held(file: Any, attributes: Mapping[str, str | int]) -> dict[str, Any]:
-    """Every dataset by its path; each is plain, of the recorded dtype, as long as its shape says, and sealed."""
-    import h5py
-
-    held = dict(datasets(file))
-    size = os.path.getsize(file.filename)
-    dtype = {"float32": "<f4", "float16": "<f2"}.get(str(attributes.get("dtype")))
-    for place, dataset in held.items():
-        shown = printable(place)
-        layout = dataset.id.get_create_plist()
-        if layout.get_layout() != h5py.h5d.CONTIGUOUS or layout.get_nfilters() or dataset.shape is None:
-            raise WeightsError(f"{shown} is not stored plainly, as the converter writes it")
-        if dataset.dtype.str != dtype:
-            raise WeightsError(f"{shown} has dtype {printable(str(dataset.dtype))}, which the file does not record")
-        if dataset.nbytes and (dataset.id.get_offset() or size) + dataset.nbytes > size:
-            raise WeightsError(f"{shown} claims more values than the file holds")
-    if sum(dataset.nbytes for dataset in held.values()) > size:
-        raise WeightsError("claims more values than it holds")
-    digests = {place: int(_attribute(dataset, DIGEST)) for place, dataset in held.items()}
-    said = {name: value for name, value in attributes.items() if name != SEAL}
-    if attributes.get(SEAL) != seal(said, digests):
-        raise WeightsError("what it says of itself does not match its digest; the file is damaged, convert again")
-    return held
-
-
-def _values(dataset: Any, place: str) -> Any:
-    values = dataset[()]
-    if digest(place, values) != _attribute(dataset, DIGEST):
-        raise WeightsError(f"{place} does not match its digest; the file is damaged, convert again")
-    return values
-
-
-@contextlib.contextmanager
-def _opened(path: str | os.PathLike) -> Iterator[Any]:
-    """The open HDF5 file; every error of the block becomes a WeightsError that begins with the file's name."""
-    import h5py
-
-    try:
-        # Only a regular file: opening a pipe would wait for ever, and so may a device.
-        if not stat.S_ISREG(os.stat(path).st_mode):
-            raise WeightsError("is not a file")
-        with h5py.File(path, "r") as file:
-            yield file
-    except FileNotFoundError:
-        raise _error(path, "no such file") from None
-    except WeightsError as error:
-        raise type(error)(str(_error(path, str(error)))) from error.__cause__  # what a user's own builder raised
-    except Exception as error:  # h5py reports damaged structures by nearly every type that there is
-        if not _is_hdf5(path):
-            raise _error(path, "is not a readable HDF5 file") from None
-        raise _error(path, f"is damaged ({printable(f'{type(error).__name__}: {error}')})") from None
-
-
-def _is_hdf5(path: str | os.PathLike) -> bool:
-    try:
-        with open(path, "rb") as file:
-            return file.read(8) == b"\x89HDF\r\n\x1a\n"
-    except (OSError, ValueError):
-        return False
-
-
-def _attributes(file: Any) -> dict[str, str | int]:
-    """The root attributes that carry provenance, as they were written."""
-    return {name.removeprefix(PREFIX): _attribute(file, name) for name in file.attrs if name.startswith(PREFIX)}
-
-
-def _attribute(node: Any, name: str) -> str | int:
-    """An attribute that is one whole number, or one text of fixed length.
-
-    Room for any other would be made by what the file claims of it.
-    """
-    import h5py
-
-    if not h5py.h5a.exists(node.id, name.encode("utf-8", "surrogateescape")):
-        raise WeightsError(f"{printable(str(node.name))} has no {name}")
-    kept = h5py.h5a.open(node.id, name.encode("utf-8", "surrogateescape"))
-    kind = kept.get_type()
-    if kept.get_space().get_simple_extent_type() == h5py.h5s.SCALAR:
-        if isinstance(kind, h5py.h5t.TypeIntegerID) and kind.get_size() <= 8:
-            return int(node.attrs[name])
-        if isinstance(kind, h5py.h5t.TypeStringID) and not kind.is_variable_str() and kind.get_size() <= _LONGEST_TEXT:
-            return bytes(node.attrs[name]).decode("utf-8")
-    raise WeightsError(f"its attribute {printable(name)} is neither a number nor a text")
-
-
-def _provenance(attributes: Mapping[str, str | int]) -> dict[str, Any]:
-    about: dict[str, Any] = {name: value for name, value in attributes.items() if name != SEAL}
-    if "format" not in about or "model" not in about:
-        raise NoProvenance(
-            "carries no provenance; if it is a plain Keras weights file, build the model with "
-            "tf_models.create(name) and call its load_weights"
-        )
-    if about["format"] != FORMAT:
-        shown = printable(str(about["format"]))
-        raise WeightsError(f"has format {shown}, this version reads {FORMAT}; upgrade weightbridge")
-    if about.get("dtype") not in DTYPES or not isinstance(about["model"], str):
-        raise WeightsError("does not say what model it holds, and in which dtype")
-    for name in ("config", "proof", *(["origin"] if "origin" in about else [])):
-        try:
-            about[name] = json.loads(about.get(name, "{}"))
-        except (TypeError, ValueError, RecursionError):
-            raise WeightsError(f"its {name} is not JSON") from None
-        if not isinstance(about[name], dict):
-            raise WeightsError(f"its {name} is not a table")
-    return about
-
-
-def _error(path: str | os.PathLike, what: str) -> WeightsError:
-    return WeightsError(f"{printable(str(path), 160)}: {what}"[:480])
-
-
-def printable(text: str, limit: int = 120) -> str:
-    text = text[: 4 * limit].encode("unicode_escape").decode("ascii")
-    return text if len(text) <= limit else text[: limit - 3] + "..."

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tf_models.runtime.loading import printable
+from tf_models.runtime.weights_format import printable
 from tf_models.sam import rle
 from tf_models.sam.regions import mask_boxes, xywh
 
@@ -252,7 +252,7 @@ def _check_places(image: np.ndarray, points: dict[str, Sequence[Point]], boxes: 
 
 def _load(weights: str | os.PathLike) -> Any:
     import tf_models
-    from tf_models.runtime.loading import provenance
+    from tf_models.runtime.weights_format import provenance
 
     name = provenance(weights)["model"]
     model = tf_models.load(weights)
