@@ -63,17 +63,9 @@ CASES = {
     "sam_decoder": (small_sam.small_state, small_sam.OPTIONS),
     "sam_image_encoder": (part("image_encoder"), {}),
     "sam_prompt_encoder": (part("prompt_encoder"), {}),
-    "sam_vit_b": (sam_parts.sam_state, sam_parts.OPTIONS),
-    "sam_vit_h": (sam_parts.sam_state, sam_parts.OPTIONS),
-    "sam_vit_l": (sam_parts.sam_state, sam_parts.OPTIONS),
+    "sam": (sam_parts.sam_state, sam_parts.OPTIONS),
 }
-# ViT-B stands for the three sizes by default: they differ in no more than the name.
-SLOW = ("sam_vit_h", "sam_vit_l")
-SPELLED = [
-    pytest.param(pair, dialect, marks=[pytest.mark.slow] if pair.name in SLOW else [])
-    for pair in pairs()
-    for dialect in (CANONICAL, *pair.dialects)
-]
+SPELLED = [(pair, dialect) for pair in pairs() for dialect in (CANONICAL, *pair.dialects)]
 
 
 def state_of(name):
