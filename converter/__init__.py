@@ -12,6 +12,7 @@ from converter.api import Inspection, Progress, convert, inspect, plan, verify
 from converter.errors import ConversionError, PlanError, ProofError, UsageError
 from converter.exporting import ExportReport, export
 from converter.restoring import Restored, restore
+from converter.scaffold import NewPair, new_pair
 from converter.tables.dialects import Dialect
 from converter.tables.mapping import Drop, Mapping, Row
 from converter.tables.registry import Option, Pair, Probe, names, register
@@ -23,6 +24,7 @@ __all__ = [
     "ExportReport",
     "Inspection",
     "Mapping",
+    "NewPair",
     "Option",
     "Pair",
     "PlanError",
@@ -37,6 +39,7 @@ __all__ = [
     "inspect",
     "kinds",
     "names",
+    "new_pair",
     "plan",
     "register",
     "restore",
