@@ -1,7 +1,7 @@
 """The tree of modules as classes: modules of the same form are one class, and the sizes that differ its arguments."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -99,9 +99,10 @@ class Class:
         return NUM_HEADS in self.texts
 
     @property
-    def signature(self) -> str:
-        """Its arguments as `__init__` names them."""
-        return ", ".join(["self", *([NUM_HEADS] if self.attends else []), *self.arguments])
+    def signature(self) -> list[str]:
+        """The line of its `__init__`, or the lines."""
+        heads = [NUM_HEADS] if self.attends else []
+        return written("def ", Call("__init__", ("self", *heads, *self.arguments)), ":", 1)
 
     @property
     def shown(self) -> str:
@@ -240,13 +241,13 @@ def _repeated(codes: dict[str, Code]) -> Code:
     return as_list(*every)
 
 
-def _sizes(piece: Piece) -> list[tuple[str, Any]]:
-    """(name, size) of every size in it, in the order in which its code takes them."""
+def _sizes(piece: Piece) -> list[tuple[tuple[str, ...], Any]]:
+    """(path and role, size) of every size in it, in the order in which its code takes them."""
     if isinstance(piece, Guess):
-        return list(piece.sizes)
+        return [((role,), size) for role, size in piece.sizes]
     if isinstance(piece, Tensor):
-        return [("shape", piece.shape)]
-    return [(f"{name}_{role}", size) for name, _, inner in piece.items for role, size in _sizes(inner)]
+        return [(("shape",), piece.shape)]
+    return [((name, *role), size) for name, _, inner in piece.items for role, size in _sizes(inner)]
 
 
 def _name_sizes(one: Class) -> None:
@@ -259,10 +260,21 @@ def _name_sizes(one: Class) -> None:
             one.texts.append(str(size))
             continue
         if column not in names:
-            name = role.lstrip("_")
-            name = f"n{name}" if name[:1].isdigit() else name
-            while name in one.arguments:
-                name += "_"
+            name = _argument(role, one.arguments)
             names[column] = name
             one.arguments[name] = place
         one.texts.append(names[column])
+
+
+def _argument(path: tuple[str, ...], taken: Container[str]) -> str:
+    """`("blocks", "0", "attn", "qkv", "units")` -> qkv_units, with more of its words where that is another's name."""
+    words = [word.strip("_") for word in path]
+    shortest = next((count for count in range(2, len(words)) if not words[-count].isdigit()), len(words))
+    for count in range(shortest, len(words) + 1):
+        name = "_".join(words[-count:])
+        name = f"n{name}" if name[0].isdigit() else name
+        if name not in taken:
+            return name
+    while name in taken:
+        name += "_"
+    return name

@@ -63,7 +63,8 @@ def written(prefix: str, code: Code, suffix: str = "", depth: int = 0) -> list[s
         lines = [inner]
     else:
         lines = []
+        comma = "" if code.brackets == "()" and len(code.parts) == 1 else ","
         for part in code.parts:
             name, value = _named(part)
-            lines += written(code.named(name), value, ",", depth + 1)
+            lines += written(code.named(name), value, comma, depth + 1)
     return [f"{indent}{prefix}{code.head}{code.brackets[0]}", *lines, f"{indent}{code.brackets[1]}{suffix}"]

@@ -310,6 +310,10 @@ def _matrix(module: Module, weight: Shape, bias: Shape | None, known: Evidence) 
     if bias != (rows,):
         return None
     sizes = (("inputs", columns), ("units", rows))
+    before = known.before.get(module.path, 0)
+    if known.images and before and columns != before and columns % before == 0:
+        why = "a matrix and a bias for each of its rows; behind a flatten of images it is DENSE_FLATTENED"
+        return Guess("kinds.DENSE", why, False, "linear", linear, sizes)
     if rows == columns and known.linear_in_out:
         return Guess("kinds.DENSE", "square; it could be (in, out), as others here are", False, "linear", linear, sizes)
     return Guess("kinds.DENSE", "a matrix and a bias for each of its rows", True, "linear", linear, sizes)
@@ -347,7 +351,11 @@ def _convolution(module: Module, weight: Shape, bias: Shape | None, known: Evide
             f"kinds.DEPTHWISE_CONV_{axes}D", why, False, "depthwise", flags, (("channels", first), ("kernel", size))
         )
     if told is not None and first != second and second > 1:
-        return plain("the bias is as long as the first axis", True)
+        why = "the bias is as long as the first axis"
+        if axes == 1:
+            return plain(f"{why}; Bilinear has such shapes too")
+        groups = first // second
+        return plain(f"{why}; it could be CONV_TRANSPOSE in {groups} groups" if turned else why, not turned)
     behind = known.norms.get(module.path)
     if told is None and first != second and behind in (first, second):
         if behind == second and second > 1:

@@ -11,6 +11,7 @@ from converter.scaffold.tree import Module
 from converter.tables.mapping import expand
 
 _LAYER_S = ("weight", "bias", "running_mean", "running_var")
+_WIDEST = 90  # characters of a path that lists words
 _WHOLE = "whole numbers, or yes and no, that torch keeps beside its parameters"
 
 
@@ -48,15 +49,18 @@ class Line:
 
 
 def table(found: Iterable[tuple[Module, Guess | None]]) -> list[Line]:
-    """The rows of all modules, in the file's order."""
+    """The rows of all modules, in the file's order of the first that each stands for."""
+    order: dict[str, int] = {}
     groups: dict[tuple[str, bool, str], dict[str, str]] = {}
     for path, keras, kind, certain, why in _each(found):
         groups.setdefault((kind, certain, why), {})[path] = keras
-    return [
+        order[path] = len(order)
+    lines = [
         Line(path, keras, kind, certain, why, count)
         for (kind, certain, why), names in groups.items()
         for path, keras, count in _folded(names)
     ]
+    return sorted(lines, key=lambda line: min(order[path] for path in expand(line.path)))
 
 
 def _each(found: Iterable[tuple[Module, Guess | None]]) -> Iterator[tuple[str, str, str, bool, str]]:
@@ -76,10 +80,30 @@ def _each(found: Iterable[tuple[Module, Guess | None]]) -> Iterator[tuple[str, s
 
 def _folded(names: dict[str, str]) -> Iterator[tuple[str, str, int]]:
     """(torch's paths, Keras's, how many) folded alike."""
-    theirs, ours = fold(names), fold(names.values())
+    theirs, ours = _joined(fold(names)), _joined(fold(names.values()))
     if len(theirs) == len(ours):
         both = [(path, keras, expand(path), expand(keras)) for path, keras in zip(theirs, ours, strict=True)]
         if all([names.get(one) for one in paths] == places for _, _, paths, places in both):
             yield from ((path, keras, len(paths)) for path, keras, paths, _ in both)
             return
     yield from ((path, keras, 1) for path, keras in names.items())
+
+
+def _joined(paths: list[str]) -> list[str]:
+    """Paths that differ only in a last word without a number joined: `attn.{q,k,v}_proj`."""
+    groups: dict[str, list[str]] = {}
+    for path in paths:
+        above, dot, word = path.rpartition(".")
+        plain = "{" not in word and not word.isdigit()
+        groups.setdefault(above + dot if plain else path, []).extend([word] if plain else [])
+    return [joined for above, words in groups.items() for joined in _words(above, words)]
+
+
+def _words(above: str, words: list[str]) -> list[str]:
+    if len(words) < 2:
+        return [above + "".join(words)]
+    ends = {word.partition("_")[2] for word in words}
+    end = f"_{ends.pop()}" if len(ends) == 1 and "" not in ends else ""
+    joined = f"{above}{{{','.join(word.removesuffix(end) for word in words)}}}{end}"
+    starts = {word.removesuffix(end) for word in words}
+    return [joined] if len(joined) <= _WIDEST and "" not in starts else [above + word for word in words]
