@@ -189,6 +189,15 @@ def test_a_matrix_behind_convolutions_may_be_of_flattened_images(folder):
     )
 
 
+def test_filters_of_one_input_where_more_come_in_are_depthwise(folder):
+    network = nn.Sequential(nn.Conv2d(3, 4, 2), nn.Conv2d(4, 12, 3, groups=4), nn.Conv2d(12, 12, 3, groups=12))
+    _, pair, torch_side = made(network.state_dict(), folder)
+    assert kinds_of(pair) == {"0": "CONV_2D", "1": "DEPTHWISE_CONV_2D", "2": "DEPTHWISE_CONV_2D"}
+    assert [part.groups for part in torch_side.build()] == [1, 4, 12]
+    with registered(pair):
+        assert converter.convert("new_pair", "ckpt.pth", "out.weights.h5", verify="lossless").lossless
+
+
 def test_a_name_may_tell_where_shapes_do_not(folder):
     state = {
         "upconv.weight": torch.zeros(4, 4, 2, 2),

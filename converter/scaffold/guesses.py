@@ -345,11 +345,13 @@ def _convolution(module: Module, weight: Shape, bias: Shape | None, known: Evide
         if first % groups:
             return None
         return transposed("the bias is as long as the second axis", groups == 1, groups)
-    if second == 1 and first > 1 and not upwards and known.before.get(module.path) == first:
-        why = "one input a filter, as many filters as come in; it could be plain, of one channel"
-        return Guess(
-            f"kinds.DEPTHWISE_CONV_{axes}D", why, False, "depthwise", flags, (("channels", first), ("kernel", size))
-        )
+    before = known.before.get(module.path, 0)
+    times = first // before if before > 1 and first % before == 0 else 0
+    if second == 1 and not upwards and times and (times == 1 or axes < 3):
+        why = "one input a filter, where more come in; it could be plain, of one channel"
+        sizes = (("channels", before), ("filters", first), ("kernel", size))
+        more = (*flags, ("multiplier", times))
+        return Guess(f"kinds.DEPTHWISE_CONV_{axes}D", why, False, "depthwise", more, sizes)
     if told is not None and first != second and second > 1:
         why = "the bias is as long as the first axis"
         if axes == 1:

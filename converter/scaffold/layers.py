@@ -68,8 +68,10 @@ def _depthwise(flags: dict[str, Any], s: _Sizes) -> _Both:
     axes, channels = flags["axes"], s["channels"]
     torch = {} if flags["bias"] else {"bias": "False"}
     keras = {} if flags["bias"] else {"use_bias": "False"}
+    if flags["multiplier"] > 1:
+        keras["depth_multiplier"] = str(flags["multiplier"])
     layer = call(f"layers.DepthwiseConv{axes}D", s["kernel"], **keras)
-    module = call(f"nn.Conv{axes}d", channels, channels, s["kernel"], groups=channels, **torch)
+    module = call(f"nn.Conv{axes}d", channels, s["filters"], s["kernel"], groups=channels, **torch)
     return module, _built(layer, _images(axes, channels))
 
 
