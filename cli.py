@@ -636,5 +636,27 @@ def restore(
         _print_report(report, as_json)
 
 
+@main.command("new-pair")
+@click.argument("checkpoint", type=click.Path(path_type=Path))
+@click.option(
+    "--output", "-o", type=click.Path(path_type=Path), metavar="FOLDER", required=True,
+    help="Where to write; its name is the pair's.",
+)  # fmt: skip
+@_KEY
+@click.option(
+    "--overwrite", is_flag=True, help="Replace a pair that was written there, with all that is in the folder."
+)
+@_JSON
+@_QUIET
+@_answering
+def new_pair(checkpoint: Path, output: Path, key: str | None, overwrite: bool, as_json: bool, quiet: bool) -> None:
+    """Write a pair of your own for a CHECKPOINT, to start from: the table, and both networks' layers."""
+    import converter
+
+    report = converter.new_pair(checkpoint, output, key=key, overwrite=overwrite)
+    if not quiet:
+        _print_report(report, as_json)
+
+
 if __name__ == "__main__":
     main()

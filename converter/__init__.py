@@ -13,6 +13,7 @@ from converter.errors import ConversionError, PlanError, ProofError, UsageError
 from converter.exporting import ExportReport, export
 from converter.progress import Progress
 from converter.restoring import Restored, restore
+from converter.scaffold import NewPair, new_pair
 from converter.tables.dialects import Dialect
 from converter.tables.mapping import Drop, Mapping, Row
 from converter.tables.pair import ConfigJson, Option, Pair, Probe, Variant
@@ -26,6 +27,7 @@ __all__ = [
     "ExportReport",
     "Inspection",
     "Mapping",
+    "NewPair",
     "Option",
     "Pair",
     "PlanError",
@@ -41,6 +43,7 @@ __all__ = [
     "inspect",
     "kinds",
     "names",
+    "new_pair",
     "plan",
     "register",
     "restore",

@@ -134,6 +134,37 @@ def test_a_tuple_option_is_recorded_and_verified(tmp_path):
         assert converter.verify(one.name, tmp_path / "ckpt.pth", report.output)
 
 
+class Scaled(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.l = nn.Linear(4, 3)
+        self.scale = nn.Parameter(torch.tensor(1.5))
+
+    def forward(self, x):
+        return self.l(x) * self.scale
+
+
+class KerasScaled(keras.Model):
+    def __init__(self):
+        super().__init__()
+        self.l = keras.layers.Dense(3)
+        self.l.build((None, 4))
+        self.scale = self.add_weight(name="scale", shape=())
+        self.built = True
+
+    def call(self, x):
+        return self.l(x) * self.scale
+
+
+def test_a_parameter_without_axes_has_a_place_in_the_file(tmp_path):
+    table = Mapping([Row("l", kinds.DENSE), Row("scale", kinds.PARAMETER)])
+    one = pair("scaled", lambda **config: KerasScaled(), lambda **config: Scaled(), table, probe(5, 4, name="x"))
+    report, model = converted(one, Scaled(), tmp_path)
+    assert report.lossless
+    assert report.numerical
+    assert float(model.scale) == 1.5
+
+
 def test_no_probes_prove_nothing(tmp_path):
     build = functional(lambda: keras.layers.Dense(3, name="0"), shape=(4,))
     one = pair("unprobed", build, linear, LINEAR, lambda config, rng: [])

@@ -190,6 +190,8 @@ def _lay_out(path: Path, shapes: dict[str, tuple[int, ...]], dtype: str) -> dict
     with _hdf5(path, "w") as file:
         for place in sorted(shapes):
             dataset = file.create_dataset(place, shapes[place], FLOATS[dtype], dcpl=properties)
+            if shapes[place] == ():
+                dataset[()] = 0  # h5py leaves out the properties of a single value, which then has no place yet
             offsets[place] = dataset.id.get_offset() or 0  # None where there is no value
     return offsets
 
