@@ -1,243 +1,17 @@
-"""The commands `convert` and `weightbridge`: they parse, call the converter, and print. No logic lives here."""
+"""The commands `convert` and `weightbridge`: they parse, call the converter, and print."""
 
-import atexit
-import contextlib
-import functools
 import importlib
 import json
 import os
-import signal
 import sys
-import traceback
-from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import click
 
-USAGE, FAILED, INTERRUPTED, TERMINATED = 2, 1, 130, 143
-
-
-def _print(*lines: str) -> None:
-    """Print a result to standard output, each line escaped where it would do more than print.
-
-    Raises:
-        ClickException: it cannot be printed, though not because the reader has seen enough.
-    """
-    from converter.errors import one_line
-
-    try:
-        click.echo("\n".join(map(one_line, lines)))
-    except BrokenPipeError:
-        _discard(sys.stdout)
-    except OSError as error:
-        _discard(sys.stdout)
-        written = "; the output is written" if _replaced() else ""
-        raise click.ClickException(f"the report cannot be printed: {error.strerror}{written}") from None
-
-
-def _print_json(data: Any) -> None:
-    _print(*json.dumps(data, indent=2).split("\n"))
-
-
-def _print_report(report: Any, as_json: bool, *more: str) -> None:
-    if as_json:
-        _print_json(report.to_dict())
-    else:
-        _print(*(f"{heading:<9} {text}" for heading, text in report.lines()), *more)
-
-
-def _tell(text: str) -> None:
-    """Print to standard error, if that is possible."""
-    try:
-        click.echo(text, err=True)
-    except OSError:
-        _discard(sys.stderr)
-
-
-def _discard(stream: Any) -> None:
-    """Have what a stream could not print, and still holds, go nowhere; Python would fail over it at its end."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
-
-
-class _Bar:
-    """A progress bar on a terminal's standard error."""
-
-    def __init__(self, bar: Any):
-        self._bar, self._task = bar, None
-
-    def start(self, stage: str, total: int) -> None:
-        if self._task is not None:
-            self._bar.remove_task(self._task)
-        self._task = self._bar.add_task(stage, total=total or None)
-
-    def advance(self, count: int) -> None:
-        self._bar.advance(self._task, count)
-
-    def say(self, text: str) -> None:
-        self._bar.console.print(text, highlight=False)
-
-
-class _Plain:
-    """What is worth knowing beforehand, on a standard error that is no terminal."""
-
-    def start(self, stage: str, total: int) -> None:
-        pass
-
-    def advance(self, count: int) -> None:
-        pass
-
-    def say(self, text: str) -> None:
-        _tell(text)
-
-
-@contextlib.contextmanager
-def _progress(quiet: bool) -> Iterator[Any]:
-    """A bar where a person is looking, plain lines in a pipe, None for silence."""
-    if quiet or not sys.stderr.isatty():
-        yield None if quiet else _Plain()
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
-
-    columns = (TextColumn("{task.description:<18}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        yield _Bar(bar)
-
-
-@contextlib.contextmanager
-def _hushed(debug: bool) -> Iterator[None]:
-    """Keep what native libraries print at import away from standard error, so that errors stay one line."""
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    os.environ.setdefault("KERAS_BACKEND", "tensorflow")
-    if debug:
-        yield
-        return
-    sys.stderr.flush()
-    kept = os.dup(2)
-    python_stderr = sys.stderr
-    with open(os.devnull, "w") as nowhere, open(kept, "w", closefd=True, errors="backslashreplace") as screen:
-        os.dup2(nowhere.fileno(), 2)
-        sys.stderr = screen
-        try:
-            yield
-        finally:
-            screen.flush()
-            sys.stderr = python_stderr
-            os.dup2(kept, 2)
-
-
-class _Stopped(BaseException):
-    """The command was told to end. Like KeyboardInterrupt, what handles errors must not take it for one."""
-
-    def __init__(self, message: str, code: int):
-        super().__init__(message)
-        self.code = code
-
-
-def _heed_signals() -> None:
-    """Have Ctrl-C and SIGTERM end the command as an error does, so that what it began is cleaned up."""
-
-    def stop(number: int, _frame: Any) -> None:
-        _ignore_signals()  # a second one would disturb the cleaning up
-        if _replaced():
-            return  # a command that says it was interrupted has changed nothing
-        if number == signal.SIGINT:
-            raise _Stopped("interrupted", INTERRUPTED)
-        raise _Stopped("terminated", TERMINATED)
-
-    for each in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(each, stop)
-    atexit.register(_ignore_signals)  # Python takes our handler away before it ends
-
-
-def _ignore_signals() -> None:
-    for each in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(each, signal.SIG_IGN)
-
-
-def _replaced() -> bool:
-    """Whether an output has taken its place."""
-    atomic = sys.modules.get("converter.files.atomic")
-    return atomic is not None and atomic.replaced.is_set()
-
-
-def _open_streams() -> None:
-    """Open what the caller closed; a file would get its number, and in it what libraries print."""
-    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
-        if getattr(sys, name) is None:
-            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115
-
-
-class _Stoppable(click.Command):
-    """A command that heeds signals from the first, also while its arguments are read, which may import modules."""
-
-    def main(self, *args: Any, **kwargs: Any) -> Any:
-        try:
-            _open_streams()
-            _heed_signals()
-            status = super().main(*args, **{**kwargs, "standalone_mode": False})
-            sys.exit(status if isinstance(status, int) else 0)
-        except click.exceptions.Abort:
-            sys.exit(INTERRUPTED)
-        except click.ClickException as error:
-            _fail(error.format_message(), error.exit_code)
-        except OSError as error:
-            _discard(sys.stdout)
-            _fail(f"what was asked for cannot be printed: {error.strerror}")
-        except _Stopped as stopped:
-            _tell(f"error: {stopped}")
-            sys.exit(stopped.code)
-
-
-class _StoppableGroup(_Stoppable, click.Group):
-    pass
-
-
-def _fail(message: str, code: int = FAILED) -> NoReturn:
-    """End the command with one line of at most 500 characters that only prints."""
-    from converter.errors import one_line, shorten
-
-    _tell("error: " + shorten(one_line(" ".join(message.split())), 490))
-    sys.exit(code)
-
-
-def _answering(command: Callable[..., None]) -> Callable[..., None]:
-    """Turn what a command raises into one line and an exit code."""
-
-    @click.option("--debug", is_flag=True, help="Show the traceback of an error, and what libraries print.")
-    @functools.wraps(command)
-    def run(debug: bool, **arguments: Any) -> None:
-        try:
-            with _hushed(debug):
-                try:
-                    command(**arguments)
-                    return
-                except (_Stopped, Exception):
-                    if debug:
-                        traceback.print_exc()
-                    raise
-        except click.exceptions.Exit:
-            raise
-        except click.ClickException as error:
-            message, code = error.format_message(), error.exit_code
-        except Exception as error:
-            message, code = _explained(error)
-        _fail(message, code)
-
-    return run
-
-
-def _explained(error: Exception) -> tuple[str, int]:
-    code = getattr(error, "exit_code", None)  # of errors that are meant for users
-    if code is not None:
-        return str(error), code
-    if isinstance(error, MemoryError):
-        return "out of memory", FAILED
-    from converter.blame import what, where
-
-    place = where(error)
-    return f"unexpected {what(error)}{f' at {place}' if place else ''} (--debug shows more)", FAILED
+from converter.console.commands import Command, CommandGroup, answering
+from converter.console.progress_bar import progress_for
+from converter.console.streams import print_json, print_lines, print_report
 
 
 def _options(_context: click.Context, _parameter: click.Parameter, values: tuple[str, ...]) -> dict[str, str]:
@@ -297,7 +71,7 @@ _JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 _QUIET = click.option("--quiet", "-q", is_flag=True, help="Print nothing but errors.")
 
 
-@click.command(cls=_Stoppable)
+@click.command(cls=Command)
 @click.argument("checkpoint", type=click.Path(path_type=Path))
 @_MODEL
 @click.option("--output", "-o", type=click.Path(path_type=Path), help="Default: weights/MODEL.weights.h5.")
@@ -316,7 +90,7 @@ _QUIET = click.option("--quiet", "-q", is_flag=True, help="Print nothing but err
 @_JSON
 @_QUIET
 @_SHOW_VERSION
-@_answering
+@answering
 def convert(
     checkpoint: Path,
     model: str,
@@ -345,11 +119,11 @@ def convert(
         plan = converter.plan(model, checkpoint, options, key=key, scope=scope, spelling=spelling)
         if not quiet:
             if as_json:
-                _print_json(plan.to_dict())
+                print_json(plan.to_dict())
             else:
-                _print(*str(plan).split("\n"))
+                print_lines(*str(plan).split("\n"))
         return
-    with _progress(quiet) as progress:
+    with progress_for(quiet) as progress:
         report = converter.convert(
             model,
             checkpoint,
@@ -366,10 +140,10 @@ def convert(
         )
     if not quiet:
         place = json.dumps(str(report.output), ensure_ascii=False)
-        _print_report(report, as_json, f"{'load it':<9} tf_models.load({place})")
+        print_report(report, as_json, f"{'load it':<9} tf_models.load({place})")
 
 
-@click.group(cls=_StoppableGroup, invoke_without_command=True)
+@click.group(cls=CommandGroup, invoke_without_command=True)
 @_SHOW_VERSION
 @click.pass_context
 def main(context: click.Context) -> None:
@@ -384,7 +158,7 @@ main.add_command(convert)
 @main.command()
 @_PAIR
 @_JSON
-@_answering
+@answering
 def models(pair: str | None, as_json: bool) -> None:
     """List the models that can be converted, with their tensors and options."""
     _chosen("auto", pair)
@@ -400,7 +174,7 @@ def models(pair: str | None, as_json: bool) -> None:
         for one in pairs()
     ]
     if as_json:
-        _print_json(rows)
+        print_json(rows)
         return
     lines = []
     width = max(len(str(row["name"])) for row in rows)
@@ -409,7 +183,7 @@ def models(pair: str | None, as_json: bool) -> None:
         lines.append(f"{row['name']:<{width}}  {count:>4} tensors  {row['summary']}")
         for name, option in row["options"].items():
             lines.append(f"{'':<{width}}    --option {name}={_spelled(option['default'])}  {option['help']}")
-    _print(*lines)
+    print_lines(*lines)
 
 
 def _spelled(value: Any) -> str:
@@ -419,7 +193,7 @@ def _spelled(value: Any) -> str:
 @main.command()
 @click.argument("file", type=click.Path(path_type=Path))
 @_JSON
-@_answering
+@answering
 def inspect(file: Path, as_json: bool) -> None:
     """List what a checkpoint or a converted FILE holds: names, shapes, dtypes, bytes, and provenance."""
     import converter
@@ -429,7 +203,7 @@ def inspect(file: Path, as_json: bool) -> None:
     held = converter.inspect(file)
     if as_json:
         entries = [{"name": e.name, "shape": list(e.shape), "dtype": e.dtype, "nbytes": e.nbytes} for e in held]
-        _print_json({"container": held.container, "provenance": held.provenance, "entries": entries})
+        print_json({"container": held.container, "provenance": held.provenance, "entries": entries})
         return
     lines = []
     rows = [(printable(e.name), "x".join(map(str, e.shape)) or "-", printable(e.dtype), f"{e.nbytes:,}") for e in held]
@@ -444,7 +218,7 @@ def inspect(file: Path, as_json: bool) -> None:
         else:
             lines.append(f"{name:<14} {printable(json.dumps(value) if isinstance(value, dict) else str(value), 400)}")
     lines += [f"note: {note}" for note in held.notes]
-    _print(*lines)
+    print_lines(*lines)
 
 
 @main.command()
@@ -461,7 +235,7 @@ def inspect(file: Path, as_json: bool) -> None:
 @_SPELLING
 @_JSON
 @_QUIET
-@_answering
+@answering
 def verify(
     checkpoint: Path,
     weights: Path,
@@ -479,12 +253,12 @@ def verify(
     import converter
 
     model = _chosen(model, pair)
-    with _progress(quiet) as progress:
+    with progress_for(quiet) as progress:
         report = converter.verify(
             model, checkpoint, weights, options, level=level, key=key, scope=scope, spelling=spelling, progress=progress
         )
     if not quiet:
-        _print_report(report, as_json)
+        print_report(report, as_json)
     if not report:
         raise click.ClickException(f"the proof failed: {report.failure()}")
 
@@ -523,7 +297,7 @@ _POINT, _BOX = _Numbers("X", "Y"), _Numbers("X0", "Y0", "X1", "Y1")
 @click.option("--overwrite", is_flag=True, help="Replace an existing output.")
 @_JSON
 @_QUIET
-@_answering
+@answering
 def segment(
     weights: Path,
     picture: Path,
@@ -552,7 +326,7 @@ def segment(
         check_drawing(output, picture)
     if masks is not None:
         check_folder(masks)
-    with _progress(quiet) as progress:
+    with progress_for(quiet) as progress:
         result = segment(weights, picture, points, background, boxes, everything, progress)
     if output is not None:
         with replacing(output, overwrite, SUFFIXES, [weights, picture]) as temporary:
@@ -560,10 +334,10 @@ def segment(
     if masks is not None:
         result.save_masks(masks)
     if as_json:
-        _print_json(result.to_dict())
+        print_json(result.to_dict())
     elif not quiet:
         written = [f"{'written':<9} {path}" for path in (output, masks) if path is not None]
-        _print(*str(result).split("\n"), *written)
+        print_lines(*str(result).split("\n"), *written)
 
 
 def _sizes(context: click.Context, parameter: click.Parameter, values: tuple[str, ...]) -> dict[str, int]:
@@ -590,7 +364,7 @@ def _sizes(context: click.Context, parameter: click.Parameter, values: tuple[str
 @_PAIR
 @_JSON
 @_QUIET
-@_answering
+@answering
 def export(
     file: Path,
     format: str,
@@ -609,7 +383,7 @@ def export(
     _chosen("auto", pair)
     report = converter.export(file, output, format, dtype=dtype, part=part, sizes=sizes, overwrite=overwrite)
     if not quiet:
-        _print_report(report, as_json)
+        print_report(report, as_json)
 
 
 @main.command()
@@ -622,7 +396,7 @@ def export(
 @_PAIR
 @_JSON
 @_QUIET
-@_answering
+@answering
 def restore(
     weights: Path, output: Path, dialect: str | None, overwrite: bool, pair: str | None, as_json: bool, quiet: bool
 ) -> None:
@@ -630,10 +404,10 @@ def restore(
     import converter
 
     _chosen("auto", pair)
-    with _progress(quiet) as progress:
+    with progress_for(quiet) as progress:
         report = converter.restore(weights, output, dialect, overwrite, progress)
     if not quiet:
-        _print_report(report, as_json)
+        print_report(report, as_json)
 
 
 @main.command("new-pair")
@@ -648,14 +422,14 @@ def restore(
 )
 @_JSON
 @_QUIET
-@_answering
+@answering
 def new_pair(checkpoint: Path, output: Path, key: str | None, overwrite: bool, as_json: bool, quiet: bool) -> None:
     """Write a pair of your own for a CHECKPOINT, to start from: the table, and both networks' layers."""
     import converter
 
     report = converter.new_pair(checkpoint, output, key=key, overwrite=overwrite)
     if not quiet:
-        _print_report(report, as_json)
+        print_report(report, as_json)
 
 
 if __name__ == "__main__":

@@ -199,7 +199,7 @@ def verify(
         dtype = stored_dtype(weights, plan)
         session.ask(plan, dtype, level)
         report = session.report(plan, weights, dtype)
-        report.deed = "checked"
+        report.action = "checked"
         try:
             session.prove(report, plan, weights, level, dtype)
         except (WeightsError, OSError) as error:

@@ -28,7 +28,7 @@ from tf_models.runtime.loading import load
 from tf_models.runtime.weights_format import SUFFIX, WeightsError, provenance
 
 FORMATS = ("saved_model", "tflite")
-MARK = "export.json"  # in a folder that we wrote: what it holds, and whence
+MARK = "export.json"  # in a folder that we wrote: what it holds, and of which file
 _LITE = ".tflite"
 # A lossy export further away than this, relative to the output's scale, is no longer the same network.
 _LOSSY = {"float16": 2.0**-5, "int8-dynamic": 1.0}

@@ -162,7 +162,7 @@ class Report:
     lossless: Lossless = SKIPPED_LOSSLESS
     numerical: Numerical = SKIPPED_NUMERICAL
     seconds: float = 0.0
-    deed: str = "written"
+    action: str = "written"
 
     def __bool__(self) -> bool:
         """Every proof that ran has passed."""
@@ -217,7 +217,7 @@ class Report:
             rows.append(("lossless", f"{self.lossless.tensors} tensors, {size(self.lossless.nbytes)}, {verdict}"))
         if self.numerical.ran:
             rows += self._numerical_lines()
-        rows.append((self.deed, f"{self.output} in {self.seconds:.1f} s"))
+        rows.append((self.action, f"{self.output} in {self.seconds:.1f} s"))
         return rows
 
     def _numerical_lines(self) -> list[tuple[str, str]]:

@@ -151,7 +151,7 @@ def _records(descriptor: int) -> dict[str, _Record]:
 def _named_directory(descriptor: int, size: int) -> tuple[int, int]:
     """Count of records and place of the directory, as the file's last bytes name them.
 
-    torch believes both; Python's zipfile counts itself, and takes what stands before the end for the directory.
+    torch takes either; Python's zipfile counts itself, and takes what stands before the end for the directory.
     """
     room = _END_64.size + _LOCATOR.size + _END.size
     last = os.pread(descriptor, room, max(0, size - room)).rjust(room, b"\0")
@@ -228,7 +228,7 @@ def read_legacy(descriptor: int, file: str) -> list[Entry]:
 
 
 class _Declared:
-    """What a pickle says of its storages, by key; of each always the same, for torch believes what it meets first."""
+    """What a pickle says of its storages, by key; of each always the same, because torch keeps what it meets first."""
 
     def __init__(self) -> None:
         self.refs: dict[str, StorageRef] = {}

@@ -24,11 +24,12 @@ import torch  # before TensorFlow
 
 import cli
 import converter
+from converter.console import signals
 from converter.files import weights_file  # noqa: F401 - what the conversion would import
 from converter.proof import lossless  # noqa: F401 - what the conversion would import
 from tests.hardening import converted
 
-SIGNALS = {"SIGKILL": -signal.SIGKILL, "SIGINT": cli.INTERRUPTED, "SIGTERM": cli.TERMINATED}
+SIGNALS = {"SIGKILL": -signal.SIGKILL, "SIGINT": signals.INTERRUPTED, "SIGTERM": signals.TERMINATED}
 
 
 class Child:
@@ -36,7 +37,7 @@ class Child:
 
     def __init__(self, *arguments: object, before: Callable[[], Any] = lambda: None):
         reading, writing = os.pipe()
-        # Until the command heeds it: a KeyboardInterrupt would leave `main` in the child too, and remove its folder.
+        # Until the command handles it: a KeyboardInterrupt would leave `main` in the child too, and remove its folder.
         kept = signal.signal(signal.SIGINT, signal.SIG_DFL)
         self.pid, self._error = os.fork(), reading
         if self.pid == 0:
@@ -109,16 +110,16 @@ def kill(bench: Bench, rounds: int, rng: random.Random) -> Counter:
         content = bench.output.read_bytes()
         seen[f"{name}: ended"] += code == SIGNALS[name]
         seen[f"{name}: too late"] += code == 0
-        # A signal that comes before the command heeds it ends the process as signals do.
+        # A signal that comes before the command handles it ends the process as signals do.
         early = code == -getattr(signal, name) and name != "SIGKILL"
         seen[f"{name}: before the command began"] += early
         wrong = code not in (SIGNALS[name], 0) and not early
         seen["wrong exit code"] += wrong
         if wrong:
             print(f"{name} at {after:.3f} s: exit code {code}, {text!r}", file=sys.stderr)
-        seen["wrong message"] += code in (cli.INTERRUPTED, cli.TERMINATED) and not one_line(text)
+        seen["wrong message"] += code in (signals.INTERRUPTED, signals.TERMINATED) and not one_line(text)
         seen["wrong files"] += content not in bench.results or (code == 0 and content != bench.results[1])
-        seen["wrong files"] += code in (cli.INTERRUPTED, cli.TERMINATED) and content != bench.results[0]
+        seen["wrong files"] += code in (signals.INTERRUPTED, signals.TERMINATED) and content != bench.results[0]
         seen["half a file left in its folder"] += bool(bench.left())
         seen["left by what could clean up"] += bool(bench.left()) and name != "SIGKILL" and not early
         if bench.left():

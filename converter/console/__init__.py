@@ -1,0 +1,1 @@
+"""What every command needs of a terminal: streams, progress, signals, and errors as one line."""

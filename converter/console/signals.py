@@ -1,0 +1,43 @@
+"""Ctrl-C and SIGTERM end a command as an error does."""
+
+import atexit
+import signal
+import sys
+from typing import Any
+
+INTERRUPTED, TERMINATED = 130, 143  # exit codes
+
+
+class Stopped(BaseException):
+    """The command was told to end. Like KeyboardInterrupt, what handles errors must not take it for one."""
+
+    def __init__(self, message: str, code: int):
+        super().__init__(message)
+        self.code = code
+
+
+def end_on_signals() -> None:
+    """Have Ctrl-C and SIGTERM end the command as an error does, so that what it began is cleaned up."""
+
+    def stop(number: int, _frame: Any) -> None:
+        _ignore_signals()  # a second one would disturb the cleaning up
+        if replaced():
+            return  # a command that says it was interrupted has changed nothing
+        if number == signal.SIGINT:
+            raise Stopped("interrupted", INTERRUPTED)
+        raise Stopped("terminated", TERMINATED)
+
+    for each in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(each, stop)
+    atexit.register(_ignore_signals)  # Python takes our handler away before it ends
+
+
+def _ignore_signals() -> None:
+    for each in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(each, signal.SIG_IGN)
+
+
+def replaced() -> bool:
+    """Whether an output has taken its place."""
+    atomic = sys.modules.get("converter.files.atomic")
+    return atomic is not None and atomic.replaced.is_set()
