@@ -4,20 +4,25 @@
 >>> report = converter.convert("sam_decoder", "sam_vit_b_01ec64.pth")  # doctest: +SKIP
 >>> report.output, bool(report.lossless), bool(report.numerical)  # doctest: +SKIP
 
-Importing this package imports neither torch nor TensorFlow.
+Importing this package imports next to nothing: its names are looked up when they are used, so that `convert --help`
+answers at once.
 """
 
-from converter import kinds
-from converter.api import Inspection, convert, inspect, plan, register, verify
-from converter.errors import ConversionError, PlanError, ProofError, UsageError
-from converter.exporting import ExportReport, export
-from converter.progress import Progress
-from converter.restoring import Restored, restore
-from converter.scaffold import NewPair, new_pair
-from converter.tables.dialects import Dialect
-from converter.tables.mapping import Drop, Mapping, Row
-from converter.tables.pair import ConfigJson, Option, Pair, Probe, Variant
-from converter.tables.registry import names
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from converter import kinds
+    from converter.api import Inspection, convert, inspect, plan, register, verify
+    from converter.errors import ConversionError, PlanError, ProofError, UsageError
+    from converter.exporting import ExportReport, export
+    from converter.progress import Progress
+    from converter.restoring import Restored, restore
+    from converter.scaffold import NewPair, new_pair
+    from converter.tables.dialects import Dialect
+    from converter.tables.mapping import Drop, Mapping, Row
+    from converter.tables.pair import ConfigJson, Option, Pair, Probe, Variant
+    from converter.tables.registry import names
 
 __all__ = [
     "ConfigJson",
@@ -49,3 +54,25 @@ __all__ = [
     "restore",
     "verify",
 ]
+
+_HOMES = {
+    "api": "Inspection convert inspect plan register verify",
+    "errors": "ConversionError PlanError ProofError UsageError",
+    "exporting": "ExportReport export",
+    "progress": "Progress",
+    "restoring": "Restored restore",
+    "scaffold": "NewPair new_pair",
+    "tables.dialects": "Dialect",
+    "tables.mapping": "Drop Mapping Row",
+    "tables.pair": "ConfigJson Option Pair Probe Variant",
+    "tables.registry": "names",
+}
+
+
+def __getattr__(name: str) -> Any:
+    home = next((home for home, names in _HOMES.items() if name in names.split()), None)
+    if home is not None:
+        return getattr(import_module(f"converter.{home}"), name)
+    if name == "kinds":
+        return import_module("converter.kinds")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

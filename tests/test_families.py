@@ -9,6 +9,7 @@ from transformers import SamConfig, SamModel
 import converter
 import tf_models
 import torch_refs
+from converter.tables import registry
 from converter.tables.pair import Variant
 from converter.tables.registry import named
 from tests.support.pairs import registered
@@ -25,13 +26,13 @@ def test_every_family_has_both_sides():
 
 
 def test_variants_are_names_of_their_family():
-    sam, large = (converter.tables.registry.get(name) for name in ("sam", "sam_vit_l"))
+    sam, large = (registry.get(name) for name in ("sam", "sam_vit_l"))
     assert large.family == sam.name
     assert not sam.family
     assert large.fallback["image_encoder"]["depth"] == 24
     assert sam.fallback["image_encoder"]["depth"] == 12
     assert large.fallback["mask_decoder"] == sam.fallback["mask_decoder"]
-    assert [one.name for one in converter.tables.registry.pairs() if one.name.startswith("sam_vit")] == []
+    assert [one.name for one in registry.pairs() if one.name.startswith("sam_vit")] == []
 
 
 @pytest.mark.parametrize(
@@ -55,7 +56,7 @@ def test_a_users_family_has_variants_too():
     pair = _pair(variants={"net_tiny": Variant({"depth": 2})}, build_tf="nowhere:at_all")
     with registered(pair):
         assert {"net", "net_tiny"} <= set(converter.names()) & set(tf_models.names())
-        tiny = converter.tables.registry.get("net_tiny")
+        tiny = registry.get("net_tiny")
         with pytest.raises(ValueError, match="its sizes are those of net_tiny"):
             _pair(
                 variants={"net_tiny": Variant({"depth": 2}), "net_big": Variant({"depth": 4})},

@@ -398,3 +398,28 @@ def test_the_row_of_padding_gets_no_gradient(idx):
         loss = tf.reduce_sum(rows * upstream)
     near(rows, theirs(torch.from_numpy(words)).detach().numpy())
     near(tf.convert_to_tensor(tape.gradient(loss, ours.embeddings.value)), theirs.weight.grad.numpy())
+
+
+def test_a_batch_norm_before_a_pixel_shuffle_is_folded_in_its_order():
+    """The biases too go over in the order of the shuffled channels."""
+    torch.manual_seed(0)
+    theirs = nn.Sequential(nn.Conv2d(6, 8, 3, bias=False), norm(nn.BatchNorm2d(8)))
+    folded = kinds.batch_norm_folded(kinds.CONV_2D_SHUFFLED.sized(rh=2, rw=2), "0", "1", alone=True)
+    assert_computes(folded, theirs, layers.Conv2D(8, 3), (2, 6, 5, 7))
+
+
+def test_a_transposed_convolution_that_is_told_its_size():
+    layer = layers.Conv2DTranspose(4, 3, strides=2, padding=1, output_padding=1)
+    layer.build((None, 5, 7, 6))
+    x = np.ones((2, 5, 7, 6), "float32")
+    told = kinds.CONV_TRANSPOSE_2D.call(layer, x, output_size=(10, 14))
+    np.testing.assert_array_equal(told, layer(x))
+    np.testing.assert_array_equal(kinds.CONV_TRANSPOSE_2D.call(layer, x, (10, 14)), told)
+
+
+def test_a_strided_and_dilated_convolution_of_a_sequence():
+    torch.manual_seed(0)
+    theirs = nn.Conv1d(6, 4, 3, stride=2, dilation=2, padding=1, groups=2)
+    assert_computes(
+        kinds.CONV_1D, theirs, layers.Conv1D(4, 3, strides=2, dilation_rate=2, padding=1, groups=2), (2, 6, 15)
+    )

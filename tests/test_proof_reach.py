@@ -14,6 +14,7 @@ import converter
 import tf_models
 from converter import Drop, Mapping, Pair, Probe, Row, kinds
 from tests.support.pairs import registered
+from tf_models import layers
 
 ops = keras.ops
 
@@ -512,6 +513,42 @@ def test_training_names_the_row_that_padding_keeps(tmp_path):
     report = converted(one, one.build_torch().state_dict(), tmp_path, verify="train")
     assert report.numerical.full
     assert "padding_idx keeps them" in report.numerical.by_design[0]
+
+
+@pytest.mark.parametrize("sparse", [False, True])
+@pytest.mark.parametrize(("kept", "told"), [(7, None), (2, "its padding_idx is 2, torch's 7")])
+def test_a_row_that_keras_keeps_is_the_one_that_torch_keeps(tmp_path, kept, told, sparse):
+    """The probe looks row 7 up, and not row 2."""
+    one = pair(
+        lambda: Model(
+            lambda self, x: self.b(self.e(x)), e=(layers.Embedding(9, 4, padding_idx=kept), (None,)), b=dense(5, 4)
+        ),
+        lambda: net(
+            lambda self, x: self.b(self.e(x)), e=nn.Embedding(9, 4, padding_idx=7, sparse=sparse), b=nn.Linear(4, 5)
+        ),
+        [Row("e", kinds.EMBEDDING), Row("b", kinds.DENSE)],
+        lambda config, rng: [Probe({"x": np.array([[0, 1, 7, 0], [3, 3, 4, 0]])})],
+    )
+    if told is None:
+        assert converted(one, one.build_torch().state_dict(), tmp_path, verify="train").numerical.full
+    else:
+        refused(one, one.build_torch().state_dict(), tmp_path, told, verify="train")
+
+
+def test_a_tied_tensor_is_trained_by_whichever_name_the_table_has(tmp_path):
+    """Torch names a shared parameter by the module that comes first, which is the row's or the other."""
+
+    def head_first():
+        made = net(
+            lambda self, x: self.head(self.embed(x).tanh()), head=nn.Linear(6, 300, False), embed=nn.Embedding(300, 6)
+        )
+        made.head.weight = made.embed.weight
+        return made
+
+    for build in (tied, head_first):
+        report = converted(replace(TIED, build_torch=build), build().state_dict(), tmp_path, verify="train")
+        assert [one.name for one in report.numerical.trained if one.name.startswith("gradient")]
+        (tmp_path / "out.weights.h5").unlink()
 
 
 def test_training_shows_a_gradient_that_is_stopped(tmp_path):

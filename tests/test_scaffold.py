@@ -258,6 +258,31 @@ def test_a_name_that_cannot_stand_in_a_program_is_refused(name, said, folder):
     assert not (folder / "new_pair").exists()
 
 
+def test_what_has_a_layer_s_names_but_not_its_shapes_is_carried_as_it_is(folder):
+    shapes = {
+        "none": {"weight": (), "bias": ()},
+        "spectral": {"weight_orig": (8, 1, 3), "weight_u": (8,), "weight_v": (8, 1, 3)},
+        "normed": {"weight_g": (6, 1), "weight_v": (6, 8), "bias": (8,)},
+        "counted": {"running_mean": (4,), "running_var": (3,)},
+        "attention": {"in_proj_weight": (12, 4), "in_proj_bias": (12,), "out_proj.weight": (4, 4)},
+        "recurrent": {"weight_ih_l0": (8, 3), "weight_hh_l0": (8, 3)},
+        "six": {"weight": (1, 2, 1, 2, 1, 2)},
+    }
+    state = {f"{part}.{name}": torch.rand(shape) for part, names in shapes.items() for name, shape in names.items()}
+    state["mask.weight_mask"] = torch.ones(2, dtype=torch.bool)
+    state["mask.weight"] = torch.rand(3, 2)
+    _, pair, torch_side = made(state, folder)
+    assert {kind for path, kind in kinds_of(pair).items() if path != "attention.out_proj"} == {"PARAMETER"}
+    torch_side.build().load_state_dict(state)
+    with registered(pair):
+        assert converter.convert("new_pair", "ckpt.pth", "out.weights.h5", verify="lossless").lossless
+
+
+def test_a_file_without_weights_makes_no_pair(folder):
+    with pytest.raises(converter.ConversionError, match="none of its tensors is of floats, as weights are"):
+        converter.new_pair(save({"index": torch.arange(3)}, folder), "new_pair")
+
+
 def test_classes_keep_clear_of_what_a_program_has(folder):
     parts = ["network", "none", "built", "keras", "nn", "torch", "self", "Conv1D", "layers", "num_heads", "call"]
     state = {f"{part}.inner.weight": torch.zeros(2 + at, 3) for at, part in enumerate(parts)}

@@ -83,15 +83,18 @@ def batch_norm_folded(
         bias: the convolution has one.
         affine: the normalisation has factors.
     """
-    kernel, axes = kind.leaves[0], _left_axes(kind.leaves[0])
-    dim = int(kind.name.startswith("CONV_TRANSPOSE"))
+    kernel = kind.leaves[0]
     left, right = kernel.pattern.sides
+    dim = int(kind.name.startswith("CONV_TRANSPOSE"))
+    outputs = _axes(left)[dim]
+    # In the kernel's own order, which may be another; the axes of a depthwise one stand apart there.
+    there = next((axis for axis in _axes(right) if _words(axis) == _words(outputs)), outputs)
     names = [f"{conv}.weight", *([f"{conv}.bias"] if bias else [])]
     names += [f"{norm}.{name}" for name in (["weight", "bias"] if affine else []) + ["running_mean", "running_var"]]
     both = Leaf(
         tuple(names),
         (kernel.keras[0], "bias"),
-        pattern(f"{left}, {axes[dim]} -> {right}, {axes[dim]}"),
+        pattern(f"{left}, {outputs} -> {right}, {there}"),
         sizes=kernel.sizes,
         fold=folds.batch_norm(dim, epsilon, bias, affine),
     )
@@ -107,4 +110,12 @@ def batch_norm_folded(
 
 def _left_axes(kernel: Leaf) -> list[str]:
     """Torch's axes of a kernel, as text."""
-    return [axis.strip() for axis in re.findall(r"\([^)]*\)|\S+", kernel.pattern.sides[0])]
+    return _axes(kernel.pattern.sides[0])
+
+
+def _axes(side: str) -> list[str]:
+    return [axis.strip() for axis in re.findall(r"\([^)]*\)|\S+", side)]
+
+
+def _words(axis: str) -> set[str]:
+    return set(axis.strip("()").split())

@@ -26,9 +26,16 @@ NORM_SUSPECTS: str = "its epsilon"
 
 def _conv(name: str, pattern: str, keras: str = "kernel") -> Kind:
     # Of a transposed convolution, spectral normalisation takes the output axis.
-    leaves = (normed(leaf("weight", keras, pattern), spectral=int(pattern.startswith("i o"))), BIAS)
+    transposed = pattern.startswith("i o")
+    leaves = (normed(leaf("weight", keras, pattern), spectral=int(transposed)), BIAS)
     suspects = "its padding, or the axes of its kernel"
-    return Kind(name, leaves, inputs=IMAGE, results=IMAGE, suspects=suspects, activated=True)
+    call = _call_without_size if transposed else None
+    return Kind(name, leaves, inputs=IMAGE, results=IMAGE, suspects=suspects, activated=True, call=call)
+
+
+def _call_without_size(layer: Any, x: Any, output_size: Any = None) -> Any:
+    """Torch's transposed convolution may be told how large its output is; Keras's has `output_padding`."""
+    return layer(x)
 
 
 DENSE = Kind(

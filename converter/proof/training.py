@@ -11,6 +11,7 @@ from converter.blame import where_and_what
 from converter.errors import ConversionError
 from converter.kinds.activations import arrange, arranged
 from converter.planning.plan import Step
+from converter.planning.variables import layer_at
 from converter.proof.torch_side import Trained
 from converter.report import Comparison
 
@@ -41,6 +42,8 @@ def compare_training(proof: "Proof", message: Trained) -> None:
         for number in range(message.steps):
             gradients = _gradients(proof, message)
             removed = [_without_row(gradients, trained, name, row) for name, row in message.kept.items()]
+            if number == 0:
+                _check_padding(proof, trained, message.kept)
             if number == 0 and any(removed):
                 proof.by_design.append(
                     f"{sum(map(bool, removed))} rows of embeddings: torch's padding_idx keeps them, Keras trains them; "
@@ -106,6 +109,17 @@ def _gradients(proof: "Proof", message: Trained) -> dict[str, Any]:
         unconnected_gradients=tf.UnconnectedGradients.ZERO,
     )
     return {path: np.asarray(tf.convert_to_tensor(value), np.float64) for path, value in found.items()}
+
+
+def _check_padding(proof: "Proof", steps: list[Step], kept: Mapping[str, int]) -> None:
+    """A Keras embedding that keeps a row from training must keep the one that torch does."""
+    for step in steps:
+        for source in step.sources:
+            layer = layer_at(proof.model, step.targets[0].path.rpartition(".")[0])
+            row, own = kept.get(source.canonical), getattr(layer, "padding_idx", None)
+            if own is not None and own != row:
+                told = f"its padding_idx is {own}, torch's {row}"
+                proof.note_trained(Comparison(f"gradient of {step.targets[0].path}", note=told), "")
 
 
 def _without_row(gradients: dict[str, Any], steps: list[Step], name: str, row: int) -> float:

@@ -72,7 +72,7 @@ def _trained(index: int, probe: Probe, model: Any, folded: frozenset[str]) -> Tr
     if not outputs:
         raise ReferenceFailed("no output of the torch reference is a float, so there is no gradient to train by")
     upstream = [generator.standard_normal(tuple(one.shape)).astype(np.float32) for _, one in outputs]
-    for name, parameter in model.named_parameters():
+    for name, parameter in model.named_parameters(remove_duplicate=False):
         parameter.requires_grad_(parameter.requires_grad and name not in folded)
     exact = copy.deepcopy(model).double()
     with exactly(Exact()):
@@ -140,6 +140,13 @@ class _Training:
             if isinstance(module, torch.nn.modules.batchnorm._BatchNorm)
         ]
         parameters = {name: value for name, value in model.named_parameters() if value.requires_grad}
+        first = {id(value): name for name, value in parameters.items()}
+        # A shared parameter has several names, and the table may know it by any of them.
+        alike = {
+            name: first[id(value)]
+            for name, value in model.named_parameters(remove_duplicate=False)
+            if id(value) in first
+        }
         if not parameters:
             raise ReferenceFailed(
                 "the torch reference has no parameters that are trained, so --verify train has nothing"
@@ -151,20 +158,22 @@ class _Training:
             )
             found = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
             gradients = {
-                name: torch.zeros_like(value) if gradient is None else gradient
+                # That of an embedding may be sparse.
+                name: torch.zeros_like(value) if gradient is None else gradient.to_dense()
                 for (name, value), gradient in zip(parameters.items(), found, strict=True)
             }
             if step == 0:
-                self.gradients = {name: _numbers(value) for name, value in gradients.items()}
+                self.gradients = {name: _numbers(gradients[kept]) for name, kept in alike.items()}
                 floats = ((name, value) for name, value in model.named_buffers() if value.is_floating_point())
                 self.buffers = {name: _numbers(value) for name, value in floats}
-                self.rates = rates or _rates(parameters, gradients)
+                own = rates or _rates(parameters, gradients)
+                self.rates = {name: own[kept] for name, kept in alike.items()}
             with torch.no_grad():
                 for name, value in parameters.items():
                     value -= self.rates[name] * gradients[name]
         for hook in hooks:
             hook.remove()
-        self.weights = {name: _numbers(value) for name, value in parameters.items()}
+        self.weights = {name: _numbers(parameters[kept]) for name, kept in alike.items()}
 
     def _counting(self, path: str) -> Callable[..., None]:
         def hook(module: Any, args: tuple, result: torch.Tensor) -> None:
@@ -197,4 +206,4 @@ def _without_dropout(model: Any) -> None:
 
 
 def _numbers(value: torch.Tensor) -> np.ndarray:
-    return value.detach().double().numpy().copy()
+    return value.detach().to_dense().double().numpy().copy()

@@ -129,6 +129,8 @@ def new_pair(
         tensors = sum(len(module.tensors) for module in root.below())
     classes = Classes(pieces(root, {module.path: guess for module, guess in found}))
     lines = table(found)
+    if not any(line.kind for line in lines):
+        raise ConversionError(f"{printable(str(checkpoint), 160)}: none of its tensors is of floats, as weights are")
     guessed = tuple(f"{line.path}: {line.kind or 'dropped'}, because {line.why}" for line in lines if not line.certain)
     report = NewPair(
         output.name, output, Path(checkpoint), key, tensors, len(lines), len(lines) - len(guessed), guessed

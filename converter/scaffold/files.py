@@ -180,7 +180,7 @@ def keras_side(name: str, classes: Classes, heads: int) -> str:
     text = "\n\n\n".join(_keras_class(one, classes, name) for one in shown)
     if re.search(r"\bbuilt\(", text):
         text = f"{_BUILT}\n\n{text}"
-    ours = [module for module in ("attention", "layers", "recurrent") if f" {module}." in text or f"({module}." in text]
+    ours = ["layers"] if " layers." in text or "(layers." in text else []
     told = f"{NUM_HEADS}={heads}" if heads else ""
     used = NUM_HEADS if classes.network.attends else ""
     return "\n".join(

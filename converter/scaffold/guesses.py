@@ -3,7 +3,7 @@
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from math import gcd
+from math import gcd, prod
 from typing import Any
 
 from converter.checkpoints.tensors import FLOATS
@@ -134,7 +134,8 @@ def _kernel(parts: Mapping[str, Shape], spelled: str) -> tuple[Shape, tuple[str,
         return (kernel, (f"{spelled}weight_norm", None)) if length == () else None
     if set(parts) == {"orig", "u", "v"} and len(parts["orig"]) > 1:
         for dim in (0, 1):
-            if parts["u"] == (parts["orig"][dim],):
+            rows = parts["orig"][dim]
+            if rows and parts["u"] == (rows,) and parts["v"] == (prod(parts["orig"]) // rows,):
                 return parts["orig"], (f"{spelled}spectral_norm", dim)
     return None
 
@@ -205,17 +206,16 @@ def _normalised(module: Module, known: Evidence) -> Guess | None:
     """A module with a weight, which may be one that torch normalises, or with statistics."""
     shapes, made = _plain(module)
     statistics = {"running_mean", "running_var"}
-    others = {name for name in module.tensors if name not in shapes and not name.startswith("weight_")}
+    others = {name for name, entry in module.tensors.items() if entry.dtype not in FLOATS}
     if statistics <= set(shapes):
-        return None if others - {"num_batches_tracked"} or made else _batch_norm(shapes, known)
-    if (
-        others
-        or "weight" not in shapes
-        or set(shapes) - {"weight", "bias"}
-        or 0 in (*shapes["weight"], *shapes.get("bias", ()))
-    ):
+        count = module.tensors.get("num_batches_tracked")
+        right = count is None or (count.shape, count.dtype) == ((), "int64")
+        return None if others - {"num_batches_tracked"} or made or not right else _batch_norm(shapes, known)
+    if others or "weight" not in shapes or set(shapes) - {"weight", "bias"}:
         return None
     weight, bias = shapes["weight"], shapes.get("bias")
+    if not weight or 0 in weight or bias in ((), (0,)):
+        return None
     if made is None and (len(weight) == 1 or bias == weight):
         return _factors(module, weight, bias, known)
     if bias is not None and len(bias) != 1:
@@ -233,13 +233,11 @@ def _made(found: Guess, function: str, dim: int | None) -> Guess | None:
     """The same where torch normalises the kernel."""
     usual = int("TRANSPOSE" in found.kind and function.endswith("spectral_norm"))
     kind = found.kind
+    if found.rule in ("embedding", "linear_in_out"):
+        return None
     if dim != usual:
-        if found.rule not in ("linear", "convolution", "transposed") or found.kind.endswith("GPT2"):
-            return None
         words = f"dim={dim}" if function.endswith("weight_norm") else f"spectral={dim}"
         kind = f"kinds.weight_normed({found.kind}, {words})"
-    if found.rule == "embedding":
-        return None
     flags = (*found.flags, ("made", (function, None if dim == usual else (dim,))))
     return Guess(kind, found.why, found.certain, found.rule, flags, found.sizes)
 

@@ -125,7 +125,7 @@ def _attention(flags: dict[str, Any], s: _Sizes) -> _Both:
     others = {} if flags["packed"] else {"kdim": s["keys"], "vdim": s["values"]}
     module = call("nn.MultiheadAttention", width, heads, **bias, **extra, **others, batch_first="True")
     if flags["extra"]:
-        layer = call("attention.MultiheadAttention", width, heads, **bias, **extra, **others)
+        layer = call("layers.MultiheadAttention", width, heads, **bias, **extra, **others)
         return module, _built(layer, "None")
     keras = {} if flags["bias"] else {"use_bias": "False"}
     layer = call("keras.layers.MultiHeadAttention", heads, f"{width} // {heads}", **keras)
@@ -140,7 +140,7 @@ def _recurrent(flags: dict[str, Any], s: _Sizes) -> _Both:
     keras = {} if flags["bias"] else {"use_bias": "False"}
     if flags["projects"]:
         torch["proj_size"] = keras["projection"] = s["projection"]
-    layer = call(f"recurrent.{kind}", s["units"], **layers, **both, **keras)
+    layer = call(f"layers.{kind}", s["units"], **layers, **both, **keras)
     module = call(f"nn.{kind}", s["inputs"], s["units"], **layers, **both, **torch, batch_first="True")
     return module, _built(layer, _images(1, s["inputs"]))
 

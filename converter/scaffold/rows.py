@@ -24,7 +24,6 @@ class Line:
         kind: as `kinds.DENSE`, or "" of a tensor that is dropped.
         certain: names and shapes leave no other kind.
         why: what speaks for it.
-        count: how many modules it stands for.
     """
 
     path: str
@@ -32,7 +31,6 @@ class Line:
     kind: str
     certain: bool
     why: str
-    count: int
 
     @property
     def said(self) -> str:
@@ -56,9 +54,9 @@ def table(found: Iterable[tuple[Module, Guess | None]]) -> list[Line]:
         groups.setdefault((kind, certain, why), {})[path] = keras
         order[path] = len(order)
     lines = [
-        Line(path, keras, kind, certain, why, count)
+        Line(path, keras, kind, certain, why)
         for (kind, certain, why), names in groups.items()
-        for path, keras, count in _folded(names)
+        for path, keras in _folded(names)
     ]
     return sorted(lines, key=lambda line: min(order[path] for path in expand(line.path)))
 
@@ -78,15 +76,15 @@ def _each(found: Iterable[tuple[Module, Guess | None]]) -> Iterator[tuple[str, s
             yield path, keras, "kinds.PARAMETER", certain, why
 
 
-def _folded(names: dict[str, str]) -> Iterator[tuple[str, str, int]]:
-    """(torch's paths, Keras's, how many) folded alike."""
+def _folded(names: dict[str, str]) -> Iterator[tuple[str, str]]:
+    """(torch's paths, Keras's) folded alike."""
     theirs, ours = _joined(fold(names)), _joined(fold(names.values()))
     if len(theirs) == len(ours):
         both = [(path, keras, expand(path), expand(keras)) for path, keras in zip(theirs, ours, strict=True)]
         if all([names.get(one) for one in paths] == places for _, _, paths, places in both):
-            yield from ((path, keras, len(paths)) for path, keras, paths, _ in both)
+            yield from ((path, keras) for path, keras, _, _ in both)
             return
-    yield from ((path, keras, 1) for path, keras in names.items())
+    yield from names.items()
 
 
 def _joined(paths: list[str]) -> list[str]:

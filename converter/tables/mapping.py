@@ -141,7 +141,10 @@ class Mapping:
             names = expand(row.tied) if row.tied else []
             needed = [part for part in row.kind.leaves if not part.optional]
             if names and (len(names) != len(row.modules()) or len(needed) != 1 or len(needed[0].torch) != 1):
-                raise ValueError(f"{row.tied!r} does not name one tensor for the one of each module of {row.path!r}")
+                raise ValueError(
+                    f"`tied` of the row {row.path!r}: {row.tied!r} does not name one tensor for the one of each of its "
+                    "modules; of a module with several, drop each: Drop(name, reason, equals=the name that stays)"
+                )
             found.update(
                 {name: join(path, needed[0].torch[0]) for name, (path, _) in zip(names, row.modules(), strict=False)}
             )

@@ -103,8 +103,15 @@ class _Dilated(_Padded):
         return ops.conv(inputs, kernel, self.strides, self.padding, self.data_format)
 
 
+class _Plain1D(keras.layers.Conv1D):
+    """Without the call of its own that Keras's has, for causal padding: it asks no `convolution_op`."""
+
+    def call(self, inputs: Any) -> Any:
+        return super(keras.layers.Conv1D, self).call(inputs)
+
+
 @keras.saving.register_keras_serializable(package="weightbridge")
-class Conv1D(_Padded, keras.layers.Conv1D):
+class Conv1D(_Dilated, _Plain1D):
     """torch.nn.Conv1d: (N, L, I) -> (N, L', O); kernel (k, I/groups, O)."""
 
     _axes = 1
