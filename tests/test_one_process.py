@@ -11,7 +11,7 @@ from torch import nn
 import converter
 from converter.proof.torch_process import TorchProcess
 from converter.proof.torch_side import Request, Run, Source
-from tests.hardening import vector
+from tests.hardening import smallest_pair
 from tests.small_sam import OPTIONS, save, small_state
 from tests.support.one_process import OneProcess
 from tests.support.pairs import registered
@@ -45,7 +45,7 @@ class Leaving(Drawn):
 def request(folder, build, name="w"):
     torch.save({"w": torch.arange(4.0)}, folder / "c.pth")
     sources = {name: Source(str(folder / "c.pth"), "", "w", None)}
-    probes = vector.PAIR.probes({}, np.random.default_rng(0))
+    probes = smallest_pair.PAIR.probes({}, np.random.default_rng(0))
     return Request("vector", build, {}, sources, "float32", set(), {}, probes)
 
 
@@ -122,10 +122,10 @@ def test_a_conversion_with_the_child(tmp_path):
 
 def test_pairs_are_known_for_as_long_as_they_are_needed():
     known = converter.tables.registry.names()
-    with registered(vector.PAIR) as pair:
-        assert pair is vector.PAIR
-        other = dataclasses.replace(vector.PAIR, summary="another")
+    with registered(smallest_pair.PAIR) as pair:
+        assert pair is smallest_pair.PAIR
+        other = dataclasses.replace(smallest_pair.PAIR, summary="another")
         with registered(other):
             assert converter.tables.registry.get("vector") is other
-        assert converter.tables.registry.get("vector") is vector.PAIR
+        assert converter.tables.registry.get("vector") is smallest_pair.PAIR
     assert converter.tables.registry.names() == known

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from tests.hardening import converted
-from tests.hardening.killing import one_line
+from tests.hardening.interrupting import one_line
 from tests.running import BIN, environment
 
 ROOT = Path(__file__).parent.parent.parent
@@ -23,7 +23,7 @@ NEVER = ("wrong files", "wrong message", "wrong exit code", "wrong exit codes", 
 
 def rounds(what: str, count: int, seed: int = 0) -> dict[str, int]:
     """Run so many rounds in a process of their own; what must never happen did not. Returns and prints the counts."""
-    command = [sys.executable, "-m", "tests.hardening.killing", what, str(count), str(seed)]
+    command = [sys.executable, "-m", "tests.hardening.interrupting", what, str(count), str(seed)]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment(), check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     seen = json.loads(done.stdout.splitlines()[-1])

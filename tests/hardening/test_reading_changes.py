@@ -9,13 +9,13 @@ import torch
 
 import converter
 from converter.checkpoints.checkpoint import Checkpoint
-from tests.hardening import vector
+from tests.hardening import smallest_pair
 from tests.support.pairs import registered
 
 
 @pytest.fixture(scope="module", autouse=True)
 def _vector():
-    with registered(vector.PAIR):
+    with registered(smallest_pair.PAIR):
         yield
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.hardening.strangers import all_of_them
+from tests.hardening.hostile_checkpoints import all_of_them
 from tests.running import environment
 
 ROOT = Path(__file__).parent.parent.parent
@@ -66,8 +66,8 @@ REASONS = {
 
 @pytest.fixture(scope="module")
 def outcomes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
-    """What came of every hostile file: name -> row of the gauntlet."""
-    folder = tmp_path_factory.mktemp("gauntlet")
+    """What came of every hostile file: name -> what `converting_each` printed of it."""
+    folder = tmp_path_factory.mktemp("hostile")
     (folder / "files").mkdir()
     names = []
     for number, (name, data) in enumerate(all_of_them()):
@@ -75,7 +75,7 @@ def outcomes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, An
         (folder / "files" / f"{number:04}").write_bytes(data)
         names.append(name)
     done = subprocess.run(
-        [sys.executable, "-m", "tests.hardening.gauntlet", str(folder / "files")],
+        [sys.executable, "-m", "tests.hardening.converting_each", str(folder / "files")],
         capture_output=True,
         text=True,
         cwd=folder,

@@ -1,6 +1,6 @@
 """Conversions that are killed, run out of disk, or run two at a time; prints what became of them as JSON.
 
-    python -m tests.hardening.killing {kill | moments | full | writers} ROUNDS [SEED]
+    python -m tests.hardening.interrupting {kill | moments | full | writers} ROUNDS [SEED]
 
 One process imports everything, and forks for each conversion, so that a round takes a fraction of a second. It never
 runs TensorFlow itself: a fork of a running TensorFlow would hang.

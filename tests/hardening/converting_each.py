@@ -1,6 +1,6 @@
 """Have every file of a folder converted in this process; print what came of each, how long it took, and its memory.
 
-    python -m tests.hardening.gauntlet FOLDER
+    python -m tests.hardening.converting_each FOLDER
 
 Run in a child process, whose peak memory is reset before each file. One line of JSON for each file. The output that
 stands there before must be as it was, and alone in its folder.
@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 
 import converter
-from tests.hardening import vector
+from tests.hardening import smallest_pair
 
 
 def peak() -> int:
@@ -30,7 +30,7 @@ def reset() -> None:
 
 def attempt(path: Path, output: Path) -> dict[str, object]:
     """What comes of converting the file; its names are tried on every pair when there are many of them."""
-    model = "auto" if path.stat().st_size > 100_000 else vector.PAIR.name
+    model = "auto" if path.stat().st_size > 100_000 else smallest_pair.PAIR.name
     reset()
     began = time.process_time()
     try:
@@ -44,7 +44,7 @@ def attempt(path: Path, output: Path) -> dict[str, object]:
 
 
 def main(folder: Path) -> None:
-    converter.register(vector.PAIR)
+    converter.register(smallest_pair.PAIR)
     output = folder.parent / "output" / "previous.weights.h5"
     output.parent.mkdir()
     output.write_bytes(b"previous")
