@@ -90,7 +90,12 @@ LAYER_NORM_2D = Kind(
     "LAYER_NORM_2D", NORM_LEAVES, inputs=IMAGE, results=IMAGE, probe_scales=NORM_SCALES, suspects=NORM_SUSPECTS
 )
 GROUP_NORM = Kind(
-    "GROUP_NORM", NORM_LEAVES, inputs=IMAGE, results=IMAGE, probe_scales=NORM_SCALES, suspects=NORM_SUSPECTS
+    "GROUP_NORM",
+    NORM_LEAVES,
+    inputs=IMAGE,
+    results=IMAGE,
+    probe_scales=NORM_SCALES,
+    suspects="its epsilon, or the number of its groups",
 )
 BATCH_NORM = Kind(
     "BATCH_NORM",
