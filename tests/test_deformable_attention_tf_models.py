@@ -13,7 +13,7 @@ import tf_models
 import torch_refs
 from tests.deformable import OTHER, SMALL, SPATIAL, VARIANTS, defined, inputs, reference, upstream
 from tests.support.rule import as_held, assert_allowed
-from tf_models.deformable_attention.model import model as attention
+from tf_models.deformable_attention import model as attention
 
 AXES = [1, 2, 3]
 # Where a case takes long, images stand for all three by default.

@@ -23,7 +23,7 @@ from converter.checkpoints.checkpoint import Checkpoint
 from converter.kinds import BATCH_NORM, CONV_2D, CONV_2D_HWIO, DENSE, DENSE_IN_OUT, MULTIHEAD_ATTENTION
 from converter.planning.origin import Origin
 from converter.tables.dialects import CANONICAL
-from converter.tables.registry import get, names, pairs
+from converter.tables.registry import pairs
 from tests import sam_parts, small_mobile_sam, small_sam
 from tests.deformable import SMALL, reference
 from tests.small_sam import prefixed, save
@@ -122,7 +122,7 @@ def back(weights, output, *key, **more):
 
 
 def test_every_pair_is_tried():
-    assert {name for name in names() if get(name).build_tf is None} == set(CASES)
+    assert {pair.name for pair in pairs() if pair.build_tf is None} == set(CASES)
 
 
 @pytest.mark.parametrize(("pair", "dialect"), SPELLED, ids=lambda one: one.name)
