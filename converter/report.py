@@ -214,6 +214,8 @@ class Report:
         rows += [("note", note) for note in (*self.notes, *self.numerical.notes)]
         if self.lossless.ran:
             verdict = "equal bit for bit" if self.lossless else "DIFFERENT"
+            if self.lossless and self.folded:
+                verdict += f", {len(self.folded)} of them to what they fold to"
             rows.append(("lossless", f"{self.lossless.tensors} tensors, {size(self.lossless.nbytes)}, {verdict}"))
         if self.numerical.ran:
             rows += self._numerical_lines()
