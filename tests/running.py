@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import tempfile
+from importlib import import_module
 from pathlib import Path
 
 BIN = Path(sys.executable).parent
@@ -77,9 +78,9 @@ def _serve() -> None:
     """Fork for each command that is asked for; the child ends as a process of its own does."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     import cli
-    from converter import exporting, restoring  # noqa: F401
-    from converter.files import weights_file  # noqa: F401
-    from converter.proof import lossless  # noqa: F401
+
+    for module in ("exporting", "restoring", "files.weights_file", "proof.lossless"):
+        import_module(f"converter.{module}")  # what commands would import, once for all
 
     requests, answers = sys.stdin, sys.stdout
     while line := requests.readline():

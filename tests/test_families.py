@@ -151,5 +151,11 @@ def test_one_of_another_network_is_not_read(folder, tmp_path):
 def test_one_that_is_no_table_is_named(folder, tmp_path, text):
     said = _said(folder, tmp_path, "model_type", "sam")
     (said / "config.json").write_bytes(text.encode(errors="surrogateescape"))
-    with pytest.raises(converter.ConversionError, match=r"config\.json beside the checkpoint|a name stands twice"):
+    with pytest.raises(converter.ConversionError, match=r"config\.json beside the checkpoint cannot be read"):
         converter.plan("sam_decoder", said)
+    # To a network that has no words of it, it is another's.
+    torch.save(
+        torch_refs.create("deform_conv2d", in_channels=4, out_channels=6, kernel_size=3).state_dict(),
+        tmp_path / "d.pth",
+    )
+    assert converter.plan("auto", tmp_path / "d.pth").pair.name in ("deform_conv2d", "dcn_v2")

@@ -79,4 +79,4 @@ def open_streams() -> None:
     """Open what the caller closed; a file would get its number, and in it what libraries print."""
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:
-            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115
+            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115 - for as long as the process lives

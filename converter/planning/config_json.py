@@ -15,26 +15,28 @@ _LARGEST = 10 << 20  # bytes; a configuration with all its labels has less than 
 
 @dataclass(frozen=True)
 class Beside:
-    """What stands in it (`said`); nothing where there is none."""
+    """What stands in it (`said`), nothing where there is none; `problem` says why it cannot be read.
+
+    A file of that name may be anything's: what cannot be read matters to those pairs alone that read it.
+    """
 
     said: Mapping[str, Any] = field(default_factory=dict)
+    problem: str = ""
 
     @classmethod
     def of(cls, checkpoint: Checkpoint) -> "Beside":
-        """The one in the folder of the checkpoint's first file.
-
-        Raises:
-            ConversionError: it is no JSON object.
-        """
+        """The one in the folder of the checkpoint's first file."""
         path = checkpoint.files[0].parent / NAME
         if not path.is_file():
             return cls()
         try:
             with open(path, "rb") as file:
                 text = file.read(_LARGEST)
+            return cls(json_object(text, "it is no JSON object"))
         except OSError as error:
-            raise ConversionError(f"{NAME} beside the checkpoint cannot be read: {error.strerror}") from None
-        return cls(json_object(text, f"{NAME} beside the checkpoint is no JSON object"))
+            return cls(problem=str(error.strerror))
+        except ConversionError as error:
+            return cls(problem=str(error))
 
     def options(self, pair: Pair) -> dict[str, Any]:
         """Of what it says, the pair's options.
@@ -57,9 +59,14 @@ class Beside:
 
         Raises:
             UsageError: an option of the user's is another.
-            ConversionError: the tensors are of another size, or the network is none that the pair has.
+            ConversionError: the tensors are of another size, the network is none that the pair has, or nobody can
+                read it.
         """
-        if pair.config_json is None or not self._means(pair):
+        if pair.config_json is None:
+            return
+        if self.problem:
+            raise ConversionError(f"{NAME} beside the checkpoint cannot be read: {self.problem}")
+        if not self._means(pair):
             return
         for place, name in pair.config_json.sizes.items():
             value, found = _within(self.said, place), _within(config, name)

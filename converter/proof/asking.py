@@ -56,7 +56,7 @@ def request_for(plan: Plan, checkpoint: Checkpoint, dtype: str, level: str = "fu
             probes += pair.full_size_probes(plan.config, np.random.default_rng(SEED))
     return Request(
         model=pair.name,
-        build=pair.build_torch,  # type: ignore[arg-type]
+        build=pair.build_torch,
         config=plan.config,
         sources=sources,
         dtype=dtype,

@@ -59,7 +59,7 @@ class Request:
     """What the torch side needs to know.
 
     Attributes:
-        build: the reference's builder, or its registered name.
+        build: the reference's builder, or where to find it; None: the one that torch_refs has under `model`.
         sources: canonical name -> where the tensor is, of every tensor of the network that the checkpoint holds.
         dtype: what the values were written as; the reference computes with values rounded to it.
         ignored: canonical names that the table leaves out: the checkpoint or the reference may lack them.
@@ -73,7 +73,7 @@ class Request:
     """
 
     model: str
-    build: str | Callable[..., Any]
+    build: str | Callable[..., Any] | None
     config: dict[str, Any]
     sources: dict[str, Source]
     dtype: str

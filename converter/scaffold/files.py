@@ -134,27 +134,18 @@ def pair(name: str, lines: list[Line], given: Input, heads: int) -> str:
 
 def torch_side(name: str, classes: Classes, heads: int) -> str:
     """`torch_side.py`"""
-    parts = [_torch_class(one, classes, name) for one in classes.ordered]
-    text = "\n\n\n".join(parts)
+    text = "\n\n\n".join(_torch_class(one, classes, name) for one in classes.ordered)
     if re.search(r"[ (\[]Conv1D\(", text):
         text = f"{_IN_OUT}\n\n{text}"
     imports = ["import torch", "from torch import nn"] if "torch." in text else ["from torch import nn"]
+    return _side(_TORCH_HEAD.format(name=name), imports, text, classes, heads)
+
+
+def _side(head: str, imports: list[str], text: str, classes: Classes, heads: int) -> str:
+    """A file with these classes, and the builder of the network."""
     told = f"{NUM_HEADS}={heads}" if heads else ""
     used = NUM_HEADS if classes.network.attends else ""
-    return "\n".join(
-        [
-            _TORCH_HEAD.format(name=name),
-            *imports,
-            "",
-            "",
-            text,
-            "",
-            "",
-            f"def build({told}):",
-            f"    return Network({used})",
-            "",
-        ]
-    )
+    return "\n".join([head, *imports, "", "", text, "", "", f"def build({told}):", f"    return Network({used})", ""])
 
 
 def _torch_class(one: Class, classes: Classes, name: str) -> str:
@@ -180,24 +171,8 @@ def keras_side(name: str, classes: Classes, heads: int) -> str:
     text = "\n\n\n".join(_keras_class(one, classes, name) for one in shown)
     if re.search(r"\bbuilt\(", text):
         text = f"{_BUILT}\n\n{text}"
-    ours = ["layers"] if " layers." in text or "(layers." in text else []
-    told = f"{NUM_HEADS}={heads}" if heads else ""
-    used = NUM_HEADS if classes.network.attends else ""
-    return "\n".join(
-        [
-            _KERAS_HEAD.format(name=name),
-            "import keras",
-            *(["", f"from tf_models import {', '.join(ours)}"] if ours else []),
-            "",
-            "",
-            text,
-            "",
-            "",
-            f"def build({told}):",
-            f"    return Network({used})",
-            "",
-        ]
-    )
+    ours = ["", "from tf_models import layers"] if re.search(r"[ (]layers\.", text) else []
+    return _side(_KERAS_HEAD.format(name=name), ["import keras", *ours], text, classes, heads)
 
 
 def _keras_class(one: Class, classes: Classes, name: str) -> str:

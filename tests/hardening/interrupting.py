@@ -17,6 +17,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +26,10 @@ import torch  # before TensorFlow
 import cli
 import converter
 from converter.console import signals
-from converter.files import weights_file  # noqa: F401 - what the conversion would import
-from converter.proof import lossless  # noqa: F401 - what the conversion would import
 from tests.hardening import converted
+
+for _module in ("files.weights_file", "proof.lossless"):
+    import_module(f"converter.{_module}")  # what the forked conversions would import, once for all
 
 SIGNALS = {"SIGKILL": -signal.SIGKILL, "SIGINT": signals.INTERRUPTED, "SIGTERM": signals.TERMINATED}
 

@@ -35,6 +35,9 @@ HUGGING_FACE = Dialect(
 )
 
 
+NUM_HEADS = Option(8, "attention heads of the mask decoder, 8 in every published SAM")
+
+
 def config_json(theirs: str, ours: str, heads: str) -> dict[str, str]:
     """Hugging Face's words for the sizes, below `theirs`, and where they are, below `ours`; the heads below `heads`."""
     words = {
@@ -150,7 +153,7 @@ SAM_DECODER = Pair(
     channels_first=frozenset({"image_embeddings", "image_pe", "dense_prompt_embeddings", "masks"}),
     configure=decoder_config,
     fallback=PUBLISHED_DECODER,
-    options={"num_heads": Option(8, "attention heads, 8 in every published SAM")},
+    options={"num_heads": NUM_HEADS},
     scopes=("mask_decoder.", ""),
     dialects=(HUGGING_FACE,),
     config_json=ConfigJson(("sam",), config_json("mask_decoder_config.", "", ""), fixed_json("mask_decoder_config.")),

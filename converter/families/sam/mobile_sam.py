@@ -189,6 +189,6 @@ MOBILE_SAM = Pair(
     },
     options={
         "image_size": Option(1024, "side of the square input image in pixels, 1024 in the published MobileSAM"),
-        "num_heads": Option(8, "attention heads of the mask decoder, 8 in every published SAM"),
+        "num_heads": mask_decoder.NUM_HEADS,
     },
 )

@@ -10,7 +10,7 @@ from converter.families.sam import image_encoder, mask_decoder, prompt_encoder
 from converter.kinds import STAGE_2D
 from converter.tables.dialects import Dialect, renamed_under
 from converter.tables.mapping import Mapping, Row, under
-from converter.tables.pair import ConfigJson, Option, Pair, Probe, Variant
+from converter.tables.pair import ConfigJson, Pair, Probe, Variant
 
 HUGGING_FACE = Dialect(
     "hugging_face",
@@ -147,7 +147,7 @@ SAM = Pair(
     },
     options={
         "image_size": image_encoder.IMAGE_SIZE,
-        "num_heads": Option(8, "attention heads of the mask decoder, 8 in every published SAM"),
+        "num_heads": mask_decoder.NUM_HEADS,
     },
     dialects=(HUGGING_FACE,),
     variants={
