@@ -154,8 +154,6 @@ def test_one_that_is_no_table_is_named(folder, tmp_path, text):
     with pytest.raises(converter.ConversionError, match=r"config\.json beside the checkpoint cannot be read"):
         converter.plan("sam_decoder", said)
     # To a network that has no words of it, it is another's.
-    torch.save(
-        torch_refs.create("deform_conv2d", in_channels=4, out_channels=6, kernel_size=3).state_dict(),
-        tmp_path / "d.pth",
-    )
-    assert converter.plan("auto", tmp_path / "d.pth").pair.name in ("deform_conv2d", "dcn_v2")
+    other = torch_refs.create("deformable_attention_1d", dim=24, heads=3, offset_groups=3)
+    torch.save(other.state_dict(), tmp_path / "d.pth")
+    assert converter.plan("auto", tmp_path / "d.pth").pair.name == "deformable_attention_1d"
