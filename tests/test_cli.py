@@ -142,6 +142,26 @@ def test_help_and_version_answer_at_once_and_import_neither_framework(folder):
         assert run(command, "--version", cwd=folder).stdout.startswith("weightbridge 0.")
 
 
+@pytest.mark.parametrize(("number", "code", "word"), [("SIGTERM", 143, "terminated"), ("SIGINT", 130, "interrupted")])
+def test_a_signal_ends_the_command_whatever_is_made_of_it_on_the_way(folder, number, code, word):
+    """Python puts a RuntimeError in the place of what is raised in `__set_name__`, libraries an error of their own."""
+    program = (
+        "import click, os, signal\n"
+        "from converter.console.commands import Command, answering\n"
+        "@click.command(cls=Command)\n"
+        "@answering\n"
+        "def work():\n"
+        "    try:\n"
+        f"        os.kill(os.getpid(), signal.{number})\n"
+        "        for _ in range(1000): pass\n"
+        "    except BaseException as error:\n"
+        "        raise RuntimeError('something else') from error\n"
+        "work()\n"
+    )
+    done = run("python", "-c", program, cwd=folder)
+    assert (done.returncode, done.stderr) == (code, f"error: {word}\n")
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "told"),
     [

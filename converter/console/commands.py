@@ -8,7 +8,7 @@ from typing import Any, NoReturn
 
 import click
 
-from converter.console.signals import INTERRUPTED, Stopped, end_on_signals
+from converter.console.signals import INTERRUPTED, Stopped, end_on_signals, told
 from converter.console.streams import discard, hushed, open_streams, tell
 from converter.errors import one_line, shorten
 
@@ -63,11 +63,13 @@ def answering(command: Callable[..., None]) -> Callable[..., None]:
                     raise
         except click.exceptions.Exit:
             raise
-        except click.ClickException as error:
-            message, code = error.format_message(), error.exit_code
         except Exception as error:
-            message, code = _explained(error)
-        fail(message, code)
+            stopped = told()
+            if stopped is not None:
+                raise stopped from error
+            if isinstance(error, click.ClickException):
+                fail(error.format_message(), error.exit_code)
+            fail(*_explained(error))
 
     return run
 

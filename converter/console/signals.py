@@ -16,6 +16,14 @@ class Stopped(BaseException):
         self.code = code
 
 
+_told: list[Stopped] = []
+
+
+def told() -> Stopped | None:
+    """What the command was told, if it was: Python and libraries may have put another exception in its place."""
+    return _told[0] if _told else None
+
+
 def end_on_signals() -> None:
     """Have Ctrl-C and SIGTERM end the command as an error does, so that what it began is cleaned up."""
 
@@ -23,9 +31,9 @@ def end_on_signals() -> None:
         _ignore_signals()  # a second one would disturb the cleaning up
         if replaced():
             return  # a command that says it was interrupted has changed nothing
-        if number == signal.SIGINT:
-            raise Stopped("interrupted", INTERRUPTED)
-        raise Stopped("terminated", TERMINATED)
+        words = ("interrupted", INTERRUPTED) if number == signal.SIGINT else ("terminated", TERMINATED)
+        _told.append(Stopped(*words))
+        raise _told[0]
 
     for each in (signal.SIGINT, signal.SIGTERM):
         signal.signal(each, stop)
