@@ -433,6 +433,7 @@ def test_batch_normalisation_folds_into_convolutions(tmp_path):
     assert report.numerical.full
     assert [layer.name for layer in report.numerical.layers] == ["part", "fc"]
     assert "batch normalisation, folded into the kernel" in str(report)
+    assert "equal bit for bit, 15 of them to what they fold to" in str(report)
     back = restored(one, report, tmp_path)
     assert sorted(back) == sorted(state)
     (tmp_path / "again").mkdir()

@@ -248,6 +248,9 @@ def test_a_reference_that_computes_something_else_in_float64(tmp_path):
 
     one = two(lambda self, x: self.b(ops.relu(self.a(x))), torchs)
     refused(one, state(one), tmp_path, "computes something else in float64|the input of b does not")
+    # Keras computes what float64 does, so nothing differs from the truth, and the truth is another network.
+    as_float64 = two(lambda self, x: self.b(3 * self.a(x)), torchs)
+    refused(as_float64, state(as_float64), tmp_path, "build_torch computes something else in float64")
 
 
 def test_whole_numbers_hide_no_fault_before_them(tmp_path):
