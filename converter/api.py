@@ -18,10 +18,10 @@ from converter.naming import fold, listed
 from converter.planning.origin import Origin
 from converter.planning.reading import Ambiguous, Choice, Reading, find_reading
 from converter.progress import Progress, Silent
-from converter.proof.torch_process import TorchProcess
 from converter.report import Report
 from converter.tables import registry
 from converter.tables.pair import Pair
+from converter.torch_side.process import TorchProcess
 
 if TYPE_CHECKING:
     from converter.planning.plan import Plan

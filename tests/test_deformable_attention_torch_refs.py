@@ -5,7 +5,7 @@ import pytest
 import torch
 
 import torch_refs
-from converter.proof.rounded_torch import Exact, exactly
+from converter.torch_side.rounded import Exact, exactly
 from tests.deformable import OTHER, SPATIAL, VARIANTS, defined, inputs, reference, upstream
 from tests.support.rule import assert_same
 

@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 import converter
-from converter.proof.torch_process import TorchProcess
-from converter.proof.torch_side import Request, Run, Source
+from converter.torch_side.probing import Request, Run, Source
+from converter.torch_side.process import TorchProcess
 from tests.hardening import smallest_pair
 from tests.small_sam import OPTIONS, save, small_state
 from tests.support.one_process import OneProcess

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from converter.proof import rounding
-from converter.proof.rounded_torch import Exact, Rounded, exactly
+from converter.torch_side.rounded import Exact, Rounded, exactly
 from tests.support.rule import assert_allowed
 
 UNIT = rounding.UNITS["float32"]

@@ -14,7 +14,7 @@ from timm.layers.pos_embed import resample_abs_pos_embed_nhwc
 import tf_models
 import torch_refs
 from converter.families.sam.image_encoder import PUBLISHED_IMAGE_ENCODER
-from converter.proof.rounded_torch import Exact, exactly
+from converter.torch_side.rounded import Exact, exactly
 from tests.sam_parts import (
     IMAGE_ENCODER,
     assert_as_exact,

@@ -17,7 +17,7 @@ FIRST_SEED = 20_240_229  # what the proof's own probes are seeded with
 
 
 class InProcess:
-    """Stands for `converter.proof.torch_process.TorchProcess`: torch runs in this process, when it is asked."""
+    """Stands for `converter.torch_side.process.TorchProcess`: torch runs in this process, when it is asked."""
 
     def __init__(self) -> None:
         self._request: Any = None
@@ -32,7 +32,7 @@ class InProcess:
         Raises:
             ConversionError: the torch side cannot do what was asked.
         """
-        from converter.proof import torch_side
+        from converter.torch_side import probing as torch_side
 
         messages: list[bytes] = []
         try:

@@ -14,9 +14,9 @@ from converter.errors import ConversionError, printable
 from converter.naming import listed
 from converter.planning.plan import Plan
 from converter.planning.reading import table_of
-from converter.proof.torch_side import Request, Source
 from converter.report import size
 from converter.tables.pair import Probe
+from converter.torch_side.probing import Request, Source
 
 SEED = 20_240_229
 BIG = 50_000_000  # values of a model whose proof is announced with its cost

@@ -21,12 +21,12 @@ from converter.planning.reading import table_of
 from converter.planning.variables import by_path, layers_of
 from converter.proof import rounding
 from converter.proof.causes import cause
-from converter.proof.torch_process import TorchProcess
-from converter.proof.torch_side import MOST_CALLS, WIDE, Call, Entry, Note, Request, Run, Seeded, Trained
 from converter.proof.watching import Forced, Seen, Watch, as_declared, distinct, watched
 from converter.report import Comparison, Numerical
 from converter.tables.mapping import join
 from converter.tables.pair import Probe
+from converter.torch_side.probing import MOST_CALLS, WIDE, Call, Entry, Note, Request, Run, Seeded, Trained
+from converter.torch_side.process import TorchProcess
 
 _MOST_MISPLACED = 6  # layers whose input differs that are looked at one by one
 _LARGEST = float(np.finfo(np.float32).max)

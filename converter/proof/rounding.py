@@ -2,7 +2,7 @@
 
 A result in float32 cannot be expected to equal the true one; how far it may be away follows from the computation, not
 from how lucky another float32 result was. So the computation itself is run in float64 with a rounding put into every
-step (`converter.proof.rounded_torch`), each as large as float32's may be for any order of the sums, and what that moves
+step (`converter.torch_side.rounded`), each as large as float32's may be for any order of the sums, and what that moves
 the result by (`moved`) says how far float32 may be from the truth. `docs/proof.md` has the derivation and both rates of
 error.
 """

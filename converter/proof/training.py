@@ -12,8 +12,8 @@ from converter.errors import ConversionError
 from converter.kinds.activations import arrange, arranged
 from converter.planning.plan import Step
 from converter.planning.variables import layer_at
-from converter.proof.torch_side import Trained
 from converter.report import Comparison
+from converter.torch_side.probing import Trained
 
 if TYPE_CHECKING:
     from converter.proof.numerical import Proof

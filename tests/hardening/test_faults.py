@@ -133,7 +133,7 @@ def test_a_disk_that_is_really_full_or_read_only(small_disk):
 def test_what_the_proof_left_in_the_temporary_folder_after_a_kill_is_removed_by_the_next(tmp_path, monkeypatch):
     import tempfile
 
-    from converter.proof.torch_process import TorchProcess
+    from converter.torch_side.process import TorchProcess
 
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     left = tmp_path / "weightbridge.0123abcd.partial"

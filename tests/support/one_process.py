@@ -17,11 +17,11 @@ import cloudpickle
 import torch
 
 from converter.errors import ConversionError, printable
-from converter.proof import torch_side
+from converter.torch_side import probing as torch_side
 
 
 class OneProcess:
-    """What `converter.proof.torch_process.TorchProcess` is to its caller, without a process.
+    """What `converter.torch_side.process.TorchProcess` is to its caller, without a process.
 
     Everything is computed before the first answer is given and waits in memory: a big model wants the child.
     """

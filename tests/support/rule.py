@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from converter.proof import rounding
-from converter.proof.rounded_torch import Exact, Rounded, exactly
+from converter.torch_side.rounded import Exact, Rounded, exactly
 
 Results = Sequence[Any] | Mapping[str, Any]
 

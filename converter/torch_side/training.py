@@ -9,10 +9,10 @@ import numpy as np
 import torch
 
 from converter.blame import where_and_what
-from converter.proof.rounded_torch import Exact, Rounded, exactly
 from converter.proof.rounding import runs_for
-from converter.proof.torch_side import ReferenceFailed, Request, Send, Trained, as_tensors
 from converter.tables.pair import Probe
+from converter.torch_side.probing import ReferenceFailed, Request, Send, Trained, as_tensors
+from converter.torch_side.rounded import Exact, Rounded, exactly
 
 STEPS = 3
 _SHARE = 0.01  # of its own size that a weight moves in the first step

@@ -325,7 +325,7 @@ def answer(request: Request, send: Send, room: int | None = None) -> None:
                     reference = _reference(request, probe, state, built, torch)
                     _Probing(seeded, probe, reference, send, entries=request).run()
     if request.train:
-        from converter.proof.training_torch import trained
+        from converter.torch_side.training import trained
 
         trained(request, lambda probe: _reference(request, probe, state, {}, torch).single, send)
 
@@ -626,7 +626,7 @@ class _Probing:
 
     @contextlib.contextmanager
     def _in_float64(self, mode: Any) -> Iterator[None]:
-        from converter.proof.rounded_torch import exactly
+        from converter.torch_side.rounded import exactly
 
         own = contextlib.nullcontext() if self.exact is not self.single else _doubled_in_turn(self.exact)
         self.exactly = True
@@ -637,7 +637,7 @@ class _Probing:
             self.exactly = False
 
     def _exactly(self, compute: Callable[[], Any]) -> Any:
-        from converter.proof.rounded_torch import Exact
+        from converter.torch_side.rounded import Exact
 
         with self._in_float64(Exact()):
             return compute()
@@ -660,7 +660,7 @@ class _Probing:
         return moved + [_difference(self._rounded(compute), truth) for _ in range(runs - 1)]
 
     def _rounded(self, compute: Callable[[], Any]) -> Any:
-        from converter.proof.rounded_torch import Rounded
+        from converter.torch_side.rounded import Rounded
 
         self.seed += 1
         with self._in_float64(Rounded(self.seed)):
@@ -668,7 +668,7 @@ class _Probing:
 
     def _entries(self) -> tuple[Any, list[Entry], tuple[str, ...]]:
         """A true run of the whole: its outputs, what entered each layer, and the operations after the last one."""
-        from converter.proof.rounded_torch import Exact
+        from converter.torch_side.rounded import Exact
 
         entries: list[Entry] = []
         open_entries: dict[str, list[Entry]] = {path: [] for path in self.entered}

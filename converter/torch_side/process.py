@@ -15,11 +15,11 @@ import cloudpickle
 
 from converter.errors import ConversionError, printable
 from converter.files.atomic import scratch
-from converter.proof.torch_side import Failure, Message, Request
+from converter.torch_side.probing import Failure, Message, Request
 
 _BOOT = (
     "import sys; sys.path = [path for path in sys.path if path]; import ast; sys.path = ast.literal_eval(sys.argv[1]); "
-    "from converter.proof import torch_side; torch_side.main(sys.argv[2])"
+    "from converter.torch_side import probing as torch_side; torch_side.main(sys.argv[2])"
 )
 
 
