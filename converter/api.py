@@ -217,7 +217,7 @@ class _Session(ExitStack):
         self.source = self.enter_context(Checkpoint(checkpoint))
         self._progress = progress
         self._torch: TorchProcess | None = None
-        self._request: Any = None
+        self._question: Any = None
         self._hashing: Future[str] | None = None
 
     def read(self, model: str | None, options: Mapping[str, Any] | None, choice: Choice) -> Reading:
@@ -246,10 +246,10 @@ class _Session(ExitStack):
         if self._torch is not None:
             from converter.proof import asking
 
-            self._request = asking.request_for(plan, self.source, dtype, level)
+            self._question = asking.question_for(plan, self.source, dtype, level)
             if plan.values >= asking.BIG:
-                self._progress.say(asking.cost(plan, self._request))
-            self._torch.ask(self._request)
+                self._progress.say(asking.cost(plan, self._question))
+            self._torch.ask(self._question)
 
     def report(self, plan: "Plan", output: Path, dtype: str) -> Report:
         """What there is to say before the proofs."""
@@ -279,8 +279,8 @@ class _Session(ExitStack):
             self._progress.start("lossless", plan.nbytes)
             report.lossless = lossless(weights, plan, self.source, dtype, self._progress.advance)
         if self._torch is not None:
-            self._progress.start("numerical", asking.count(self._request))
-            report.numerical = numerical(weights, plan, self._request, self._torch, self._progress.advance)
+            self._progress.start("numerical", asking.count(self._question))
+            report.numerical = numerical(weights, plan, self._question, self._torch, self._progress.advance)
         assert self._hashing is not None
         report.source_sha256 = self._hashing.result()
         report.notes += self.source.notes

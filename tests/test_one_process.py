@@ -9,8 +9,9 @@ import torch
 from torch import nn
 
 import converter
-from converter.torch_side.probing import Request, Run, Source
+from converter.torch_side.answers import Whole
 from converter.torch_side.process import TorchProcess
+from converter.torch_side.questions import Proof, Reference, Source
 from tests.hardening import smallest_pair
 from tests.small_sam import OPTIONS, save, small_state
 from tests.support.one_process import OneProcess
@@ -42,11 +43,11 @@ class Leaving(Drawn):
         os._exit(3)
 
 
-def request(folder, build, name="w"):
+def question(folder, build, name="w"):
     torch.save({"w": torch.arange(4.0)}, folder / "c.pth")
     sources = {name: Source(str(folder / "c.pth"), "", "w", None)}
     probes = smallest_pair.PAIR.probes({}, np.random.default_rng(0))
-    return Request("vector", build, {}, sources, "float32", set(), {}, probes)
+    return Proof(Reference("vector", build, {}, sources), {}, probes)
 
 
 def asked(process, asking):
@@ -68,11 +69,11 @@ def flat(value):
 
 
 def test_both_answer_the_same(tmp_path):
-    ours, theirs = (asked(process, request(tmp_path, Drawn)) for process in (OneProcess, TorchProcess))
+    ours, theirs = (asked(process, question(tmp_path, Drawn)) for process in (OneProcess, TorchProcess))
     assert [type(one) for one in ours] == [type(one) for one in theirs]
     for one, other in zip(flat([*map(parts, ours)]), flat([*map(parts, theirs)]), strict=True):
         np.testing.assert_array_equal(one, other)
-    runs = [one for one in ours if isinstance(one, Run)]
+    runs = [one for one in ours if isinstance(one, Whole)]
     assert len(runs) == 2, "once more with another value for the zero"
     assert not any(flat(run.outputs)[1].any() for run in runs), "neither gradients nor the fast path"
 
@@ -80,15 +81,15 @@ def test_both_answer_the_same(tmp_path):
 @BOTH
 def test_a_failure_is_one_line(process, tmp_path):
     with pytest.raises(converter.ConversionError, match=r"not today|and more"):
-        asked(process, request(tmp_path, Failing))
+        asked(process, question(tmp_path, Failing))
     told = "the torch reference and the mapping do not name the same tensors: w"
     with pytest.raises(converter.ConversionError, match=told):
-        asked(process, request(tmp_path, Drawn, name="v"))
+        asked(process, question(tmp_path, Drawn, name="v"))
 
 
 def test_a_process_that_ends_is_told(tmp_path):
     with pytest.raises(converter.ConversionError, match="the torch reference failed: exit code 3"):
-        asked(TorchProcess, request(tmp_path, Leaving))
+        asked(TorchProcess, question(tmp_path, Leaving))
 
 
 def test_torch_stays_as_the_test_has_set_it(tmp_path):
@@ -96,7 +97,7 @@ def test_torch_stays_as_the_test_has_set_it(tmp_path):
     expected = torch.rand(3)
     torch.manual_seed(5)
     with OneProcess() as side:
-        side.ask(request(tmp_path, Drawn))
+        side.ask(question(tmp_path, Drawn))
         for message in side.answers():
             assert dataclasses.is_dataclass(message)
             assert torch.is_grad_enabled()

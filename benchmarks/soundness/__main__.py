@@ -42,6 +42,7 @@ ENVIRONMENTS: dict[str, dict[str, str]] = {
         "XLA_FLAGS": "--xla_cpu_max_isa=SSE4_2",
     },
 }
+_MOST = 20  # proofs of one process: what TensorFlow compiles stays in memory, with some settings 100 MB a proof
 
 
 def main() -> None:
@@ -101,16 +102,19 @@ def alarms(given: argparse.Namespace) -> int:
             settings = dict(ENVIRONMENTS[name])
             threads = settings.pop("THREADS", "1")
             environment = {**os.environ, "OMP_NUM_THREADS": threads, "SOUNDNESS_THREADS": threads, **settings}
-            place = Path(folder, f"{index}.json")
+            results[name] = []
             # Each starts where the one before ended, so that all networks come in all environments by and by.
-            command = [sys.executable, "-m", "benchmarks.soundness", "worker", "--proofs", str(count)]
-            command += ["--seed", str(first), "--json", str(place), "--verify", given.verify]
-            command += [part for word in given.only or [] for part in ("--only", word)]
-            done = subprocess.run(command, env=environment, stderr=subprocess.PIPE, text=True)
-            if done.returncode or not place.exists():
-                print(f"{name}: the process ended with {done.returncode}: {done.stderr.strip()[-300:]}")
-                return 2
-            results[name] = json.loads(place.read_text())
+            for begin in range(0, count, _MOST):
+                place = Path(folder, f"{index}-{begin}.json")
+                command = [sys.executable, "-m", "benchmarks.soundness", "worker"]
+                command += ["--proofs", str(min(_MOST, count - begin))]
+                command += ["--seed", str(first + begin), "--json", str(place), "--verify", given.verify]
+                command += [part for word in given.only or [] for part in ("--only", word)]
+                done = subprocess.run(command, env=environment, stderr=subprocess.PIPE, text=True)
+                if done.returncode or not place.exists():
+                    print(f"{name}: the process ended with {done.returncode}: {done.stderr.strip()[-300:]}")
+                    return 2
+                results[name] += json.loads(place.read_text())
             first += count
             print(f"{name}: {count} proofs, {_refused(results[name])} refused", flush=True)
     print()

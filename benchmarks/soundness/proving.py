@@ -1,7 +1,6 @@
 """One proof in this process: both frameworks are loaded once, so that it takes about a second."""
 
 import functools
-import pickle
 import re
 import tempfile
 import time
@@ -12,45 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from converter.errors import ConversionError, ProofError
+from tests.support.one_process import OneProcess
 
 FIRST_SEED = 20_240_229  # what the proof's own probes are seeded with
-
-
-class InProcess:
-    """Stands for `converter.torch_side.process.TorchProcess`: torch runs in this process, when it is asked."""
-
-    def __init__(self) -> None:
-        self._request: Any = None
-
-    def ask(self, request: Any) -> None:
-        """Keep the request."""
-        self._request = request
-
-    def answers(self) -> Iterator[Any]:
-        """Every message, in order.
-
-        Raises:
-            ConversionError: the torch side cannot do what was asked.
-        """
-        from converter.torch_side import probing as torch_side
-
-        messages: list[bytes] = []
-        try:
-            # Pickled at once, as the child does, for torch goes on with the arrays that it sends.
-            torch_side.answer(self._request, lambda message: messages.append(pickle.dumps(message, 5)))
-        except torch_side.ReferenceFailed as error:
-            raise ConversionError(str(error)) from None
-        for message in messages:
-            yield pickle.loads(message)
-
-    def close(self) -> None:
-        """Nothing to end."""
-
-    def __enter__(self) -> "InProcess":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
 
 @contextmanager
@@ -62,7 +25,7 @@ def in_process() -> Iterator[None]:
     import converter.api
 
     usual, fast = converter.api.TorchProcess, torch.backends.mha.get_fastpath_enabled()
-    converter.api.TorchProcess = InProcess  # type: ignore[misc, assignment]
+    converter.api.TorchProcess = OneProcess  # type: ignore[misc, assignment]
     try:
         yield
     finally:

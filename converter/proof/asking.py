@@ -16,7 +16,7 @@ from converter.planning.plan import Plan
 from converter.planning.reading import table_of
 from converter.report import size
 from converter.tables.pair import Probe
-from converter.torch_side.probing import Request, Source
+from converter.torch_side.questions import Proof, Reference, Source
 
 SEED = 20_240_229
 BIG = 50_000_000  # values of a model whose proof is announced with its cost
@@ -24,7 +24,7 @@ BIG = 50_000_000  # values of a model whose proof is announced with its cost
 _BYTES_COPIED, _BYTES_SINGLE, _BYTES_SPARE = 18, 10, 1 << 30
 
 
-def request_for(plan: Plan, checkpoint: Checkpoint, dtype: str, level: str = "full") -> Request:
+def question_for(plan: Plan, checkpoint: Checkpoint, dtype: str, level: str = "full") -> Proof:
     """What the torch side must do to prove `plan`: seeded probe inputs, and the layers to record.
 
     "full-size" adds probes of the size the model is meant for, where a pair has smaller ones; "train" adds training.
@@ -54,13 +54,8 @@ def request_for(plan: Plan, checkpoint: Checkpoint, dtype: str, level: str = "fu
     if level == "full-size" and pair.full_size_probes is not None:
         with blaming(pair.name, "full_size_probes"):
             probes += pair.full_size_probes(plan.config, np.random.default_rng(SEED))
-    return Request(
-        model=pair.name,
-        build=pair.build_torch,
-        config=plan.config,
-        sources=sources,
-        dtype=dtype,
-        ignored=set(table.ignored()),
+    return Proof(
+        reference=Reference(pair.name, pair.build_torch, plan.config, sources, dtype, set(table.ignored())),
         modules={path: kind.probe_scales for path, kind in called.items()},
         stages=frozenset(path for path, kind in called.items() if kind.stage),
         probes=[replace(probe, inputs=nested.each(_single, probe.inputs)) for probe in probes],
@@ -95,18 +90,18 @@ def _single(value: Any) -> Any:
     return value.astype(np.float32) if isinstance(value, np.ndarray) and value.dtype == np.float64 else value
 
 
-def cost(plan: Plan, request: Request) -> str:
+def cost(plan: Plan, question: Proof) -> str:
     """What the numerical proof of `plan` will take, for a person to know beforehand."""
-    memory = plan.values * (_BYTES_COPIED if request.copied else _BYTES_SINGLE)
+    memory = plan.values * (_BYTES_COPIED if question.copied else _BYTES_SINGLE)
     return (
-        f"numerical proof of {plan.values / 1e6:.0f} million values: {count(request)} results of layers and stages,"
+        f"numerical proof of {plan.values / 1e6:.0f} million values: {count(question)} results of layers and stages,"
         f" about {size(memory)} of memory (--verify lossless leaves it out)"
     )
 
 
-def count(request: Request) -> int:
+def count(question: Proof) -> int:
     """How many calls of layers are compared."""
-    return sum(len(factors) for probe in request.probes for factors in request.alone(probe).values())
+    return sum(len(factors) for probe in question.probes for factors in question.alone(probe).values())
 
 
 def available_memory() -> float:

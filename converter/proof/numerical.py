@@ -25,7 +25,8 @@ from converter.proof.watching import Forced, Seen, Watch, as_declared, distinct,
 from converter.report import Comparison, Numerical
 from converter.tables.mapping import join
 from converter.tables.pair import Probe
-from converter.torch_side.probing import MOST_CALLS, WIDE, Call, Entry, Note, Request, Run, Seeded, Trained
+from converter.torch_side import questions
+from converter.torch_side.answers import MOST_CALLS, WIDE, Call, Entry, Note, Seeded, Trained, Whole
 from converter.torch_side.process import TorchProcess
 
 _MOST_MISPLACED = 6  # layers whose input differs that are looked at one by one
@@ -42,7 +43,7 @@ _STRANGE = 16.0
 def numerical(
     path: Path,
     plan: Plan,
-    request: Request,
+    question: questions.Proof,
     torch_process: TorchProcess,
     progress: Callable[[int], None] = lambda layers: None,
 ) -> Numerical:
@@ -56,7 +57,7 @@ def numerical(
         ConversionError: the model does not load the file, or the torch side fails.
     """
     with tf.device("CPU:0"):  # the rule is about float32; a GPU may compute with less
-        proof = Proof(path, plan, request, progress)
+        proof = Proof(path, plan, question, progress)
         for message in torch_process.answers():
             try:
                 proof.take(message)
@@ -89,7 +90,7 @@ class Proof:
 
     path: Path
     plan: Plan
-    request: Request
+    question: questions.Proof
     progress: Callable[[int], None]
     model: Any = None
     variables: dict[str, Any] = field(default_factory=dict)
@@ -118,7 +119,7 @@ class Proof:
         # Rows of tensors that lie beside one another may share a path with that of a module that is called.
         modules = sorted(self.plan.modules, key=lambda one: one[2].callable_alone)
         self.rows = {torch_path: _Row(keras_path, kind) for torch_path, keras_path, kind in modules}
-        self.probes = list(self.request.probes)
+        self.probes = list(self.question.probes)
         self.named.update(name for probe in self.probes if not probe.part for name in probe.inputs)
         self.table = table
         self.owners: dict[str, str] = {}  # variable -> the torch path of the layer that is proven alone with it
@@ -139,14 +140,14 @@ class Proof:
         elif isinstance(message, Seeded):
             self.seeds = message.values
             self.config, self.at = None, 0
-            self.probes = [probe for probe in self.request.probes if not probe.stages_only]
+            self.probes = [probe for probe in self.question.probes if not probe.stages_only]
         elif isinstance(message, Entry):
             self.entries.append(message)
         elif isinstance(message, Call):
             self._prepare(self.probe)
             self._compare_call(message)
             self.progress(1)
-        elif isinstance(message, Run):
+        elif isinstance(message, Whole):
             self._prepare(self.probe)
             self._compare_run(message)
             self.entries, self.place, self._several = [], 0, None
@@ -154,13 +155,13 @@ class Proof:
         elif isinstance(message, Trained):
             from converter.proof.training import compare_training
 
-            self._prepare(self.request.probes[message.probe])
+            self._prepare(self.question.probes[message.probe])
             compare_training(self, message)
 
     def result(self) -> Numerical:
         """What was shown."""
         pair = self.plan.pair.name
-        if not self.request.probes:
+        if not self.question.probes:
             raise ConversionError(f"`probes` of {pair} is empty, so nothing was compared")
         if not self.layers and not self.outputs:
             raise ConversionError(f"`probes` of {pair} reach none of the layers of its mapping, and no output")
@@ -181,7 +182,7 @@ class Proof:
             fault=first.text if first else "",
             unproven=tuple(path for path in self.variables if path not in self.covered),
             seeded=len(self.seeds),
-            probes=len(self.request.probes),
+            probes=len(self.question.probes),
             trained=tuple(self.trained.values()),
             by_design=tuple(self.by_design),
             notes=tuple(dict.fromkeys(self.notes)),
@@ -295,7 +296,7 @@ class Proof:
 
     # The whole, and what lies between the layers
 
-    def _compare_run(self, run: Run) -> None:
+    def _compare_run(self, run: Whole) -> None:
         names = self._compare_outputs(run)
         for path, (at, one) in self.failed_layers.items():
             if at == self.at:
@@ -334,11 +335,11 @@ class Proof:
                 f"{where_and_what(error)}"
             ) from error
 
-    def _rows_of(self, results: Any, run: Run, moved: list[Any]) -> list[Any]:
+    def _rows_of(self, results: Any, run: Whole, moved: list[Any]) -> list[Any]:
         """(name, ours, torch's, truth, moved) of each output of floats, as Keras has it."""
         return [one for one in self._every_row(results, run, moved) if not isinstance(one, Comparison)]
 
-    def _every_row(self, results: Any, run: Run, moved: list[Any]) -> list[Any]:
+    def _every_row(self, results: Any, run: Whole, moved: list[Any]) -> list[Any]:
         """The same, and a Comparison of each output of whole numbers."""
         part = self.probe.part
         kind = self.rows[part].kind if part else _WHOLE
@@ -373,7 +374,7 @@ class Proof:
             named.append((name, ours, single, truth, runs))
         return named
 
-    def _compare_outputs(self, run: Run) -> list[str]:
+    def _compare_outputs(self, run: Whole) -> list[str]:
         """Compare the outputs; their names."""
         every = self._every_row(self._ran(), run, run.moved)
         rows = [row for row in every if not isinstance(row, Comparison)]
@@ -389,7 +390,7 @@ class Proof:
         self.varied = self.varied or len(rows) < len(every)
         return [row[0] for row in rows]
 
-    def _cover_by_outputs(self, run: Run) -> None:
+    def _cover_by_outputs(self, run: Whole) -> None:
         """Note the variables that no layer shows and on which the outputs depend."""
         paths = self._uncovered()
         if paths:
@@ -403,7 +404,7 @@ class Proof:
         prefix = f"{self.rows[self.probe.part].keras}." if self.probe.part else ""
         return [path for path in self.variables if path.startswith(prefix) and path not in self.covered]
 
-    def _compare_between(self, run: Run, names: list[str]) -> None:
+    def _compare_between(self, run: Whole, names: list[str]) -> None:
         """Run the whole with torch's result in the place of each layer's, and compare what reaches the layers."""
         forced = self._forced()
         watch = Watch(forced=forced)
@@ -455,7 +456,7 @@ class Proof:
         if run.wide is not None and not wrong and not otherwise and all(one for _, one, _, _ in last):
             self._compare_wide(run, own)
 
-    def _compare_wide(self, run: Run, own: int) -> None:
+    def _compare_wide(self, run: Whole, own: int) -> None:
         """The same where every layer gives WIDE times its result: what is alike for small values may not be then."""
         watch = Watch(forced=self._forced(WIDE))
         try:
@@ -485,7 +486,7 @@ class Proof:
                 self._note_found(0, len(self.entries), text + told)
 
     def _cover_between(
-        self, watch: Watch, forced: dict[str, list[Forced | None]], compared: list[Any], rows: list[Any], run: Run
+        self, watch: Watch, forced: dict[str, list[Forced | None]], compared: list[Any], rows: list[Any], run: Whole
     ) -> None:
         """Note the variables that no layer shows, and with which what reaches a layer, or an output, moves.
 

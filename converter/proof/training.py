@@ -13,7 +13,7 @@ from converter.kinds.activations import arrange, arranged
 from converter.planning.plan import Step
 from converter.planning.variables import layer_at
 from converter.report import Comparison
-from converter.torch_side.probing import Trained
+from converter.torch_side.answers import Trained
 
 if TYPE_CHECKING:
     from converter.proof.numerical import Proof
@@ -83,7 +83,7 @@ def _gradients(proof: "Proof", message: Trained) -> dict[str, Any]:
     """Keras variable -> the gradient of the same loss as torch's; those that are trained."""
     from converter.proof.numerical import call_model
 
-    probe, pair = proof.request.probes[message.probe], proof.plan.pair
+    probe, pair = proof.question.probes[message.probe], proof.plan.pair
     inputs = arrange(probe.inputs, pair.activations)
     # An output in a tuple, or alone, has the name that the pair gives to its place.
     known = dict(enumerate(pair.outputs))

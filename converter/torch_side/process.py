@@ -1,7 +1,6 @@
-"""The child process that runs the torch side of the proof, as the caller sees it."""
+"""The child process that has torch, as its caller sees it."""
 
 import contextlib
-import itertools
 import os
 import pickle
 import subprocess
@@ -15,11 +14,12 @@ import cloudpickle
 
 from converter.errors import ConversionError, printable
 from converter.files.atomic import scratch
-from converter.torch_side.probing import Failure, Message, Request
+from converter.torch_side.answers import Answer, Failure
+from converter.torch_side.questions import Question
 
 _BOOT = (
     "import sys; sys.path = [path for path in sys.path if path]; import ast; sys.path = ast.literal_eval(sys.argv[1]); "
-    "from converter.torch_side import probing as torch_side; torch_side.main(sys.argv[2])"
+    "from converter.torch_side import worker; worker.main(sys.argv[2])"
 )
 
 
@@ -28,9 +28,10 @@ class InChild(Exception):
 
 
 class TorchProcess:
-    """The process that runs the torch reference. Started early, it imports torch while the caller does other work."""
+    """The process that runs torch's side. Started early, it imports torch while the caller does other work."""
 
     def __init__(self) -> None:
+        self._asked = self._answered = self._read = 0  # questions, those of them that are done, answers
         self._stack = contextlib.ExitStack()
         self._folder = self._stack.enter_context(scratch(Path(tempfile.gettempdir()), "weightbridge"))
         environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "-1"}
@@ -51,35 +52,40 @@ class TorchProcess:
             start_new_session=True,  # Ctrl-C reaches the caller, which ends this process
         )
 
-    def ask(self, request: Request) -> None:
-        """Send the request; `answers` gives what comes of it."""
+    def ask(self, question: Question) -> None:
+        """Send a question; `answers` gives what comes of it, and is read to its end before the next one."""
         assert self._process.stdin is not None
+        assert self._answered == self._asked, "the last question's answers are not read to their end"
         # A file, because a pipe holds little, and the process reads only when torch is there.
-        (self._folder / "request.pickle").write_bytes(cloudpickle.dumps(request))
+        (self._folder / f"question-{self._asked:03}.pickle").write_bytes(cloudpickle.dumps(question))
+        self._asked += 1
         with contextlib.suppress(BrokenPipeError):
             self._process.stdin.write(b"\n")
-            self._process.stdin.close()
+            self._process.stdin.flush()
 
-    def answers(self) -> Iterator[Message]:
-        """What the torch side measures, as it comes: the calls and entries of a probe, then its Run, and so on.
+    def answers(self) -> Iterator[Answer]:
+        """The answers to the last question, as they come.
 
         Raises:
-            ConversionError: it failed; the message says how.
+            ConversionError: there is none; the message says why.
         """
-        for number in itertools.count():
-            place = self._folder / f"{number:06}.pickle"
+        while True:
+            place = self._folder / f"{self._read:06}.pickle"
             while not place.exists():
                 if self._process.poll() is not None and not place.exists():
                     raise ConversionError(f"the torch reference failed: {self._last_words()}")
                 time.sleep(0.005)
             with open(place, "rb") as file:
-                message = pickle.load(file)
+                answer = pickle.load(file)
             place.unlink()
-            if isinstance(message, Failure):
-                raise ConversionError(message.text) from InChild(message.trace)
-            if message is None:
+            self._read += 1
+            if answer is None or isinstance(answer, Failure):
+                self._answered = self._asked
+            if isinstance(answer, Failure):
+                raise ConversionError(answer.text) from InChild(answer.trace)
+            if answer is None:
                 return
-            yield message
+            yield answer
 
     def _last_words(self) -> str:
         self._process.wait()

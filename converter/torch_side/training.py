@@ -11,8 +11,11 @@ import torch
 from converter.blame import where_and_what
 from converter.proof.rounding import runs_for
 from converter.tables.pair import Probe
-from converter.torch_side.probing import ReferenceFailed, Request, Send, Trained, as_tensors
+from converter.torch_side.answers import Send, Trained
+from converter.torch_side.questions import Proof
+from converter.torch_side.reference import Filled, ReferenceFailed
 from converter.torch_side.rounded import Exact, Rounded, exactly
+from converter.torch_side.tensors import as_tensors
 
 STEPS = 3
 _SHARE = 0.01  # of its own size that a weight moves in the first step
@@ -38,7 +41,7 @@ _RATES = (
 Values = dict[str, np.ndarray]
 
 
-def trained(request: Request, model_for: Callable[[Probe], Any], send: Send) -> None:
+def trained(question: Proof, filled: Filled, send: Send) -> None:
     """Train the reference on each probe of the whole, and send what that did to it.
 
     The loss is the sum of all outputs, each times a seeded upstream gradient; each parameter has a rate of its own, at
@@ -47,19 +50,21 @@ def trained(request: Request, model_for: Callable[[Probe], Any], send: Send) -> 
     Raises:
         ReferenceFailed: the reference cannot be trained so.
     """
-    if all(probe.part or probe.stages_only for probe in request.probes):
-        raise ReferenceFailed(f"`probes` of {request.model} have none of the whole, so nothing can be trained")
-    for index, probe in enumerate(request.probes):
+    if all(probe.part or probe.stages_only for probe in question.probes):
+        raise ReferenceFailed(
+            f"`probes` of {question.reference.model} have none of the whole, so nothing can be trained"
+        )
+    for index, probe in enumerate(question.probes):
         if probe.part or probe.stages_only:
             continue
-        model = model_for(probe)
+        filled.give_up()  # training changes it
         try:
-            send(_trained(index, probe, model, request.folded))
+            send(_trained(index, probe, filled.single(probe), question.folded))
         except ReferenceFailed:
             raise
         except Exception as error:  # the reference is the user's own program
             raise ReferenceFailed(
-                f"the torch reference of {request.model} (build_torch) fails in training mode, at "
+                f"the torch reference of {question.reference.model} (build_torch) fails in training mode, at "
                 f"{where_and_what(error)}"
             ) from error
 

@@ -17,7 +17,9 @@ import cloudpickle
 import torch
 
 from converter.errors import ConversionError, printable
-from converter.torch_side import probing as torch_side
+from converter.torch_side.questions import Question
+from converter.torch_side.reference import ReferenceFailed
+from converter.torch_side.worker import Worker
 
 
 class OneProcess:
@@ -27,40 +29,40 @@ class OneProcess:
     """
 
     def __init__(self) -> None:
-        self._request: bytes | None = None
+        self._worker = Worker()
+        self._question: bytes = b""
 
-    def ask(self, request: torch_side.Request) -> None:
-        """Keep the request, as the child would get it."""
-        self._request = cloudpickle.dumps(request)
+    def ask(self, question: Question) -> None:
+        """Keep the question, as the child would get it."""
+        self._question = cloudpickle.dumps(question)
 
     def answers(self) -> Iterator[Any]:
-        """What the torch side measures, each message as it would come out of the child's file.
+        """The answers, each as it would come out of the child's file.
 
         Raises:
-            ConversionError: it failed; the message says how.
+            ConversionError: there is none; the message says why.
         """
-        assert self._request is not None
-        messages: deque[bytes] = deque()
+        answers: deque[bytes] = deque()
         failure = None
         try:
             with _torch_as_imported():
                 # Pickled at once, for torch goes on with the arrays that are sent.
                 # Without the child's watch over the memory, which would end this process.
-                request = cloudpickle.loads(self._request)
-                torch_side.answer(request, lambda message: messages.append(pickle.dumps(message, 5)))
-        except torch_side.ReferenceFailed as error:
+                question = cloudpickle.loads(self._question)
+                self._worker.answer(question, lambda answer: answers.append(pickle.dumps(answer, 5)))
+        except ReferenceFailed as error:
             failure = str(error)
         except Exception as error:
             words = traceback.format_exception_only(error)[-1].strip().splitlines()[-1]
             failure = f"the torch reference failed: {printable(words, 200)}"
-        while messages:
-            yield pickle.loads(messages.popleft())
+        while answers:
+            yield pickle.loads(answers.popleft())
         if failure is not None:
             raise ConversionError(failure)
 
     def close(self) -> None:
-        """Forget the request."""
-        self._request = None
+        """Forget the network."""
+        self._worker = Worker()
 
     def __enter__(self) -> "OneProcess":
         return self

@@ -1,0 +1,143 @@
+"""A network without a proof: what it consists of, what a run of it does, and what comes in and out."""
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.weak import WeakIdKeyDictionary
+
+from converter import nested
+from converter.blame import where_and_what
+from converter.tables.pair import Probe
+from converter.torch_side.answers import Module, Outputs, Recorded, Send, Step
+from converter.torch_side.questions import Inventory, Record, Run, Trace
+from converter.torch_side.reference import Filled, ReferenceFailed
+from converter.torch_side.tensors import as_arrays, as_tensors, copied, tensors_of
+
+
+def inventory(question: Inventory, filled: Filled, send: Send) -> None:
+    """Answer an `Inventory`."""
+    first: dict[int, str] = {}
+    for path, module in filled.single().named_modules(remove_duplicate=False):
+        unsaved = module._non_persistent_buffers_set
+        send(
+            Module(
+                path,
+                f"{type(module).__module__}.{type(module).__qualname__}",
+                _described(module._parameters),
+                _described({name: value for name, value in module._buffers.items() if name not in unsaved}),
+                first.get(id(module)),
+            )
+        )
+        first.setdefault(id(module), path)
+
+
+def _described(tensors: dict[str, Any]) -> dict[str, tuple[tuple[int, ...], str]]:
+    return {
+        name: (tuple(tensor.shape), str(tensor.dtype).removeprefix("torch."))
+        for name, tensor in tensors.items()
+        if tensor is not None
+    }
+
+
+def run(question: Run, filled: Filled, send: Send) -> None:
+    """Answer a `Run`."""
+    send(Outputs(as_arrays(_called(filled, question.probe, as_tensors(question.probe.inputs)))))
+
+
+def record(question: Record, filled: Filled, send: Send) -> None:
+    """Answer a `Record`."""
+    network = filled.single(question.probe)
+    open_calls: list[tuple[tuple, dict[str, Any]]] = []  # of modules within one another
+    counts: dict[str, int] = {}
+
+    def enter(module: Any, args: tuple, kwargs: dict[str, Any]) -> None:
+        open_calls.append(copied((args, kwargs)))  # before the call, which may write into them
+
+    def leave(path: str) -> Callable[..., None]:
+        def hook(module: Any, args: tuple, kwargs: dict[str, Any], result: Any) -> None:
+            args, kwargs = open_calls.pop()
+            index = counts[path] = counts.get(path, -1) + 1
+            send(Recorded(path, index, as_arrays(args), as_arrays(kwargs), as_arrays(copied(result))))
+
+        return hook
+
+    with contextlib.ExitStack() as hooks:
+        for path in sorted(question.paths):
+            try:
+                module = network.get_submodule(path)
+            except AttributeError:
+                raise ReferenceFailed(f"the torch reference has no module {path}") from None
+            for handle in (
+                module.register_forward_pre_hook(enter, with_kwargs=True),
+                module.register_forward_hook(leave(path), with_kwargs=True),
+            ):
+                hooks.callback(handle.remove)
+        _called(filled, question.probe, as_tensors(question.probe.inputs))
+
+
+def trace(question: Trace, filled: Filled, send: Send) -> None:
+    """Answer a `Trace`."""
+    network, inputs = filled.single(question.probe), as_tensors(question.probe.inputs)
+    known = WeakIdKeyDictionary()
+    for name, tensor in (*network.named_parameters(), *network.named_buffers()):
+        known[tensor] = name
+    for name, value in inputs.items():
+        for path, part in nested.flat(value, name):
+            if isinstance(part, torch.Tensor):
+                known[part] = f"input {path}"
+    with _within(network) as inside, _Steps(known, inside, send):
+        _called(filled, question.probe, inputs)
+
+
+class _Steps(TorchDispatchMode):
+    """Sends every operation below autograd; `known` has whatever gave each tensor."""
+
+    def __init__(self, known: WeakIdKeyDictionary, inside: list[str], send: Send) -> None:
+        super().__init__()
+        self._known, self._inside, self._send, self._count = known, inside, send, 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None) -> Any:
+        reads = tuple(self._known.get(tensor) for tensor in tensors_of((args, kwargs or {})))
+        results = func(*args, **(kwargs or {}))
+        given = tensors_of(results)
+        name = func._schema.name.split("::")[-1]
+        self._send(Step(self._count, name, self._inside[-1], reads, tuple(tuple(one.shape) for one in given)))
+        for tensor in given:  # also one that was written into
+            self._known[tensor] = self._count
+        self._count += 1
+        return results
+
+
+@contextlib.contextmanager
+def _within(network: Any) -> Iterator[list[str]]:
+    """In the block the paths of the modules that run, the innermost last."""
+    inside = [""]
+
+    def enter(path: str) -> Callable[..., None]:
+        return lambda *_: inside.append(path)
+
+    with contextlib.ExitStack() as hooks:
+        for path, module in network.named_modules():
+            hooks.callback(module.register_forward_pre_hook(enter(path)).remove)
+            leave = module.register_forward_hook(lambda *_: inside.pop() and None, always_call=True)
+            hooks.callback(leave.remove)
+        yield inside
+
+
+def _called(filled: Filled, probe: Probe, inputs: dict[str, Any]) -> Any:
+    """
+    Raises:
+        ReferenceFailed: the network, which is the user's own program, fails.
+    """
+    part = filled.single(probe).get_submodule(probe.part)
+    try:
+        with torch.no_grad():
+            return part(**inputs, **probe.options)
+    except Exception as error:
+        raise ReferenceFailed(
+            f"the torch reference of {filled.wanted.model} (build_torch) fails on its inputs, at "
+            f"{where_and_what(error)}"
+        ) from error

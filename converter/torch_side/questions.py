@@ -1,0 +1,126 @@
+"""What torch's process can be asked. Every question names the network; the process keeps the last one filled."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from converter.tables.pair import Probe
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a tensor is: file, dotted path of the state dict, name there, and how to lay it out as torch does."""
+
+    file: str
+    key: str
+    name: str
+    axes: str | None
+
+
+@dataclass
+class Reference:
+    """A torch network, and the values to fill it with.
+
+    Attributes:
+        model: its name, for messages.
+        build: its builder, or where to find it; None: the one that torch_refs has under `model`.
+        config: what the builder takes.
+        sources: canonical name -> where the tensor is, of every tensor of the network that the checkpoint holds.
+        dtype: what the values were written as; the reference computes with values rounded to it.
+        ignored: canonical names that the table leaves out: the checkpoint or the reference may lack them.
+    """
+
+    model: str
+    build: str | Callable[..., Any] | None
+    config: dict[str, Any]
+    sources: dict[str, Source]
+    dtype: str = "float32"
+    ignored: set[str] = field(default_factory=set)
+
+
+@dataclass
+class Inventory:
+    """Which modules and tensors the network has: a `Module` each, in the order of torch's `named_modules`."""
+
+    reference: Reference
+
+
+@dataclass
+class Trace:
+    """Which operations a run consists of, and how values flow between them: a `Step` each, in their order."""
+
+    reference: Reference
+    probe: Probe
+
+
+@dataclass
+class Record:
+    """What modules take and give in a run: a `Recorded` for each call, in the order in which calls end.
+
+    Attributes:
+        paths: the modules; "" is the whole.
+    """
+
+    reference: Reference
+    probe: Probe
+    paths: frozenset[str]
+
+
+@dataclass
+class Run:
+    """What the network, or the probe's part of it, gives: one `Outputs`."""
+
+    reference: Reference
+    probe: Probe
+
+
+@dataclass
+class Proof:
+    """What the numerical proof needs of torch; answered by its `Call`s, `Entry`s and `Whole`s, probe by probe.
+
+    Attributes:
+        reference: the network.
+        modules: torch path -> factors for the recorded inputs, of each layer to record.
+        stages: those of them that are stages.
+        probes: what to run.
+        copied: a copy of the reference in float64 fits into memory; else each operation converts what it uses.
+        train: also take steps of training.
+        shared: canonical name -> the one whose values it has, of tensors that are one on the other side.
+        folded: canonical names of tensors that are folded into others there: no change of one can be followed.
+    """
+
+    reference: Reference
+    modules: dict[str, tuple[float, ...]]
+    probes: list[Probe]
+    stages: frozenset[str] = frozenset()
+    copied: bool = True
+    train: bool = False
+    shared: dict[str, str] = field(default_factory=dict)
+    folded: frozenset[str] = frozenset()
+
+    def recorded(self, probe: Probe) -> dict[str, tuple[float, ...]]:
+        """The layers of the probe's part to record, with their factors."""
+        return {
+            path: factors
+            for path, factors in self.modules.items()
+            if (not probe.part or f"{path}.".startswith(f"{probe.part}."))
+            and (path in self.stages or not probe.stages_only)
+        }
+
+    def alone(self, probe: Probe) -> dict[str, tuple[float, ...]]:
+        """Those of them that are run on their own: of stages within one another the inner ones, where the run of the
+        whole shows what joins them."""
+        recorded = self.recorded(probe)
+        outer = {
+            path
+            for path in recorded
+            if path in self.stages and any(other.startswith(f"{path}.") for other in recorded if other in self.stages)
+        }
+        return {
+            path: factors
+            for path, factors in recorded.items()
+            if path != probe.part and (probe.stages_only or path not in outer)
+        }
+
+
+Question = Inventory | Trace | Record | Run | Proof
