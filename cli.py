@@ -316,20 +316,21 @@ def segment(
     All points, with the box if there is one, describe one object; several boxes are several objects. --json prints the
     masks as COCO's RLE.
     """
-    from converter.files.atomic import refuse, replacing
+    from converter.files.atomic import NewFile
     from tf_models.segmenting.segment import SUFFIXES, check_drawing, check_folder, segment
 
     if output is None and masks is None and not as_json:
         raise click.UsageError("nothing is to be written: give --output, --masks or --json")
+    drawing = None
     if output is not None:
-        refuse(output, overwrite, SUFFIXES, [weights, picture])
+        drawing = NewFile(output, overwrite, SUFFIXES, [weights, picture])
         check_drawing(output, picture)
     if masks is not None:
         check_folder(masks)
     with progress_for(quiet) as progress:
         result = segment(weights, picture, points, background, boxes, everything, progress)
-    if output is not None:
-        with replacing(output, overwrite, SUFFIXES, [weights, picture]) as temporary:
+    if drawing is not None:
+        with drawing.written() as temporary:
             result.save_drawing(temporary)
     if masks is not None:
         result.save_masks(masks)

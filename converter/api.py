@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from converter.checkpoints.checkpoint import Checkpoint
 from converter.errors import ConversionError, ProofError, UsageError, printable
-from converter.files.atomic import refuse, replacing, undisturbed
+from converter.files.atomic import NewFile, undisturbed
 from converter.naming import fold, listed
 from converter.planning.origin import Origin
 from converter.planning.reading import Ambiguous, Choice, Reading, find_reading
@@ -93,13 +93,13 @@ def convert(
     with _Session(checkpoint, progress) as session:
         source, reading = session.source, session.read(model, options, Choice(key, scope, spelling))
         output = Path(output or Path("weights", f"{reading.pair.name}.weights.h5")).expanduser()
-        refuse(output, overwrite, sources=source.files)
+        new = NewFile(output, overwrite, sources=source.files)
         plan = session.plan(reading, verify)
         from converter.files.weights_file import sign, write  # what imports TensorFlow is imported where it is needed
         from tf_models.runtime.weights_format import check
 
         origin = Origin.of(reading, source)
-        with replacing(output, overwrite, sources=source.files) as temporary:
+        with new.written() as temporary:
             session.ask(plan, dtype, verify)
             progress.start("writing", plan.nbytes)
             written = write(temporary, plan.steps, plan.layout, source, dtype, allow_nonfinite, progress.advance)

@@ -6,7 +6,6 @@ import math
 import os
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ import numpy as np
 from converter import nested
 from converter.blame import blaming
 from converter.errors import ConversionError, ProofError, UsageError, one_line, printable
-from converter.files.atomic import refuse, refuse_folder, replacing, replacing_folder
+from converter.files.atomic import NewFile, NewFolder
 from converter.kinds.activations import arrange
 from converter.naming import listed
 from converter.proof import rounding
@@ -175,7 +174,7 @@ def export(
         if output is not None:
             output = Path(output).expanduser()
             if output.exists():  # refuse early: what comes next takes long
-                _refuse(output, format, overwrite, source)
+                _new(output, format == "tflite" and not output.is_dir(), overwrite, source)
         model = load(source)
         found = exporting.parts(about["model"], model) or _probed(about["model"], about["config"], model)
     except WeightsError as error:
@@ -187,11 +186,7 @@ def export(
         stem = source.name.removesuffix(SUFFIX) + (f"_{part}" if part and len(found) > 1 else "")
         output = source.with_name(stem + (_LITE if format == "tflite" and not several else f"_{format}"))
     report = ExportReport(about["model"], source, about, format, dtype, output)
-    with ExitStack() as stack:
-        if format == "tflite" and not several:
-            temporary = stack.enter_context(replacing(output, overwrite, (_LITE,), [source]))
-        else:
-            temporary = stack.enter_context(replacing_folder(output, overwrite, MARK))
+    with _new(output, format == "tflite" and not several, overwrite, source).written() as temporary:
         for one in chosen:
             place = Path(one.name) if several else Path()
             if format == "saved_model":
@@ -209,11 +204,8 @@ def export(
     return report
 
 
-def _refuse(output: Path, format: str, overwrite: bool, source: Path) -> None:
-    if format == "tflite" and not output.is_dir():
-        refuse(output, overwrite, (_LITE,), [source])
-    else:
-        refuse_folder(output, overwrite, MARK)
+def _new(output: Path, one_file: bool, overwrite: bool, source: Path) -> NewFile | NewFolder:
+    return NewFile(output, overwrite, (_LITE,), [source]) if one_file else NewFolder(output, overwrite, MARK)
 
 
 def _chosen(found: list[Part], part: str | None) -> list[Part]:

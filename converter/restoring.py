@@ -16,7 +16,7 @@ from converter.checkpoints.checkpoint import Checkpoint
 from converter.checkpoints.tensors import FLOATS, Entry, Scratch
 from converter.checkpoints.writing import ENDINGS, ZIPPED, Named, write_checkpoint
 from converter.errors import ConversionError, ProofError, UsageError, one_line, printable
-from converter.files.atomic import refuse, replacing
+from converter.files.atomic import NewFile
 from converter.naming import fold, listed
 from converter.planning.origin import SMALL, Origin
 from converter.planning.reading import Reading, table_of
@@ -111,7 +111,7 @@ def restore(
     progress = progress or Silent()
     began = time.monotonic()
     path, output = Path(path).expanduser(), Path(output).expanduser()
-    refuse(output, overwrite, ENDINGS, [path])
+    new = NewFile(output, overwrite, ENDINGS, [path])
     from tf_models.runtime.weights_format import WeightsError, provenance
 
     try:
@@ -139,7 +139,7 @@ def restore(
         pair.name, path, spelling.name, origin.key, origin.prefix, output, len(tensors), len(kept), nbytes
     )
     report.notes = [*_notes(about, origin, output), *plan.notes]
-    with replacing(output, overwrite, ENDINGS, [path]) as temporary, ExitStack() as stack:
+    with new.written() as temporary, ExitStack() as stack:
         progress.start("writing", nbytes)
         arrays = stack.enter_context(closing(_arrays(path, plan, progress)))
         write_checkpoint(temporary, origin.key, tensors, _followed(arrays, kept))

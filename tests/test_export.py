@@ -19,7 +19,7 @@ import torch
 import converter
 import tf_models
 from converter import ConversionError, UsageError
-from converter.files.atomic import replacing_folder
+from converter.files.atomic import NewFolder
 from tests.running import run_forked
 from tests.sam_parts import CONFIG, IMAGE_ENCODER, assert_as_exact, keras_twin, sam_state, seeded
 from tests.small_sam import save
@@ -252,7 +252,7 @@ def test_usage(weights, tmp_path):
 
 def test_only_an_export_is_replaced(tmp_path):
     def write(overwrite, text="new"):
-        with replacing_folder(tmp_path / "out", overwrite, "mark") as folder:
+        with NewFolder(tmp_path / "out", overwrite, "mark").written() as folder:
             (folder / "mark").write_text(text)
 
     (tmp_path / "out").mkdir()
@@ -266,15 +266,15 @@ def test_only_an_export_is_replaced(tmp_path):
     write(True)
     assert os.listdir(tmp_path) == ["out"]
     assert os.listdir(tmp_path / "out") == ["mark"]
-    with pytest.raises(ValueError, match="failed"), replacing_folder(tmp_path / "out", True, "mark"):
+    with pytest.raises(ValueError, match="failed"), NewFolder(tmp_path / "out", True, "mark").written():
         raise ValueError("failed")
     assert (tmp_path / "out" / "mark").read_text() == "new"
     assert os.listdir(tmp_path) == ["out"]
     (tmp_path / "link").symlink_to(tmp_path / "out")
-    with pytest.raises(ConversionError, match="symbolic link"), replacing_folder(tmp_path / "link", True, "mark"):
+    with pytest.raises(ConversionError, match="symbolic link"), NewFolder(tmp_path / "link", True, "mark").written():
         pass
     (tmp_path / "file").touch()
-    with pytest.raises(ConversionError, match="not a folder"), replacing_folder(tmp_path / "file", True, "mark"):
+    with pytest.raises(ConversionError, match="not a folder"), NewFolder(tmp_path / "file", True, "mark").written():
         pass
 
 

@@ -10,13 +10,13 @@ import shutil
 import signal
 import stat
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from converter.errors import ConversionError, printable
 from tf_models.runtime.weights_format import SUFFIX
 
-_WEIGHTS = (SUFFIX,)
 replaced = threading.Event()  # an output has taken its place: from then on a command cannot be taken back
 
 
@@ -37,128 +37,153 @@ def undisturbed() -> Iterator[None]:
             signal.raise_signal(which)
 
 
-@contextlib.contextmanager
-def replacing(
-    output: Path, overwrite: bool, suffixes: tuple[str, ...] = _WEIGHTS, sources: Iterable[Path] = ()
-) -> Iterator[Path]:
-    """A temporary file that takes `output`'s place, whole and synced, when the block ends well.
+@dataclass(frozen=True)
+class NewFile:
+    """A file that a command is to write. It is refused when it is named, before any work; once more at the last moment.
 
-    When it does not, nothing is left and a previous output is as it was. The file stands in a folder of its own beside
-    the output, which a living run keeps locked (HDF5 locks the file itself); what a killed run left is removed first.
-
-    Raises:
-        ConversionError: the output exists and is not to be replaced, is no file or one of `sources`, or cannot be
-            written.
-    """
-    refuse(output, overwrite, suffixes, sources)
-    shown = printable(str(output), 160)
-    with contextlib.ExitStack() as stack:
-        try:
-            stack.enter_context(_folders(output.parent))
-            temporary = stack.enter_context(scratch(output.parent, f".{output.name}")) / output.name
-            yield temporary
-            refuse(output, overwrite, suffixes, sources)
-            _sync(temporary)
-            with undisturbed():
-                if overwrite:
-                    os.replace(temporary, output)
-                else:
-                    _link(temporary, output, suffixes)
-                replaced.set()
-                _sync(output.parent)
-        except OSError as error:
-            raise ConversionError(f"{shown} cannot be written: {_reason(error)}") from None
-
-
-@contextlib.contextmanager
-def replacing_folder(output: Path, overwrite: bool, mark: str) -> Iterator[Path]:
-    """The same for a folder. The block writes a file `mark` into it, by which a previous one is known as ours.
-
-    Raises:
-        ConversionError: the output exists and is not to be replaced, is not ours, or cannot be written.
-    """
-    refuse_folder(output, overwrite, mark)
-    with contextlib.ExitStack() as stack:
-        try:
-            stack.enter_context(_folders(output.parent))
-            room = stack.enter_context(scratch(output.parent, f".{output.name}"))
-            temporary, previous = room / "new", room / "previous"
-            temporary.mkdir()
-            yield temporary
-            refuse_folder(output, overwrite, mark)
-            for place, _, names in os.walk(temporary):
-                for path in (*(Path(place, name) for name in names), Path(place)):
-                    _sync(path)
-            with undisturbed():
-                if output.exists():
-                    os.rename(output, previous)
-                try:
-                    os.rename(temporary, output)
-                except OSError:
-                    if previous.exists():
-                        os.rename(previous, output)
-                    raise
-                replaced.set()
-                _sync(output.parent)
-        except OSError as error:
-            raise ConversionError(f"{printable(str(output), 160)} cannot be written: {_reason(error)}") from None
-
-
-def _link(temporary: Path, output: Path, suffixes: tuple[str, ...]) -> None:
-    """Give the file its name; unlike a rename, this fails when another converter was first."""
-    try:
-        os.link(temporary, output)
-    except FileExistsError:
-        refuse(output, False, suffixes)
-        raise  # it is gone again
-    except OSError as error:
-        if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.ENOSYS):
-            raise
-        refuse(output, False, suffixes)
-        os.replace(temporary, output)  # a file system without hard links, as on many memory sticks
-
-
-def refuse(output: Path, overwrite: bool, suffixes: tuple[str, ...] = _WEIGHTS, sources: Iterable[Path] = ()) -> None:
-    """Raise when `output` cannot be the name of a new file.
+    Attributes:
+        path: its name.
+        overwrite: it may take the place of a file.
+        suffixes: one of which it ends in.
+        sources: files that are read, which it may not replace.
 
     Raises:
         ConversionError: it has another ending, is a folder, a link or one of `sources`, or exists and is not to be
             replaced.
     """
-    shown = printable(str(output), 160)
-    if not output.name.lower().endswith(suffixes):
-        raise ConversionError(f"the output {shown} must end in {' or '.join(suffixes)}")
-    mode = _mode(output, "file")
-    if mode is None:
-        return
-    if stat.S_ISDIR(mode):
-        raise ConversionError(f"the output {shown} is a folder")
-    if not stat.S_ISREG(mode):
-        raise ConversionError(f"the output {shown} is not a regular file")
-    for source in sources:
-        with contextlib.suppress(OSError):  # one of them is gone
-            if os.path.samefile(output, source):
-                raise ConversionError(f"the output {shown} is the file that is read; name another")
-    if not overwrite:
-        raise ConversionError(f"the output {shown} exists; --overwrite replaces it")
+
+    path: Path
+    overwrite: bool
+    suffixes: tuple[str, ...] = (SUFFIX,)
+    sources: Sequence[Path] = ()
+
+    def __post_init__(self) -> None:
+        self.look()
+
+    def look(self) -> None:
+        """Raise when it cannot be written, as things are now."""
+        shown = printable(str(self.path), 160)
+        if not self.path.name.lower().endswith(self.suffixes):
+            raise ConversionError(f"the output {shown} must end in {' or '.join(self.suffixes)}")
+        mode = _mode(self.path, "file")
+        if mode is None:
+            return
+        if stat.S_ISDIR(mode):
+            raise ConversionError(f"the output {shown} is a folder")
+        if not stat.S_ISREG(mode):
+            raise ConversionError(f"the output {shown} is not a regular file")
+        for source in self.sources:
+            with contextlib.suppress(OSError):  # one of them is gone
+                if os.path.samefile(self.path, source):
+                    raise ConversionError(f"the output {shown} is the file that is read; name another")
+        if not self.overwrite:
+            raise ConversionError(f"the output {shown} exists; --overwrite replaces it")
+
+    @contextlib.contextmanager
+    def written(self) -> Iterator[Path]:
+        """A temporary file that takes the name, whole and synced, when the block ends well.
+
+        When it does not, nothing is left and a previous file is as it was. The file stands in a folder of its own
+        beside the output, which a living run keeps locked (HDF5 locks the file itself); what a killed run left is
+        removed first.
+
+        Raises:
+            ConversionError: it cannot be written, or someone else was first.
+        """
+        with _room(self.path) as room:
+            temporary = room / self.path.name
+            yield temporary
+            self.look()
+            _sync(temporary)
+            with undisturbed():
+                if self.overwrite:
+                    os.replace(temporary, self.path)
+                else:
+                    self._link(temporary)
+                replaced.set()
+                _sync(self.path.parent)
+
+    def _link(self, temporary: Path) -> None:
+        """Give the file its name; unlike a rename, this fails when another converter was first."""
+        try:
+            os.link(temporary, self.path)
+        except FileExistsError:
+            self.look()
+            raise  # it is gone again
+        except OSError as error:
+            if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.ENOSYS):
+                raise
+            self.look()
+            os.replace(temporary, self.path)  # a file system without hard links, as on many memory sticks
 
 
-def refuse_folder(output: Path, overwrite: bool, mark: str) -> None:
-    """Raise when `output` cannot be the name of a new folder, or of one that holds `mark` where it is to be replaced.
+@dataclass(frozen=True)
+class NewFolder:
+    """The same for a folder. The block writes a file `mark` into it, by which a previous one is known as ours.
 
     Raises:
-        ConversionError: it is something else, or exists and is not to be replaced.
+        ConversionError: it is something else, exists and is not to be replaced, or is not ours.
     """
-    shown = printable(str(output), 160)
-    mode = _mode(output, "folder")
-    if mode is None:
-        return
-    if not stat.S_ISDIR(mode):
-        raise ConversionError(f"the output {shown} is not a folder")
-    if not overwrite:
-        raise ConversionError(f"the output {shown} exists; --overwrite replaces it")
-    if not (output / mark).is_file():
-        raise ConversionError(f"the output {shown} is a folder without {mark}, so none of ours; it is left as it is")
+
+    path: Path
+    overwrite: bool
+    mark: str
+
+    def __post_init__(self) -> None:
+        self.look()
+
+    def look(self) -> None:
+        """Raise when it cannot be written, as things are now."""
+        shown = printable(str(self.path), 160)
+        mode = _mode(self.path, "folder")
+        if mode is None:
+            return
+        if not stat.S_ISDIR(mode):
+            raise ConversionError(f"the output {shown} is not a folder")
+        if not self.overwrite:
+            raise ConversionError(f"the output {shown} exists; --overwrite replaces it")
+        if not (self.path / self.mark).is_file():
+            raise ConversionError(
+                f"the output {shown} is a folder without {self.mark}, so none of ours; it is left as it is"
+            )
+
+    @contextlib.contextmanager
+    def written(self) -> Iterator[Path]:
+        """A temporary folder that takes the name, whole and synced, when the block ends well.
+
+        Raises:
+            ConversionError: it cannot be written, or someone else was first.
+        """
+        with _room(self.path) as room:
+            temporary, previous = room / "new", room / "previous"
+            temporary.mkdir()
+            yield temporary
+            self.look()
+            for place, _, names in os.walk(temporary):
+                for path in (*(Path(place, name) for name in names), Path(place)):
+                    _sync(path)
+            with undisturbed():
+                if self.path.exists():
+                    os.rename(self.path, previous)
+                try:
+                    os.rename(temporary, self.path)
+                except OSError:
+                    if previous.exists():
+                        os.rename(previous, self.path)
+                    raise
+                replaced.set()
+                _sync(self.path.parent)
+
+
+@contextlib.contextmanager
+def _room(output: Path) -> Iterator[Path]:
+    """A folder to write in beside the output; what the disk says against it is told of the output."""
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(_folders(output.parent))
+            yield stack.enter_context(scratch(output.parent, f".{output.name}"))
+        except OSError as error:
+            raise ConversionError(f"{printable(str(output), 160)} cannot be written: {_reason(error)}") from None
 
 
 def _mode(output: Path, what: str) -> int | None:

@@ -15,7 +15,7 @@ from typing import Any
 from converter.checkpoints.checkpoint import Checkpoint
 from converter.checkpoints.tensors import Entry
 from converter.errors import ConversionError, UsageError, printable
-from converter.files.atomic import refuse_folder, replacing_folder
+from converter.files.atomic import NewFolder
 from converter.naming import listed
 from converter.scaffold import files
 from converter.scaffold.classes import Classes, pieces
@@ -121,7 +121,7 @@ def new_pair(
     """
     output = Path(output).expanduser()
     _check_name(output.name)
-    refuse_folder(output, overwrite, MARK)
+    new = NewFolder(output, overwrite, MARK)
     with Checkpoint(checkpoint) as source:
         root = grown(_entries(source, key))
         place_in_keras(root)
@@ -136,7 +136,7 @@ def new_pair(
         output.name, output, Path(checkpoint), key, tensors, len(lines), len(lines) - len(guessed), guessed
     )
     texts = _texts(report, classes, lines, [(module.path, one) for module, one in found if one is not None])
-    with replacing_folder(output, overwrite, MARK) as folder:
+    with new.written() as folder:
         for name, text in texts.items():
             (folder / name).write_text(text, encoding="utf-8")
     return report

@@ -117,14 +117,14 @@ def small_disk(tmp_path):
 
 def test_a_disk_that_is_really_full_or_read_only(small_disk):
     from converter import ConversionError
-    from converter.files.atomic import replacing
+    from converter.files.atomic import NewFile
 
     output = small_disk / "w.weights.h5"
     output.write_bytes(b"previous")
-    with pytest.raises(ConversionError, match="the disk is full"), replacing(output, True) as temporary:
+    with pytest.raises(ConversionError, match="the disk is full"), NewFile(output, True).written() as temporary:
         temporary.write_bytes(bytes(200_000))
     subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
-    with pytest.raises(ConversionError, match="Read-only file system"), replacing(output, True):
+    with pytest.raises(ConversionError, match="Read-only file system"), NewFile(output, True).written():
         pass
     assert output.read_bytes() == b"previous"
     assert os.listdir(small_disk) == [output.name]

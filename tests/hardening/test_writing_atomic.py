@@ -12,12 +12,11 @@ from pathlib import Path
 import pytest
 
 from converter import ConversionError
-from converter.files import atomic
-from converter.files.atomic import refuse, replacing, scratch
+from converter.files.atomic import NewFile, NewFolder, scratch
 
 
 def write(output: Path, data: bytes = b"new", overwrite: bool = False) -> None:
-    with replacing(output, overwrite) as temporary:
+    with NewFile(output, overwrite).written() as temporary:
         temporary.write_bytes(data)
 
 
@@ -27,7 +26,7 @@ def output(tmp_path):
 
 
 def test_it_appears_whole_and_alone(output):
-    with replacing(output, False) as temporary:
+    with NewFile(output, False).written() as temporary:
         temporary.write_bytes(b"new")
         assert not output.exists()
         assert temporary.stat().st_dev == output.parent.stat().st_dev
@@ -48,7 +47,7 @@ def test_a_previous_output_is_replaced_only_when_that_is_wanted(output):
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt, SystemExit, MemoryError])
 def test_a_failure_leaves_everything_as_it_was(output, error):
     write(output, b"old")
-    with pytest.raises(error), replacing(output, True) as temporary:  # noqa: PT012
+    with pytest.raises(error), NewFile(output, True).written() as temporary:  # noqa: PT012
         temporary.write_bytes(b"half")
         raise error
     assert output.read_bytes() == b"old"
@@ -57,7 +56,7 @@ def test_a_failure_leaves_everything_as_it_was(output, error):
 
 def test_folders_that_were_made_are_removed_after_a_failure(tmp_path):
     output = tmp_path / "a" / "b" / "w.weights.h5"
-    with pytest.raises(ValueError, match="failed"), replacing(output, False):
+    with pytest.raises(ValueError, match="failed"), NewFile(output, False).written():
         raise ValueError("failed")
     assert os.listdir(tmp_path) == []
     write(output)
@@ -87,13 +86,13 @@ def test_what_is_read_is_never_replaced(tmp_path, output, link):
         link(output, source)
     for overwrite in (False, True):
         with pytest.raises(ConversionError, match="is the file that is read"):
-            refuse(output, overwrite, sources=[tmp_path / "gone", source])
+            NewFile(output, overwrite, sources=[tmp_path / "gone", source])
 
 
 def test_what_is_read_is_not_replaced_when_it_takes_the_name_meanwhile(tmp_path, output):
     source = tmp_path / "ckpt.pth"
     source.write_bytes(b"source")
-    with pytest.raises(ConversionError, match="file that is read"), replacing(output, True, (".h5",), [source]):
+    with pytest.raises(ConversionError, match="file that is read"), NewFile(output, True, (".h5",), [source]).written():
         os.link(source, output)
     assert output.read_bytes() == b"source"
 
@@ -127,7 +126,7 @@ def signalled(monkeypatch):
 
 @pytest.mark.parametrize("call", ["unlink", "rmdir"])
 def test_a_signal_while_a_folder_is_made_or_removed_leaves_nothing(tmp_path, signalled, call):
-    with pytest.raises(Signal), replacing(tmp_path / "a" / "b" / "w.weights.h5", False) as temporary:  # noqa: PT012
+    with pytest.raises(Signal), NewFile(tmp_path / "a" / "b" / "w.weights.h5", False).written() as temporary:  # noqa: PT012
         temporary.write_bytes(b"half")
         signalled(call)
         raise ValueError("failed")
@@ -137,7 +136,7 @@ def test_a_signal_while_a_folder_is_made_or_removed_leaves_nothing(tmp_path, sig
 @pytest.mark.parametrize("call", ["mkdir", "open"])
 def test_a_signal_while_the_folders_are_made_leaves_nothing(tmp_path, signalled, call):
     signalled(call)
-    with pytest.raises(Signal), replacing(tmp_path / "a" / "b" / "w.weights.h5", False):
+    with pytest.raises(Signal), NewFile(tmp_path / "a" / "b" / "w.weights.h5", False).written():
         pass
     assert os.listdir(tmp_path) == []
 
@@ -146,7 +145,7 @@ def test_a_signal_between_the_two_steps_of_replacing_a_folder_waits(tmp_path, si
     output = tmp_path / "f"
     for content in ("old", "new"):
         with pytest.raises(Signal) if content == "new" else contextlib.nullcontext():  # noqa: SIM117
-            with atomic.replacing_folder(output, True, "mark") as temporary:
+            with NewFolder(output, True, "mark").written() as temporary:
                 (temporary / "mark").write_text(content)
                 if content == "new":
                     signalled("rename")
@@ -156,7 +155,7 @@ def test_a_signal_between_the_two_steps_of_replacing_a_folder_waits(tmp_path, si
 
 def test_a_folder_that_was_there_stays(tmp_path):
     (tmp_path / "a").mkdir()
-    with pytest.raises(ValueError, match="failed"), replacing(tmp_path / "a" / "w.weights.h5", False):
+    with pytest.raises(ValueError, match="failed"), NewFile(tmp_path / "a" / "w.weights.h5", False).written():
         raise ValueError("failed")
     assert os.listdir(tmp_path) == ["a"]
 
@@ -182,7 +181,7 @@ def test_what_the_output_must_not_be(tmp_path, output):
 
 def test_a_link_that_appears_meanwhile_is_not_followed(tmp_path, output):
     target = tmp_path / "target"
-    with pytest.raises(ConversionError, match="symbolic link"), replacing(output, True) as temporary:  # noqa: PT012
+    with pytest.raises(ConversionError, match="symbolic link"), NewFile(output, True).written() as temporary:  # noqa: PT012
         temporary.write_bytes(b"new")
         target.write_bytes(b"old")
         output.symlink_to(target)
@@ -190,15 +189,15 @@ def test_a_link_that_appears_meanwhile_is_not_followed(tmp_path, output):
 
 
 def test_another_converter_that_was_first_is_not_overwritten(output, monkeypatch):
-    last_look, looks = atomic.refuse, []
+    last_look, looks = NewFile.look, []
 
-    def look(*args, **options):
-        last_look(*args, **options)
-        looks.append(args)
+    def look(self):
+        last_look(self)
+        looks.append(self)
         if len(looks) == 2:
             output.write_bytes(b"first")
 
-    monkeypatch.setattr(atomic, "refuse", look)
+    monkeypatch.setattr(NewFile, "look", look)
     with pytest.raises(ConversionError, match="exists; --overwrite"):
         write(output, b"late")
     assert output.read_bytes() == b"first"
@@ -241,7 +240,7 @@ def test_the_file_and_its_folder_are_synced_in_this_order(output, monkeypatch):
         os, "fsync", lambda fd: (events.append(("sync", os.readlink(f"/proc/self/fd/{fd}"))), fsync(fd))
     )
     monkeypatch.setattr(os, "replace", lambda a, b: (events.append(("replace", str(b))), replace(a, b)))
-    with replacing(output, True) as temporary:
+    with NewFile(output, True).written() as temporary:
         temporary.write_bytes(b"new")
     assert events == [("sync", str(temporary)), ("replace", str(output)), ("sync", str(output.parent))]
 
@@ -295,9 +294,9 @@ def test_a_folder_taken_for_abandoned_just_before_it_was_locked_is_made_anew(tmp
         assert str(folder) != first[0]
 
 
-def test_refuse_does_not_wait(tmp_path):
+def test_a_pipe_is_refused_without_waiting(tmp_path):
     began = time.monotonic()
     os.mkfifo(tmp_path / "p.weights.h5")
     with pytest.raises(ConversionError):
-        refuse(tmp_path / "p.weights.h5", True)
+        NewFile(tmp_path / "p.weights.h5", True)
     assert time.monotonic() - began < 1
