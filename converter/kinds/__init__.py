@@ -40,6 +40,7 @@ from converter.kinds.plain import (
     INSTANCE_NORM,
     LAYER_NORM,
     LAYER_NORM_2D,
+    LAYER_NORM_WHOLE_2D,
     PARAMETER,
     PARAMETERS_OF_CONV_2D,
     POINTWISE_CONV_1D,
@@ -53,7 +54,7 @@ from converter.kinds.plain import (
     STAGE_2D,
     TOKENS,
 )
-from converter.kinds.recurrent import GRU, LSTM, RNN, stacked
+from converter.kinds.recurrent import GRU, GRU_CELL, LSTM, LSTM_CELL, RNN, RNN_CELL, stacked
 from converter.kinds.reordered import (
     BATCH_NORM_FLATTENED,
     CONV_2D_SHUFFLED,
@@ -95,10 +96,13 @@ __all__ = [
     "EMBEDDING",
     "GROUP_NORM",
     "GRU",
+    "GRU_CELL",
     "INSTANCE_NORM",
     "LAYER_NORM",
     "LAYER_NORM_2D",
+    "LAYER_NORM_WHOLE_2D",
     "LSTM",
+    "LSTM_CELL",
     "MULTIHEAD_ATTENTION",
     "PARAMETER",
     "PARAMETERS_OF_CONV_2D",
@@ -112,6 +116,7 @@ __all__ = [
     "PRELU",
     "RMS_NORM",
     "RNN",
+    "RNN_CELL",
     "SCALE",
     "SEQUENTIAL_2D",
     "STAGE",

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from converter.kinds.activations import SEQUENCES
+from converter.kinds.folded import normed
 from converter.kinds.kind import Kind, Leaf, leaf
 from converter.kinds.plain import BETWEEN, DENSE_IN_OUT
 
@@ -206,7 +207,7 @@ def _attention(name: str, leaves: tuple[Leaf, ...], call: Callable[..., Any] | N
 def _output(out: str, transposed: bool) -> tuple[Leaf, ...]:
     axes = "(h d) o -> h d o" if transposed else "o (h d) -> h d o"
     return (
-        leaf(f"{out}.weight", "output_dense.kernel", axes),
+        normed(leaf(f"{out}.weight", "output_dense.kernel", axes)),
         leaf(f"{out}.bias", "output_dense.bias", "o -> o", optional=True),
     )
 
@@ -233,7 +234,7 @@ def packed_attention(
     return _attention(
         f"packed_attention({qkv}, {out}{', per head' * per_head}{', transposed' * transposed})",
         (
-            leaf(f"{qkv}.weight", _KERNELS, f"{weight} -> i h (q d), i h (k d), i h (v d)", sizes=_ONE),
+            normed(leaf(f"{qkv}.weight", _KERNELS, f"{weight} -> i h (q d), i h (k d), i h (v d)", sizes=_ONE)),
             leaf(f"{qkv}.bias", _BIASES, f"{packed} -> h (q d), h (k d), h (v d)", optional=True, sizes=_ONE),
             *_output(out, transposed),
         ),
@@ -255,7 +256,7 @@ def separate_attention(
     axes = ("(h d) i -> i h d", "(h d) -> h d")
     leaves: list[Leaf] = []
     for name, kernel, bias in zip(names, _KERNELS, _BIASES, strict=True):
-        leaves += leaf(f"{name}.weight", kernel, axes[0]), leaf(f"{name}.bias", bias, axes[1], optional=True)
+        leaves += normed(leaf(f"{name}.weight", kernel, axes[0])), leaf(f"{name}.bias", bias, axes[1], optional=True)
     return _attention(f"separate_attention({', '.join((*names, out))})", (*leaves, *_output(out, False)), call, alone)
 
 
@@ -287,7 +288,7 @@ def split_dense(names: tuple[str, ...] = ("q", "k", "v"), heads: int | None = No
     kernels, biases = (tuple(f"{name}.{end}" for name in names) for end in ("kernel", "bias"))
     weight = f"{whole} i -> {', '.join(f'i {part}' for part in parts)}"
     leaves = (
-        leaf("weight", kernels, weight, sizes=sizes),
+        normed(leaf("weight", kernels, weight, sizes=sizes)),
         leaf("bias", biases, f"{whole} -> {', '.join(parts)}", optional=True, sizes=sizes),
     )
     return Kind(f"split_dense({told})", leaves, call=call, suspects=_ORDER)
@@ -315,7 +316,7 @@ def dense_to_heads(heads: int) -> Kind:
     """
     return Kind(
         f"dense_to_heads({heads})",
-        (leaf("weight", "kernel", "(h d) i -> i h d"), leaf("bias", "bias", "(h d) -> h d", optional=True)),
+        (normed(leaf("weight", "kernel", "(h d) i -> i h d")), leaf("bias", "bias", "(h d) -> h d", optional=True)),
         results={"": f"... ({heads} d) -> ... {heads} d"},
         suspects="the order of its heads",
         activated=True,
@@ -326,7 +327,7 @@ def dense_from_heads(heads: int) -> Kind:
     """A Linear against keras.layers.EinsumDense whose input has the heads apart: kernel (h, d, o)."""
     return Kind(
         f"dense_from_heads({heads})",
-        (leaf("weight", "kernel", "o (h d) -> h d o"), leaf("bias", "bias", "o -> o", optional=True)),
+        (normed(leaf("weight", "kernel", "o (h d) -> h d o")), leaf("bias", "bias", "o -> o", optional=True)),
         inputs={"": f"... ({heads} d) -> ... {heads} d"},
         suspects="the order of its heads",
         activated=True,

@@ -15,7 +15,8 @@ def normed(plain: Leaf, dim: int | None = 0, spectral: int = 0) -> Leaf:
     that torch was given for the one, `spectral` that for the other.
     """
     name = plain.torch[0]
-    now = f"parametrizations.{name}"
+    owner, dot, own = name.rpartition(".")
+    now = f"{owner}{dot}parametrizations.{own}"
     spelled = [
         ((f"{name}_g", f"{name}_v"), folds.weight_norm(dim)),
         ((f"{now}.original0", f"{now}.original1"), folds.weight_norm(dim)),
@@ -40,17 +41,25 @@ def weight_normed(kind: Kind, dim: int | None = 0, spectral: int | None = None) 
     return replace(kind, leaves=(normed(kernel, dim, usual if spectral is None else spectral), *others))
 
 
-def weight_norm_kept(kind: Kind) -> Kind:
-    """Weight normalisation (dim 0) that Keras has too: `tf_models.layers.WeightNormalization` around the kind's layer.
+def weight_norm_kept(kind: Kind, dim: int | None = 0) -> Kind:
+    """Weight normalisation that Keras has too: `tf_models.layers.WeightNormalization` around the kind's layer.
+
+    Its `axes` are those of Keras's kernel that torch's axis `dim` became; with None, `()`.
 
     Raises:
-        ValueError: the kind has no kernel.
+        ValueError: the kind has no kernel, or one that is folded along another `dim`.
     """
     kernel, *others = kind.leaves
     if not kernel.spellings:
         raise ValueError(f"{kind} has no kernel that torch normalises")
+    if kernel.spellings[0].fold not in (folds.weight_norm(0), folds.weight_norm(dim)):
+        raise ValueError(f"{kind} is folded along another dim than {dim}: give weight_norm_kept the same")
     axes = _left_axes(kernel)
-    factor = " ".join([axes[0], *["1"] * (len(axes) - 1)]) + " -> " + axes[0].strip("()")
+    factor = "... -> ..."  # one number
+    if dim is not None:
+        own = axes[dim]
+        factor = " ".join("1" if place != dim % len(axes) else own for place in range(len(axes)))
+        factor += f" -> {own.strip('()')}"
     leaves = []
     both = ("weight_g", "g", factor), ("weight_v", f"layer.{kernel.keras[0]}", kernel.pattern.text)
     for number, (name, place, axes_of) in enumerate(both):

@@ -7,6 +7,7 @@ batch_norm        w * s, (b - mean) * s + beta, with s = gamma / sqrt(variance +
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from math import prod
 
 import numpy as np
@@ -39,6 +40,7 @@ class Fold:
         return self.name
 
 
+@cache  # one Fold for each `dim`, by which a kind is known to have it
 def weight_norm(dim: int | None = 0) -> Fold:
     """(g, v) -> v * g / |v|, the length taken over every axis but `dim` (None: over all, for one g)."""
 

@@ -85,6 +85,18 @@ LAYER_NORM = Kind(
     probe_scales=NORM_SCALES,
     suspects=NORM_SUSPECTS,
 )
+# LayerNorm over an image as a whole, of a size that is known: torch's over (C, H, W), Keras's over the axes 1, 2, 3.
+LAYER_NORM_WHOLE_2D = Kind(
+    "LAYER_NORM_WHOLE_2D",
+    (
+        leaf("weight", "gamma", "c h w -> h w c", optional=True),
+        leaf("bias", "beta", "c h w -> h w c", optional=True),
+    ),
+    inputs=IMAGE,
+    results=IMAGE,
+    probe_scales=NORM_SCALES,
+    suspects=NORM_SUSPECTS,
+)
 # LayerNorm over the channels of an image (segment-anything's LayerNorm2d, ConvNeXt's).
 LAYER_NORM_2D = Kind(
     "LAYER_NORM_2D", NORM_LEAVES, inputs=IMAGE, results=IMAGE, probe_scales=NORM_SCALES, suspects=NORM_SUSPECTS

@@ -51,24 +51,27 @@ class _Layout:
     kernel: str = "o i -> i o"
 
     def leaves(self, suffix: str, path: str, cell: Any) -> Iterator[Leaf]:
-        """
+        """Of a cell at a path with a dot behind it.
+
         Raises:
             ValueError: the cell is of another sort, or computes otherwise.
         """
         if not any(base.__name__ == self.cell for base in type(cell).__mro__):
-            raise ValueError(f"{path or 'it'} has a {type(cell).__name__}, not a {self.cell}")
-        yield leaf(f"weight_ih_{suffix}", f"{path}cell.kernel", self.kernel)
-        yield leaf(f"weight_hh_{suffix}", f"{path}cell.recurrent_kernel", self.kernel)
+            raise ValueError(f"{path.rstrip('.') or 'it'} is a {type(cell).__name__}, no {self.cell}")
+        yield leaf(f"weight_ih{suffix}", f"{path}kernel", self.kernel)
+        yield leaf(f"weight_hh{suffix}", f"{path}recurrent_kernel", self.kernel)
         if not cell.use_bias:
             return
-        biases = f"bias_ih_{suffix}", f"bias_hh_{suffix}"
+        biases = f"bias_ih{suffix}", f"bias_hh{suffix}"
         if self.cell != "GRUCell":
-            yield leaf(biases, f"{path}cell.bias", "o -> o", fold=SUM)
+            yield leaf(biases, f"{path}bias", "o -> o", fold=SUM)
             return
         if not cell.reset_after:
-            raise ValueError(f"{path or 'it'} is a GRU with reset_after=False, which is not what torch computes")
+            raise ValueError(
+                f"{path.rstrip('.') or 'it'} is a GRU with reset_after=False, which is not what torch computes"
+            )
         axes = "(x (r + z + n) u), (h (r + z + n) u) -> (x + h) ((z + r + n) u)"
-        yield leaf(biases, f"{path}cell.bias", axes, sizes=dict.fromkeys("xhrzn", 1))
+        yield leaf(biases, f"{path}bias", axes, sizes=dict.fromkeys("xhrzn", 1))
 
 
 def _own_leaves() -> Iterator[Leaf]:
@@ -156,7 +159,7 @@ def _returned_by(last: Any) -> Callable[[Any], Any]:
     """
     both = hasattr(last, "backward_layer")
     merge = getattr(last, "merge_mode", "concat")
-    if merge not in _MERGES:
+    if merge is not None and merge not in _MERGES:
         raise ValueError(f"merge_mode: expected one of {', '.join(_MERGES)}, got {merge!r}")
     layer = last.forward_layer if both else last
 
@@ -166,10 +169,10 @@ def _returned_by(last: Any) -> Callable[[Any], Any]:
         ends = [one[-2:] if both else one[-1:] for one in states]  # of the last layer
         # The last result of the way back is at the first step, so the last results are those of the state.
         halves = list(ends[0]) if not layer.return_sequences else np.split(y, len(ends[0]), -1)
-        result = _MERGES[merge](*halves) if both else halves[0]
-        if not layer.return_state:
-            return result
-        return [result, *(one[place] for place in range(len(ends[0])) for one in ends)]
+        results = [_MERGES[merge](*halves)] if both and merge else halves
+        if layer.return_state:
+            results += [one[place] for place in range(len(ends[0])) for one in ends]
+        return results[0] if len(results) == 1 else results
 
     return returned
 
@@ -188,7 +191,7 @@ def _fitted(layout: _Layout) -> Callable[[Kind, dict[str, Any]], Kind]:
                 if not hasattr(one, "cell"):
                     told = f"is a {type(one).__name__}, no recurrent layer that is known" if one else "is no layer"
                     raise ValueError(f"{below.rstrip('.') or 'it'} {told}")
-                leaves += layout.leaves(suffix, below, one.cell)
+                leaves += layout.leaves(f"_{suffix}", f"{below}cell.", one.cell)
         returns = _returned_by(flat[-1][1]) if kind.returns is _data else kind.returns
         return replace(kind, leaves=tuple(leaves), call=_call_in_turn, returns=returns, fitted=None)
 
@@ -215,6 +218,33 @@ def _placed(path: str, given: Any) -> Iterator[tuple[str, Any]]:
         yield path, given
 
 
+def _call_cell(cell: Any, input: Any, hx: Any = None) -> Any:
+    """Torch's cell: (N, C), or (C,) without a batch; the state is zeros where it is not given."""
+    single = input.ndim < 2
+    x = input[None] if single else input
+    if hx is None:
+        states = [np.zeros((len(x), cell.units), x.dtype) for _ in range(np.size(cell.state_size))]
+    else:
+        states = [one[None] if single else one for one in (hx if isinstance(hx, (tuple, list)) else (hx,))]
+    _, states = cell(x, states)
+    states = list(states) if isinstance(states, (tuple, list)) else [states]
+    states = [one[0] if single else one for one in states]
+    return tuple(states) if len(states) > 1 else states[0]
+
+
+def _cell_kind(layout: _Layout) -> Kind:
+    name = {"LSTMCell": "LSTM_CELL", "GRUCell": "GRU_CELL", "SimpleRNNCell": "RNN_CELL"}[layout.cell]
+    leaves = [
+        leaf(f"weight_{one}", place, layout.kernel) for one, place in (("ih", "kernel"), ("hh", "recurrent_kernel"))
+    ]
+    leaves.append(leaf(("bias_ih", "bias_hh"), "bias", "o -> o", optional=True, fold=SUM))
+
+    def fitted(kind: Kind, layers: dict[str, Any]) -> Kind:
+        return replace(kind, leaves=tuple(layout.leaves("", "", layers[""])), fitted=None)
+
+    return Kind(name, tuple(leaves), call=_call_cell, suspects=_SUSPECTS, fitted=fitted)
+
+
 def _kind(name: str, layout: _Layout) -> Kind:
     leaves = tuple(_own_leaves())
     return Kind(
@@ -230,7 +260,8 @@ def stacked(kind: Kind, *paths: str) -> Kind:
     return replace(kind, parts=paths)
 
 
+_LSTM, _GRU, _RNN = _Layout("LSTMCell"), _Layout("GRUCell", _GATES_FIRST), _Layout("SimpleRNNCell")
 # torch.nn.LSTM, GRU and RNN.
-LSTM = _kind("LSTM", _Layout("LSTMCell"))
-GRU = _kind("GRU", _Layout("GRUCell", _GATES_FIRST))
-RNN = _kind("RNN", _Layout("SimpleRNNCell"))
+LSTM, GRU, RNN = _kind("LSTM", _LSTM), _kind("GRU", _GRU), _kind("RNN", _RNN)
+# torch.nn.LSTMCell, GRUCell and RNNCell, against Keras's of these names (of RNNCell, SimpleRNNCell).
+LSTM_CELL, GRU_CELL, RNN_CELL = _cell_kind(_LSTM), _cell_kind(_GRU), _cell_kind(_RNN)

@@ -9,7 +9,7 @@ from keras import ops
 
 @keras.saving.register_keras_serializable(package="weightbridge")
 class LayerNorm(keras.layers.LayerNormalization):
-    """Layer normalization over the last axis that subtracts the mean before it scales, as torch does.
+    """Layer normalization over `axis`, the last by default, that subtracts the mean before it scales, as torch does.
 
     Keras's own computes x * scale - mean * scale, which loses digits where the mean is large.
     Half-precision inputs are normalized in float32.
@@ -17,10 +17,17 @@ class LayerNorm(keras.layers.LayerNormalization):
 
     def call(self, x: Any) -> Any:
         x = ops.cast(x, keras.backend.result_type(x.dtype, "float32"))
-        centered = x - ops.mean(x, axis=-1, keepdims=True)
-        variance = ops.mean(ops.square(centered), axis=-1, keepdims=True)
+        axes = [axis % len(x.shape) for axis in (self.axis if isinstance(self.axis, (list, tuple)) else [self.axis])]
+        centered = x - ops.mean(x, axis=axes, keepdims=True)
+        variance = ops.mean(ops.square(centered), axis=axes, keepdims=True)
         normalized = centered * ops.rsqrt(variance + self.epsilon)
-        return ops.cast(normalized * self.gamma + self.beta, self.compute_dtype)
+        # Factors have the axes of the normalisation, in their order; the others count 1.
+        shape = [n if place in axes else 1 for place, n in enumerate(x.shape)]
+        if self.scale:
+            normalized = normalized * ops.reshape(self.gamma, shape)
+        if self.center:
+            normalized = normalized + ops.reshape(self.beta, shape)
+        return ops.cast(normalized, self.compute_dtype)
 
 
 class _Normalization(keras.layers.Layer):
