@@ -12,8 +12,8 @@ import torch
 import converter
 import tf_models
 import torch_refs
-from tests.sam_parts import assert_as_exact, last
-from tests.small_sam import OPTIONS, SMALL, prefixed, save, small_state
+from tests.support.sam_parts import assert_as_exact, last
+from tests.support.small_sam import OPTIONS, SMALL, prefixed, save, small_state
 from torch_refs.sam.seeded_checkpoint import official_shapes, seeded_tensor
 
 

@@ -20,11 +20,11 @@ import converter
 import tf_models
 from converter import ConversionError, UsageError
 from converter.files.atomic import replacing_folder
-from tests.running import run_forked
-from tests.sam_parts import CONFIG, IMAGE_ENCODER, assert_as_exact, keras_twin, sam_state, seeded
-from tests.small_sam import save
 from tests.support.pairs import registered
 from tests.support.rule import assert_allowed
+from tests.support.running import run_forked
+from tests.support.sam_parts import CONFIG, IMAGE_ENCODER, assert_as_exact, keras_twin, sam_state, seeded
+from tests.support.small_sam import save
 from tf_models.runtime import exporting
 from tf_models.runtime.exporting import ExportError, Input, Part, Signature
 from tf_models.sam import relative_attention

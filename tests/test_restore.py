@@ -24,10 +24,10 @@ from converter.kinds import BATCH_NORM, CONV_2D, CONV_2D_HWIO, DENSE, DENSE_IN_O
 from converter.planning.origin import Origin
 from converter.tables.dialects import CANONICAL
 from converter.tables.registry import pairs
-from tests import sam_parts, small_mobile_sam, small_sam
-from tests.deformable import SMALL, reference
-from tests.small_sam import prefixed, save
+from tests.support import sam_parts, small_mobile_sam, small_sam
+from tests.support.deformable import SMALL, reference
 from tests.support.pairs import registered
+from tests.support.small_sam import prefixed, save
 from tf_models import layers
 from tf_models.runtime.weights_format import DIGEST, PREFIX, SEAL, datasets, provenance, seal
 

@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 import torchvision
 
-from tests.ops.judging import assert_near
 from tests.ops.test_ms_deform_attn import by_definition
+from tests.support.judging import assert_near
 from tf_models.ops import deform_conv2d, deform_conv3d, grid_sample, jit, ms_deform_attn
 
 SHAPES = ((5, 4), (3, 2))

@@ -1,0 +1,140 @@
+"""The whole of SAM on both sides, with the same seeded weights, and photographs to try it on."""
+
+from copy import deepcopy
+from functools import cache, partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import h5py
+import matplotlib.cbook
+import numpy as np
+import skimage.data
+import torch
+from PIL import Image
+from segment_anything import sam_model_registry
+from segment_anything.modeling import ImageEncoderViT, MaskDecoder, PromptEncoder, Sam, TwoWayTransformer
+
+import tf_models
+from converter.files.weights_file import sign
+from tests.support.sam_weights import carry
+from tf_models.runtime.weights_format import FORMAT, datasets, digest
+from torch_refs.sam.seeded_checkpoint import seeded_tensor
+
+SIDE, WIDTH, DEPTH, HEADS, MLP, WINDOW = 256, 48, 2, 3, 96, 7
+
+
+class Sides(NamedTuple):
+    """The same network three times."""
+
+    torch: Sam  # segment-anything's
+    double: Sam  # the same in float64: the truth
+    keras: Any
+
+
+def official_sam() -> Sam:
+    """segment-anything's SAM with a small image encoder and seeded weights."""
+    grid = SIDE // 16
+    encoder = ImageEncoderViT(
+        img_size=SIDE,
+        embed_dim=WIDTH,
+        depth=DEPTH,
+        num_heads=HEADS,
+        mlp_ratio=MLP / WIDTH,
+        norm_layer=partial(torch.nn.LayerNorm, eps=1e-6),
+        use_rel_pos=True,
+        window_size=WINDOW,
+        global_attn_indexes=(1,),
+    )
+    transformer = TwoWayTransformer(depth=2, embedding_dim=256, mlp_dim=2048, num_heads=8)
+    sam = Sam(
+        encoder,
+        PromptEncoder(256, (grid, grid), (SIDE, SIDE), 16),
+        MaskDecoder(transformer_dim=256, transformer=transformer),
+    )
+    sam.load_state_dict({name: seeded_tensor(name, tuple(t.shape)) for name, t in sam.state_dict().items()})
+    return sam.eval()
+
+
+def in_double(sam: Sam) -> Sam:
+    """The same in float64. segment-anything casts points and masks to float32; they are taken to float64 after that."""
+    double = deepcopy(sam).double()
+    positions = double.prompt_encoder.pe_layer
+    encode = positions._pe_encoding
+    positions._pe_encoding = lambda coords: encode(coords.double())
+    double.prompt_encoder.mask_downscaling.register_forward_pre_hook(lambda _, masks: (masks[0].double(),))
+    return double
+
+
+SMALL = {
+    "image_size": SIDE,
+    "image_encoder": {
+        "embed_dim": WIDTH,
+        "depth": DEPTH,
+        "num_heads": HEADS,
+        "mlp_dim": MLP,
+        "window_size": WINDOW,
+        "global_attn_indexes": [1],
+    },
+}
+
+
+def build_small() -> Any:
+    """The Keras model of the sizes of `official_sam`, with fresh weights."""
+    return tf_models.create("sam_vit_b", **SMALL)
+
+
+def steep(sam: Sam) -> Sam:
+    """The same with steeper logits and a better opinion of its masks, as trained weights have."""
+    sam = deepcopy(sam)
+    with torch.no_grad():
+        for mlp in sam.mask_decoder.output_hypernetworks_mlps:
+            mlp.layers[-1].weight *= 30
+            mlp.layers[-1].bias *= 30
+        head = sam.mask_decoder.iou_prediction_head.layers[-1]
+        head.weight *= 0.1
+        head.bias.fill_(0.93)
+    return sam
+
+
+def save_small(sam: Sam, path: Path) -> None:
+    """Write a torch SAM of the small sizes as a converted file."""
+    model = build_small()
+    carry(sam, model)
+    model.save_weights(path)
+    with h5py.File(path, "r") as file:
+        digests = {place: digest(place, dataset[()]) for place, dataset in datasets(file)}
+    sign(path, {"format": FORMAT, "model": "sam_vit_b", "config": SMALL, "dtype": "float32"}, digests)
+
+
+@cache
+def small_sides() -> Sides:
+    """SAM with a small image encoder."""
+    sam, model = official_sam(), build_small()
+    carry(sam, model)
+    return Sides(sam, in_double(sam), model)
+
+
+@cache
+def photographs() -> dict[str, np.ndarray]:
+    """Photographs (H, W, 3), uint8, of different sizes and proportions."""
+    with matplotlib.cbook.get_sample_data("grace_hopper.jpg") as file:
+        portrait = np.asarray(Image.open(file).convert("RGB"))  # 600 x 512
+    astronaut = skimage.data.astronaut()  # 512 x 512
+    camera = np.repeat(skimage.data.camera()[..., None], 3, axis=2)
+    return {
+        "portrait": portrait,
+        "square": astronaut,
+        "wide": camera[100:333, :],
+        "small": np.ascontiguousarray(astronaut[20:157, 150:251]),
+        "large": np.asarray(Image.fromarray(astronaut).resize((1500, 1100), Image.Resampling.BICUBIC)),
+    }
+
+
+@cache
+def large_sides() -> Sides:
+    """SAM with ViT-B."""
+    sam = sam_model_registry["vit_b"]()
+    sam.load_state_dict({name: seeded_tensor(name, tuple(t.shape)) for name, t in sam.state_dict().items()})
+    model = tf_models.create("sam_vit_b")
+    carry(sam.eval(), model)
+    return Sides(sam, in_double(sam), model)
