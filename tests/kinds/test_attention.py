@@ -12,6 +12,7 @@ from torch import nn
 import converter
 from converter import Probe, Row, kinds
 from tests.proof.test_reach import converted, pair, refused
+from tests.support.carrying import alone, carry
 from tests.support.pairs import registered
 from tf_models.layers import attention
 
@@ -369,7 +370,7 @@ def test_our_layer_without_a_batch_or_anywhere_to_look():
     module = nn.MultiheadAttention(E, H).eval()
     layer = built(attention.MultiheadAttention(E, H, dtype="float64"))
     module.double()
-    carry(module, layer)
+    carry(module.state_dict(), layer, alone(kinds.TORCH_MULTIHEAD_ATTENTION))
     x, nowhere = torch.randn(L, E, dtype=torch.float64), torch.zeros(L, L, dtype=torch.bool)
     nowhere[1] = True
     for asked in ({}, {"need_weights": False}, {"average_attn_weights": False}):
@@ -393,12 +394,6 @@ def test_our_layer_without_a_batch_or_anywhere_to_look():
         layer(x.numpy(), x.numpy(), x.numpy(), is_causal=True)
     with pytest.raises(ValueError, match="num_heads: expected a divisor"):
         attention.MultiheadAttention(10, 3)
-
-
-def carry(module, layer, kind=kinds.TORCH_MULTIHEAD_ATTENTION):
-    from tests.support import carrying
-
-    carrying.carry(carrying.numbers(module), layer, [("", "", kind)])
 
 
 def test_our_layer_drops_only_in_training_and_is_made_anew():

@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import nn
 
-from converter import kinds
+from converter import Mapping, Row, kinds
 from converter.kinds import Kind, channels_last, leaf
 from tests.kinds import test_attention, test_reordered_and_folded
-from tests.support import carrying
+from tests.support.carrying import alone, carry
 from tests.support.rule import assert_allowed
 from tests.support.seeded import norm
 from tf_models import layers
@@ -194,11 +194,6 @@ CASES = {
 }
 
 
-def carry(theirs: nn.Module, ours: keras.Layer, kind: Kind) -> None:
-    """Fill the Keras layer as the kind says, and see that undoing gives back torch's tensors to the bit."""
-    carrying.carry(carrying.numbers(theirs), ours, [("", "", kind)])
-
-
 def assert_computes(result, theirs: nn.Module, x: torch.Tensor, arrange) -> None:
     """As near to what torch's layer gives in float64 as the rule of the proof demands."""
     double, given = theirs.double(), x.double()
@@ -218,7 +213,7 @@ def test_keras_computes_what_torch_does(case):
     x = torch.randn(shape)
     arranged = channels_last(x.numpy()) if kind.inputs else x.numpy()
     ours.build(arranged.shape)
-    carry(theirs, ours, kind)
+    carry(theirs.state_dict(), ours, alone(kind))
     assert_computes(ours(arranged), theirs, x, channels_last if kind.inputs else np.asarray)
 
 
@@ -227,7 +222,7 @@ def test_embedding(name):
     theirs, ours = nn.Embedding(5, 3), K.Embedding(5, 3)
     ours.build(None)
     with torch.no_grad():
-        carry(theirs, ours, getattr(kinds, name))
+        carry(theirs.state_dict(), ours, alone(getattr(kinds, name)))
         words = torch.tensor([[4, 0], [2, 2], [1, 3]])
         np.testing.assert_array_equal(ours(words.numpy()), theirs(words))
 
@@ -244,7 +239,7 @@ def test_packed_attention(bias, batch_first):
             theirs.out_proj.bias.normal_()
         query, key, value = torch.randn(2, 5, 12), torch.randn(2, 7, 12), torch.randn(2, 7, 12)
         ours.build(query.shape, value.shape, key.shape)
-        carry(theirs, ours, kinds.MULTIHEAD_ATTENTION)
+        carry(theirs.state_dict(), ours, alone(kinds.MULTIHEAD_ATTENTION))
         padding = torch.tensor([[False] * 7, [False] * 5 + [True] * 2])
         hidden = torch.triu(torch.ones(5, 7, dtype=torch.bool), 3)
     double = theirs.double()
@@ -277,7 +272,7 @@ def test_parameters_of_a_convolution():
     ours.build((None, 9, 7, 4))
     x = torch.randn(2, 4, 9, 7)
     with torch.no_grad():
-        carry(theirs, ours, kinds.PARAMETERS_OF_CONV_2D)
+        carry(theirs.state_dict(), ours, alone(kinds.PARAMETERS_OF_CONV_2D))
     assert_computes(ours(channels_last(x.numpy())), theirs, x, channels_last)
 
 
@@ -293,7 +288,7 @@ def test_a_parameter_s_own_name_is_the_row_s():
     ours.build((3, 1, 4))
     [part] = kinds.PARAMETER.leaves
     assert (part.torch, part.keras) == (("",), ("",)), "the row's path says it all"
-    carrying.carry(carrying.numbers(theirs), ours, [("table", "table", kinds.PARAMETER)])
+    carry(theirs.state_dict(), ours, Mapping([Row("table", kinds.PARAMETER)]))
     np.testing.assert_array_equal(ours.table, theirs["table"].detach())
 
 
@@ -306,7 +301,7 @@ def test_a_sequence_is_called_in_its_order():
     with torch.no_grad():
         for place in (0, 2):
             ours[place].build(shapes[place])
-            carry(theirs[place], ours[place], kinds.CONV_2D)
+            carry(theirs[place].state_dict(), ours[place], alone(kinds.CONV_2D))
     got = kinds.SEQUENTIAL_2D.call(ours, *kinds.SEQUENTIAL_2D.given((x.numpy(),), {})[0])
     assert_computes(got, theirs, x, kinds.SEQUENTIAL_2D.returned)
 
@@ -320,7 +315,7 @@ def test_recurrent_layers(name):
     x = torch.randn(2, 6, 5)
     ours.build((None, None, 5))
     with torch.no_grad():
-        carry(theirs, ours, getattr(kinds, name))
+        carry(theirs.state_dict(), ours, alone(getattr(kinds, name)))
         double = theirs.double()
         assert_allowed([ours(x.numpy())[0]], lambda: [double(x.double())[0]])
 

@@ -14,7 +14,7 @@ import converter
 from converter import Row, kinds, nested
 from converter.kinds import leaf
 from tests.proof.test_reach import Model, converted, dense, net, normal, pair, refused
-from tests.support import carrying
+from tests.support.carrying import alone, carry
 from tests.support.pairs import registered
 from tests.support.rule import assert_allowed
 from tf_models.layers import recurrent
@@ -42,7 +42,7 @@ def both(name, layers=1, directions=False, bias=True, dtype="float32", **more):
     made = made.double() if dtype == "float64" else made
     layer = ours(H, layers, directions, bias, dtype=dtype, **own)
     layer.build((None, None, C))
-    carrying.carry(carrying.numbers(made), layer, [("", "", kind)])
+    carry(made.state_dict(), layer, alone(kind))
     return made, layer
 
 

@@ -9,7 +9,8 @@ from torch import nn
 
 from converter import kinds
 from converter.kinds import Kind
-from tests.support import carrying
+from converter.planning.variables import by_path
+from tests.support.carrying import alone, carry
 from tests.support.seeded import norm
 from tf_models import layers
 
@@ -256,16 +257,16 @@ def assert_computes(kind: Kind, theirs: nn.Module, ours: keras.Layer, shape: tup
     """Result, gradient of the input, and of every variable that is no fold."""
     torch.manual_seed(0)
     theirs = theirs.eval().double()
-    state = carrying.numbers(theirs)
+    state = theirs.state_dict()
     kind = kind.holding(state.__contains__)
     x = torch.randn(shape, dtype=torch.float64, requires_grad=True)
     [given], _ = kind.given((x.detach().numpy(),), {})
     ours.build(given.shape)
-    carrying.carry(state, ours, [("", "", kind)])
+    carry(state, ours, alone(kind))
     wanted = theirs(x)
     upstream = torch.randn(wanted.shape, dtype=torch.float64)
     (wanted * upstream).sum().backward()
-    variables = carrying.by_path(ours)
+    variables = by_path(ours)
     with tf.GradientTape() as tape:
         given = tf.constant(given)
         tape.watch(given)
@@ -336,7 +337,7 @@ def test_batch_norm_is_folded_into_what_stands_before_it(case, bias, affine):
     folded = kinds.batch_norm_folded(kind, "0", "1", 1e-3, bias, affine, alone=True)
     assert_computes(folded, theirs, make_keras(), shape)
     # What comes back folds to the same.
-    state = {name: np.float64(value) for name, value in carrying.numbers(theirs).items()}
+    state = {name: np.float64(value) for name, value in theirs.state_dict().items()}
     [leaf] = folded.leaves
     shapes = [(tuple(one.shape)) for one in _variables(make_keras(), folded, shape, leaf)]
     values = [np.float32(one) for one in leaf.to_keras([state[name] for name in leaf.torch], shapes)]
@@ -351,7 +352,7 @@ def test_batch_norm_is_folded_into_what_stands_before_it(case, bias, affine):
 
 def _variables(layer, kind, shape, leaf):
     layer.build(kind.given((np.zeros(shape),), {})[0][0].shape)
-    return [carrying.by_path(layer)[path] for path in leaf.keras]
+    return [by_path(layer)[path] for path in leaf.keras]
 
 
 @pytest.mark.parametrize("fold", ["weight_norm", "spectral_norm"])
@@ -379,7 +380,7 @@ def test_instance_norm_keeps_the_statistics_that_torch_keeps():
     theirs = norm(nn.InstanceNorm2d(6, affine=True, track_running_stats=True)).double().train()
     ours = layers.InstanceNormalization(track_running_stats=True)
     ours.build((None, 4, 5, 6))
-    carrying.carry(carrying.numbers(theirs), ours, [("", "", kinds.INSTANCE_NORM)])
+    carry(theirs.state_dict(), ours, alone(kinds.INSTANCE_NORM))
     x = torch.randn(3, 6, 4, 5, dtype=torch.float64)
     near(ours(kinds.channels_last(x.numpy()), training=True), kinds.channels_last(theirs(x).detach().numpy()))
     near(ours.moving_mean, theirs.running_mean)
@@ -390,7 +391,7 @@ def test_instance_norm_keeps_the_statistics_that_torch_keeps():
 def test_the_row_of_padding_gets_no_gradient(idx):
     theirs, ours = nn.Embedding(5, 3, padding_idx=idx).double(), layers.Embedding(5, 3, idx)
     ours.build(None)
-    carrying.carry(carrying.numbers(theirs), ours, [("", "", kinds.EMBEDDING)])
+    carry(theirs.state_dict(), ours, alone(kinds.EMBEDDING))
     words, upstream = np.array([[4, 0, 2], [0, 1, 4]]), np.random.default_rng(0).standard_normal((2, 3, 3))
     (theirs(torch.from_numpy(words)) * torch.from_numpy(upstream)).sum().backward()
     with tf.GradientTape() as tape:

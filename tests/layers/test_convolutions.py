@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from converter import kinds
-from tests.support.carrying import carry, numbers
+from tests.support.carrying import alone, carry
 from tf_models import layers
 
 SIZES = {1: (9,), 2: (9, 12), 3: (5, 6, 7)}
@@ -23,7 +23,7 @@ TRANSPOSED = {
 def assert_equal(theirs: nn.Module, ours: keras.Layer, kind: kinds.Kind, x: np.ndarray) -> None:
     """Both sides on the same input, in float64."""
     ours.build(kinds.channels_last(x).shape)
-    carry(numbers(theirs), ours, [("", "", kind)])
+    carry(theirs.state_dict(), ours, alone(kind))
     expected = kinds.channels_last(theirs(torch.from_numpy(x)).detach().numpy())
     got = ours(kinds.channels_last(x))
     assert got.shape == expected.shape

@@ -7,8 +7,9 @@ import numpy as np
 import tensorflow as tf
 import torch
 
+from converter import Mapping
 from converter.planning.variables import by_path
-from converter.tables.registry import get
+from tests.support.carrying import laid_out
 
 
 def seed(module: torch.nn.Module, scale: float = 0.4) -> torch.nn.Module:
@@ -20,25 +21,8 @@ def seed(module: torch.nn.Module, scale: float = 0.4) -> torch.nn.Module:
     return module.double()
 
 
-def axes_of(name: str, rank: int) -> tuple[int, ...]:
-    """How Keras has the axes of a torch tensor: kernels of linear layers and convolutions, else as they are."""
-    return {2: (1, 0), 4: (2, 3, 1, 0)}.get(rank, tuple(range(rank)))
-
-
-def keras_name(name: str) -> str:
-    return name.removesuffix("weight") + "kernel" if name.endswith("weight") else name
-
-
-def carry(module: torch.nn.Module, layer: Any) -> None:
-    """Assign every tensor of the module, without the converter; every variable is filled."""
-    variables = by_path(layer)
-    for name, tensor in module.state_dict().items():
-        variables.pop(keras_name(name)).assign(tensor.numpy().transpose(axes_of(name, tensor.ndim)))
-    assert not variables
-
-
 def tf_results(layer: Any, inputs: list[np.ndarray], upstream: np.ndarray, call: Any = None, **options: Any) -> dict:
-    """The output and the gradients to the inputs and to every variable, by torch's names."""
+    """The output and the gradients to the inputs and to every variable, by its path."""
     tensors = [tf.constant(value, layer.variable_dtype) for value in inputs]
     with tf.GradientTape() as tape:
         tape.watch(tensors)
@@ -52,9 +36,15 @@ def tf_results(layer: Any, inputs: list[np.ndarray], upstream: np.ndarray, call:
 
 
 def torch_results(
-    module: torch.nn.Module, inputs: list[np.ndarray], upstream: np.ndarray, channels_first: bool, **options: Any
+    module: torch.nn.Module,
+    inputs: list[np.ndarray],
+    upstream: np.ndarray,
+    layer: Any,
+    table: Mapping,
+    channels_first: bool = False,
+    **options: Any,
 ) -> dict:
-    """The same of the torch module, in Keras's axes."""
+    """The same of the torch module, laid out as the layer has it."""
     dtype = next(module.parameters()).dtype
     tensors = [torch.from_numpy(_first(value, channels_first)).to(dtype).requires_grad_() for value in inputs]
     output = module(*tensors, **options)
@@ -62,8 +52,8 @@ def torch_results(
     gradients = torch.autograd.grad(loss, [*tensors, *module.parameters()])
     found = {"output": _last(output, channels_first)}
     found.update({f"input {i}": _last(g, channels_first) for i, g in enumerate(gradients[: len(tensors)])})
-    for (name, tensor), gradient in zip(module.named_parameters(), gradients[len(tensors) :], strict=True):
-        found[keras_name(name)] = gradient.double().numpy().transpose(axes_of(name, tensor.ndim))
+    names = [name for name, _ in module.named_parameters()]
+    found.update(laid_out(dict(zip(names, (g.double() for g in gradients[len(tensors) :]), strict=True)), layer, table))
     return found
 
 
@@ -89,8 +79,3 @@ def again(layer: Any) -> Any:
     made = keras.saving.deserialize_keras_object(keras.saving.serialize_keras_object(layer))
     assert type(made) is type(layer)
     return made
-
-
-def tensors_of(name: str, config: dict) -> set[str]:
-    """Every tensor that the pair's table maps."""
-    return {tensor for tensor, _ in get(name).mapping(config).tensors()}

@@ -8,9 +8,6 @@ import numpy as np
 import torch
 from segment_anything.modeling import ImageEncoderViT, MaskDecoder, PromptEncoder, Sam, TwoWayTransformer
 
-import tf_models
-from converter.tables.registry import get
-from tests.support.carrying import carry
 from tests.support.rule import assert_allowed
 from torch_refs.sam.sam import build_sam
 from torch_refs.sam.seeded_checkpoint import seeded_tensor
@@ -89,11 +86,6 @@ def seeded(module: torch.nn.Module, prefix: str = "") -> dict[str, torch.Tensor]
 def sam_state(**changes: Any) -> dict[str, torch.Tensor]:
     """Seeded weights of a `Sam` of CONFIG's sizes, with changes to those of the image encoder."""
     return seeded(build_sam(**{**CONFIG, "image_encoder": {**IMAGE_ENCODER, **changes}}))
-
-
-def keras_twin(name: str, config: dict[str, Any], state: dict[str, torch.Tensor], **more: Any) -> Any:
-    """The pair's Keras model with the weights of a state dict of canonical names, carried over by the pair's table."""
-    return carry(state, tf_models.create(name, **config, **more), get(name).mapping(config).modules(), state)
 
 
 def last(value: torch.Tensor | np.ndarray) -> np.ndarray:

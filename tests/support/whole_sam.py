@@ -14,9 +14,9 @@ from PIL import Image
 from segment_anything import sam_model_registry
 from segment_anything.modeling import ImageEncoderViT, MaskDecoder, PromptEncoder, Sam, TwoWayTransformer
 
-import tf_models
 from converter.files.weights_file import sign
-from tests.support.sam_weights import carry
+from converter.tables.registry import get
+from tests.support.carrying import twin
 from tf_models.runtime.weights_format import FORMAT, datasets, digest
 from torch_refs.sam.seeded_checkpoint import seeded_tensor
 
@@ -65,22 +65,21 @@ def in_double(sam: Sam) -> Sam:
     return double
 
 
+PUBLISHED: dict[str, Any] = get("sam_vit_b").fallback or {}
 SMALL = {
+    **PUBLISHED,
     "image_size": SIDE,
     "image_encoder": {
+        **PUBLISHED["image_encoder"],
         "embed_dim": WIDTH,
         "depth": DEPTH,
         "num_heads": HEADS,
         "mlp_dim": MLP,
         "window_size": WINDOW,
         "global_attn_indexes": [1],
+        "trained_img_size": SIDE,
     },
 }
-
-
-def build_small() -> Any:
-    """The Keras model of the sizes of `official_sam`, with fresh weights."""
-    return tf_models.create("sam_vit_b", **SMALL)
 
 
 def steep(sam: Sam) -> Sam:
@@ -98,9 +97,7 @@ def steep(sam: Sam) -> Sam:
 
 def save_small(sam: Sam, path: Path) -> None:
     """Write a torch SAM of the small sizes as a converted file."""
-    model = build_small()
-    carry(sam, model)
-    model.save_weights(path)
+    twin("sam_vit_b", SMALL, sam.state_dict()).save_weights(path)
     with h5py.File(path, "r") as file:
         digests = {place: digest(place, dataset[()]) for place, dataset in datasets(file)}
     sign(path, {"format": FORMAT, "model": "sam_vit_b", "config": SMALL, "dtype": "float32"}, digests)
@@ -109,9 +106,8 @@ def save_small(sam: Sam, path: Path) -> None:
 @cache
 def small_sides() -> Sides:
     """SAM with a small image encoder."""
-    sam, model = official_sam(), build_small()
-    carry(sam, model)
-    return Sides(sam, in_double(sam), model)
+    sam = official_sam()
+    return Sides(sam, in_double(sam), twin("sam_vit_b", SMALL, sam.state_dict()))
 
 
 @cache
@@ -135,6 +131,4 @@ def large_sides() -> Sides:
     """SAM with ViT-B."""
     sam = sam_model_registry["vit_b"]()
     sam.load_state_dict({name: seeded_tensor(name, tuple(t.shape)) for name, t in sam.state_dict().items()})
-    model = tf_models.create("sam_vit_b")
-    carry(sam.eval(), model)
-    return Sides(sam, in_double(sam), model)
+    return Sides(sam.eval(), in_double(sam), twin("sam_vit_b", PUBLISHED, sam.state_dict()))

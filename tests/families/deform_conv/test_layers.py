@@ -9,14 +9,17 @@ import torchvision
 
 import tf_models
 import torch_refs
+from converter.families.deform_conv import table
 from converter.planning.variables import by_path
+from tests.support.carrying import carry
 from tests.support.judging import channels_first, channels_last
-from tests.support.layer_parity import again, assert_equal, carry, seed, tf_results, torch_results
+from tests.support.layer_parity import again, assert_equal, seed, tf_results, torch_results
 from tests.support.rule import as_held, assert_allowed, assert_same
 from tf_models.deform_conv.model import DCNv2, DeformConv2d, build_dcn_v2, build_deform_conv2d
 from torch_refs.deform_conv.model import DCNv2 as TorchDCNv2
 from torch_refs.deform_conv.model import DeformConv2d as TorchDeformConv2d
 
+TABLE = table({})
 # name -> (configuration, height and width)
 CASES = {
     "as the module has it by default": ({}, (8, 6)),
@@ -38,11 +41,15 @@ def case(name, dtype="float64", batch=2):
     config = {"in_channels": 6, "out_channels": 12, **config}
     module = seed(TorchDeformConv2d(**config))
     layer = build_deform_conv2d(**config, dtype=dtype)
-    carry(module, layer)
+    carry(module.state_dict(), layer, TABLE)
     rng = np.random.default_rng(0)
     x = 1.5 * rng.standard_normal((batch, *size, 6))
     upstream = rng.standard_normal(layer(tf.constant(x, layer.variable_dtype)).shape)
     return layer, module, x, upstream
+
+
+def torchs(module, layer, x, upstream):
+    return torch_results(module, [x], upstream, layer, TABLE, channels_first=True)
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -71,7 +78,7 @@ def test_the_reference_is_torchvisions_module_after_its_convolution(name):
 @pytest.mark.parametrize("name", CASES)
 def test_outputs_and_gradients_are_torchs(name):
     layer, module, x, upstream = case(name)
-    assert_equal(tf_results(layer, [x], upstream), torch_results(module, [x], upstream, True))
+    assert_equal(tf_results(layer, [x], upstream), torchs(module, layer, x, upstream))
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -79,14 +86,17 @@ def test_float32_is_as_near_to_the_truth_as_it_can_be(name):
     layer, module, x, upstream = case(name, "float32")
     x, upstream = (value.astype(np.float32).astype(np.float64) for value in (x, upstream))
     module.float().double()  # both sides have the weights in float32
-    assert_allowed(tf_results(layer, [x], upstream), lambda: torch_results(module, [x], upstream, True))
+    assert_allowed(
+        tf_results(layer, [x], upstream),
+        lambda: torchs(module, layer, x, upstream),
+    )
 
 
 @pytest.mark.parametrize("jit", [False, True])
 def test_one_trace_serves_all_sizes_and_training(jit):
     layer, module, x, upstream = case("odd sizes at stride 2")
     call = tf.function(layer, input_signature=[tf.TensorSpec((None, None, None, 6), tf.float64)], jit_compile=jit)
-    assert_equal(tf_results(layer, [x], upstream, call), torch_results(module, [x], upstream, True))
+    assert_equal(tf_results(layer, [x], upstream, call), torchs(module, layer, x, upstream))
     other = np.random.default_rng(1).standard_normal((3, 11, 5, 6))
     expected = module(torch.from_numpy(np.moveaxis(other, -1, 1).copy())).detach().movedim(1, -1).numpy()
     assert_equal({"output": call(tf.constant(other)).numpy()}, {"output": expected})
@@ -103,7 +113,7 @@ def test_mixed_precision(policy):
     assert {variable.dtype for variable in layer.variables} == {"float32"}
     # Offsets in half precision: the samples move, by a rounding of an offset of a few pixels.
     numbers = tf.cast(output, tf.float64).numpy()
-    assert_allowed([numbers], lambda: [torch_results(module, [x], upstream, True)["output"]], half)
+    assert_allowed([numbers], lambda: [torchs(module, layer, x, upstream)["output"]], half)
     assert all(np.isfinite(value).all() for value in tf_results(layer, [x], upstream).values())
 
 
@@ -117,7 +127,7 @@ def test_a_step_of_training_is_torchs():
     torch.nn.functional.mse_loss(module(image), target).backward()
     optimizer.step()
     trained = build_deform_conv2d(**layer.get_config() | {"dtype": "float64", "name": "trained"})
-    carry(module, trained)
+    carry(module.state_dict(), trained, TABLE)
     ours, theirs = ({name: value.numpy() for name, value in by_path(one).items()} for one in (layer, trained))
     assert_equal(ours, theirs)
 
@@ -129,7 +139,7 @@ def test_configuration_goes_round_and_a_saved_model_computes_the_same(build, ref
         "groups": 2, "offset_groups": 2, "bias": False,
     }  # fmt: skip
     layer, module = build(**config), seed(reference(**config))
-    carry(module, layer)
+    carry(module.state_dict(), layer, TABLE)
     x = np.random.default_rng(0).standard_normal((2, 9, 8, 4)).astype(np.float32)
     made = again(layer)
     assert made.get_config() == layer.get_config()

@@ -11,6 +11,9 @@ import torch
 
 import tf_models
 import torch_refs
+from converter.planning.variables import by_path
+from converter.tables.registry import get
+from tests.support.carrying import laid_out, twin
 from tests.support.deformable import OTHER, SMALL, SPATIAL, VARIANTS, defined, inputs, reference, upstream
 from tests.support.rule import as_held, assert_allowed
 from tf_models.deformable_attention import model as attention
@@ -18,37 +21,26 @@ from tf_models.deformable_attention import model as attention
 AXES = [1, 2, 3]
 # Where a case takes long, images stand for all three by default.
 IMAGES_FIRST = [pytest.param(1, marks=pytest.mark.slow), 2, pytest.param(3, marks=pytest.mark.slow)]
-# torch leaf -> (Keras path, axes of the torch tensor as Keras has them); written here once more, by hand.
-_NAMES = {"rel_pos_bias.mlp.0.0": "rel_pos_bias.mlp.0", "rel_pos_bias.mlp.1.0": "rel_pos_bias.mlp.1"}
 
 
 def channels_last(x: torch.Tensor) -> np.ndarray:
     return np.ascontiguousarray(np.moveaxis(x.detach().numpy(), 1, -1))
 
 
-def as_keras(model, name: str, tensor: torch.Tensor):
-    """The variable of a state-dict entry, and the entry as that variable holds it."""
-    path, _, leaf = name.rpartition(".")
-    layer = model
-    for part in _NAMES.get(path, path).split("."):
-        layer = layer[int(part)] if part.isdecimal() else getattr(layer, part)
-    value = tensor.detach().numpy()
-    if leaf != "weight":
-        return getattr(layer, leaf), value
-    if path == "to_offsets.0":  # (C, 1, *k) -> (*k, C, 1)
-        return layer.kernel, np.moveaxis(value, (0, 1), (-2, -1))
-    return layer.kernel, value.reshape(value.shape[:2]).T  # (O, I) or (O, I, 1, ...) -> (I, O)
-
-
 def carried(axes: int, module, dtype="float32", **more):
-    """The Keras model with the module's weights, every variable filled once."""
-    model = tf_models.create(f"deformable_attention_{axes}d", **{**SMALL[axes], **more}, dtype=dtype)
-    filled = [as_keras(model, name, tensor) for name, tensor in module.state_dict().items()]
-    for variable, value in filled:
-        assert tuple(variable.shape) == value.shape
-        variable.assign(value)
-    assert sorted(id(v) for v, _ in filled) == sorted(id(v) for v in model.weights)
-    return model
+    """The Keras model with the module's weights."""
+    return twin(f"deformable_attention_{axes}d", {**SMALL[axes], **more}, module.state_dict(), dtype=dtype)
+
+
+def by_torch(axes: int, module, model, tensors) -> dict[str, np.ndarray]:
+    """Attribute path -> array, of tensors in place of the module's own, as the model lays those out."""
+    return laid_out(module.state_dict() | tensors, model, get(f"deformable_attention_{axes}d").mapping(SMALL[axes]))
+
+
+def trained(model) -> list[str]:
+    """Attribute paths of the trained variables, in the model's order."""
+    paths = {id(variable): path for path, variable in by_path(model).items()}
+    return [paths[id(variable)] for variable in model.trainable_variables]
 
 
 def truth_of(module, x):
@@ -120,12 +112,11 @@ def test_gradients_are_torchs(axes, changed):
     module(x).square().sum().backward()
     _, (d_x, *d_variables) = gradients(model, channels_last(x))
     np.testing.assert_allclose(d_x, channels_last(x.grad), rtol=1e-9, atol=1e-9)
-    by_variable = {id(v): g for v, g in zip(model.trainable_variables, d_variables, strict=True)}
-    parameters = dict(module.named_parameters())
-    assert len(parameters) == len(by_variable)
-    for name, parameter in parameters.items():
-        variable, want = as_keras(model, name, parameter.grad)
-        np.testing.assert_allclose(by_variable[id(variable)], want, rtol=1e-9, atol=1e-9, err_msg=name)
+    wanted = {name: parameter.grad for name, parameter in module.named_parameters()}
+    assert len(wanted) == len(d_variables)
+    wanted = by_torch(axes, module, model, wanted)
+    for path, gradient in zip(trained(model), d_variables, strict=True):
+        np.testing.assert_allclose(gradient, wanted[path], rtol=1e-9, atol=1e-9, err_msg=path)
 
 
 @pytest.mark.parametrize("axes", IMAGES_FIRST)
@@ -136,20 +127,18 @@ def test_compiled_outputs_and_gradients(axes, jit, monkeypatch):
     model = carried(axes, module)
     step = tf.function(lambda x: gradients(model, x), jit_compile=jit, autograph=False)
     output, got = step(channels_last(x))
-    names = {id(variable): variable.path for variable in model.trainable_variables}
+    names = trained(model)
     double = copy.deepcopy(module).double()
 
     def compute():
         image = x.double().requires_grad_()
         result = double(image)
         found = torch.autograd.grad(result.square().sum(), [image, *double.parameters()])
-        by_path = {"output": channels_last(result), "x": channels_last(found[0])}
-        for (name, _), gradient in zip(double.named_parameters(), found[1:], strict=True):
-            variable, value = as_keras(model, name, gradient)
-            by_path[names[id(variable)]] = value
-        return by_path
+        wanted = dict(zip((name for name, _ in double.named_parameters()), found[1:], strict=True))
+        wanted = by_torch(axes, double, model, wanted)
+        return {"output": channels_last(result), "x": channels_last(found[0]), **{path: wanted[path] for path in names}}
 
-    assert_allowed({"output": output, **dict(zip(("x", *names.values()), got, strict=True))}, compute)
+    assert_allowed({"output": output, **dict(zip(("x", *names), got, strict=True))}, compute)
 
 
 @pytest.mark.parametrize("axes", AXES)
@@ -217,17 +206,21 @@ def test_initial_values_are_drawn_as_torch_draws_them(axes):
     sizes = SMALL[axes] | {"dim": 96, "dim_head": 64, "heads": 6}
     model = tf_models.create(f"deformable_attention_{axes}d", **sizes)
     module = torch_refs.create(f"deformable_attention_{axes}d", **sizes)
-    for name, tensor in module.state_dict().items():
-        variable, _ = as_keras(model, name, tensor)
-        got, want = np.abs(variable.numpy()), tensor.abs().numpy()
-        if name.endswith(".scale"):
+
+    def bound(name):
+        """1 / sqrt(fan in), of the weight and of the bias beside it."""
+        return 1 / math.sqrt(math.prod(module.get_parameter(f"{name.rpartition('.')[0]}.weight").shape[1:]))
+
+    bounds = {name: torch.full_like(value, bound(name)) for name, value in module.named_parameters()}
+    theirs, bounds = by_torch(axes, module, model, {}), by_torch(axes, module, model, bounds)
+    for path, variable in by_path(model).items():
+        got, want = np.abs(variable.numpy()), np.abs(theirs[path])
+        if path.endswith(".scale"):
             np.testing.assert_array_equal(got, want)
             continue
-        fan_in = math.prod(module.state_dict()[f"{name.rpartition('.')[0]}.weight"].shape[1:])
-        bound = 1 / math.sqrt(fan_in)
-        assert want.max() <= bound * (1 + 1e-6)
-        assert got.max() <= bound * (1 + 1e-6)
-        assert got.max() > bound * (1 - 10 / got.size), name
+        assert (want <= bounds[path] * (1 + 1e-6)).all()
+        assert (got <= bounds[path] * (1 + 1e-6)).all()
+        assert got.max() > bounds[path].max() * (1 - 10 / got.size), path
 
 
 def test_dropout_is_of_the_attention_and_in_training_only():

@@ -8,8 +8,8 @@ import pytest
 import scipy.ndimage
 from segment_anything import SamAutomaticMaskGenerator
 
-from tests.support.sam_weights import carry
-from tests.support.whole_sam import Sides, build_small, photographs, small_sides, steep
+from tests.support.carrying import twin
+from tests.support.whole_sam import SMALL, Sides, photographs, small_sides, steep
 from tf_models.sam import AutomaticMaskGenerator, Predictor, rle
 
 LENIENT = {
@@ -24,9 +24,7 @@ LENIENT = {
 @pytest.fixture(scope="module")
 def sides():
     sam = steep(small_sides().torch)
-    model = build_small()
-    carry(sam, model)
-    return Sides(sam, sam, model)
+    return Sides(sam, sam, twin("sam_vit_b", SMALL, sam.state_dict()))
 
 
 @pytest.fixture

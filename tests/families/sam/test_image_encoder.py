@@ -15,11 +15,11 @@ import tf_models
 import torch_refs
 from converter.families.sam.image_encoder import PUBLISHED_IMAGE_ENCODER
 from converter.proof.rounded_torch import Exact, exactly
+from tests.support.carrying import twin
 from tests.support.rule import as_held, assert_allowed, assert_same
 from tests.support.sam_parts import (
     IMAGE_ENCODER,
     assert_as_exact,
-    keras_twin,
     last,
     seeded,
     upstream_image_encoder,
@@ -50,7 +50,7 @@ def exact(reference):
 
 @pytest.fixture(scope="module")
 def model(reference):
-    return keras_twin("sam_image_encoder", {"image_size": SIZE, **IMAGE_ENCODER}, reference.state_dict())
+    return twin("sam_image_encoder", {"image_size": SIZE, **IMAGE_ENCODER}, reference.state_dict())
 
 
 @pytest.mark.parametrize("variant", ["vit_b", "vit_l", "vit_h"])
@@ -94,7 +94,7 @@ def test_the_reference_equals_upstream_in_full():
         encoder.double()
     x = image(1, 3, 1024, 1024).double()
     assert_same(lambda: [ours(x)], lambda: [upstream(x)])
-    model = keras_twin("sam_image_encoder", PUBLISHED_IMAGE_ENCODER, state)
+    model = twin("sam_image_encoder", PUBLISHED_IMAGE_ENCODER, state)
     assert_as_exact([tf.function(model)(last(x.float()))], lambda: [upstream(x)])
 
 
@@ -156,7 +156,7 @@ def test_a_graph_for_images_of_unknown_number_and_size(model, exact):
 @pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16", "float64"])
 def test_other_precisions(reference, exact, policy):
     state, x = reference.state_dict(), image(1, 3, 48, 64)
-    other = keras_twin("sam_image_encoder", {"image_size": SIZE, **IMAGE_ENCODER}, state, dtype=policy)
+    other = twin("sam_image_encoder", {"image_size": SIZE, **IMAGE_ENCODER}, state, dtype=policy)
     result = other(last(x))
     dtype = keras.DTypePolicy(policy).compute_dtype
     assert result.dtype == dtype
@@ -173,7 +173,7 @@ def test_other_precisions(reference, exact, policy):
 def test_half_types_step_by_step(reference, dtype):
     """Each step given what the one before it made: what the whole may be off by hides positions left out."""
     config = {"image_size": SIZE, **IMAGE_ENCODER}
-    half = keras_twin("sam_image_encoder", config, reference.state_dict(), dtype=f"mixed_{dtype}")
+    half = twin("sam_image_encoder", config, reference.state_dict(), dtype=f"mixed_{dtype}")
     held = as_held(reference, dtype)
 
     def check(result, compute):

@@ -11,8 +11,12 @@ import tensorflow as tf
 import torch
 
 import tf_models
+from converter import Mapping, Row
+from converter.families.sam.mask_decoder import decoder_table
+from converter.kinds import CONV_TRANSPOSE_2D, DENSE
+from converter.planning.variables import by_path, layer_at
+from tests.support.carrying import alone, carry, laid_out
 from tests.support.rule import as_held, assert_allowed
-from tests.support.sam_weights import at_path, carry, variable_and_value
 from tf_models.layers import GELU, MLP, LayerNorm, PatchConv2DTranspose
 from tf_models.sam.attention import ImageToTokenAttention, TokenToImageAttention
 from tf_models.sam.mask_decoder import MaskDecoder, build_mask_decoder
@@ -72,7 +76,7 @@ class Case:
         self.torch = seeded_torch(config)
         self.double = seeded_torch(config).double()
         self.model = build_mask_decoder(**config)
-        carry(self.torch, self.model)
+        carry(self.torch.state_dict(), self.model, decoder_table(self.model.get_config()))
         self.c = self.model.transformer_dim
 
     def check(self, call, args: list[torch.Tensor], multimask_output: bool = True) -> None:
@@ -172,7 +176,7 @@ def test_every_layer_given_what_torchs_module_received(case):
     containers = {"output_upscaling"}  # a list on the Keras side: its members are proven
     assert {"output_upscaling.2", "output_upscaling.4", "transformer.layers.1.mlp.act"} < received.keys()
     for name in received.keys() - containers:
-        module, layer, layer_args = at_path(case.double, name), at_path(case.model, name), received[name]
+        module, layer, layer_args = case.double.get_submodule(name), layer_at(case.model, name), received[name]
         got = layer(*map(channels_last, layer_args))
         truth = lambda: outputs(lambda: module(*doubled(*layer_args)))  # noqa: B023, E731
         try:
@@ -187,9 +191,7 @@ def test_both_ways_of_an_attention(layer_class, tokens):
     module = TorchAttention(32, 4, 1).eval()
     layer = layer_class(32, 4, 1)
     layer.build()
-    for name, tensor in module.state_dict().items():
-        variable, value = variable_and_value(layer, name, tensor)
-        variable.assign(value)
+    carry(module.state_dict(), layer, Mapping([Row("{q,k,v,out}_proj", DENSE)]))
     few, many = torch.randn(2, tokens, 32), torch.randn(2, 50, 32)
     args = (few, many, torch.randn(2, 50, 32)) if layer_class is TokenToImageAttention else (many, few, few + 1)
     assert bool(layer._is_few(few)) == (tokens <= 8)
@@ -221,7 +223,7 @@ def test_gradients_of_every_variable_are_torchs(prompts):
     args = inputs(32, prompts, 6, 5, 2)
     module = seeded_torch(SMALL).double()
     model = build_mask_decoder(**SMALL, dtype="float64")
-    carry(module, model)
+    carry(module.state_dict(), model, decoder_table(SMALL))
     outputs = module(*(arg.double() for arg in args))
     factors = [torch.randn(output.shape, dtype=torch.float64) for output in outputs]
     sum((factor * output).sum() for factor, output in zip(factors, outputs, strict=True)).backward()
@@ -229,13 +231,11 @@ def test_gradients_of_every_variable_are_torchs(prompts):
         outputs = model(*(channels_last(arg.double()) for arg in args))
         factors = [channels_last(factor) for factor in factors]
         loss = sum(tf.reduce_sum(factor * output) for factor, output in zip(factors, outputs, strict=True))
-    gradients = tape.gradient(loss, [variable.value for variable in model.trainable_variables])
-    by_variable = {id(v): g for v, g in zip(model.trainable_variables, gradients, strict=True)}
-    for name, parameter in module.named_parameters():
-        variable, want = variable_and_value(model, name, parameter.grad)
-        got = by_variable[id(variable)]
-        assert got is not None, name
-        np.testing.assert_allclose(got, want, rtol=1e-9, atol=1e-9, err_msg=name)
+    gradients = tape.gradient(loss, {path: variable.value for path, variable in by_path(model).items()})
+    wanted = {name: parameter.grad for name, parameter in module.named_parameters()}
+    for path, want in laid_out(wanted, model, decoder_table(SMALL)).items():
+        assert gradients[path] is not None, path
+        np.testing.assert_allclose(gradients[path], want, rtol=1e-9, atol=1e-9, err_msg=path)
 
 
 def test_gradients_under_jit(tiny):
@@ -246,24 +246,21 @@ def test_gradients_under_jit(tiny):
         with tf.GradientTape() as tape:
             masks, iou = tiny.model(*args)
             loss = tf.reduce_sum(masks**2) + tf.reduce_sum(iou**2)
-        return tape.gradient(loss, [variable.value for variable in tiny.model.trainable_variables])
-
-    names = {id(variable): variable.path for variable in tiny.model.trainable_variables}
+        return tape.gradient(loss, {path: variable.value for path, variable in by_path(tiny.model).items()})
 
     def compute():
         masks, iou = tiny.double(*doubled(*given))
         named = dict(tiny.double.named_parameters())
         found = torch.autograd.grad(masks.square().sum() + iou.square().sum(), list(named.values()))
-        pairs = [variable_and_value(tiny.model, name, value) for name, value in zip(named, found, strict=True)]
-        return {names[id(variable)]: value for variable, value in pairs}
+        return laid_out(dict(zip(named, found, strict=True)), tiny.model, decoder_table(TINY))
 
     for function in (gradients, tf.function(gradients, jit_compile=True)):
-        assert_allowed(dict(zip(names.values(), function(), strict=True)), compute)
+        assert_allowed(function(), compute)
 
 
 def test_mixed_float16(sam):
     half = build_mask_decoder(dtype="mixed_float16")
-    carry(sam.torch, half)
+    carry(sam.torch.state_dict(), half, decoder_table(half.get_config()))
     assert {variable.dtype for variable in half.variables} == {"float32"}
     args = [arg.half().float() for arg in inputs(256, 2, 9, 7, 2)]
     got, held = half(*map(channels_last, args)), as_held(sam.torch, "float16")
@@ -273,7 +270,7 @@ def test_mixed_float16(sam):
 
 def test_float64(small):
     model = build_mask_decoder(**SMALL, dtype="float64")
-    carry(small.double, model)
+    carry(small.double.state_dict(), model, decoder_table(SMALL))
     args = [arg.double() for arg in inputs(32, 2, 4, 5, 3)]
     with torch.inference_mode():
         truth = small.double(*args)
@@ -391,8 +388,7 @@ def test_patch_transpose_is_torchs_transposed_convolution(kernel_size):
     layer = PatchConv2DTranspose(5, kernel_size)
     x = torch.randn(2, 6, 4, 3)
     layer.build((None, None, None, 6))
-    layer.kernel.assign(module.weight.detach().numpy().transpose(2, 3, 1, 0))
-    layer.bias.assign(module.bias.detach().numpy())
+    carry(module.state_dict(), layer, alone(CONV_TRANSPOSE_2D))
     module.double()
     assert_allowed([layer(channels_last(x))], lambda: outputs(lambda: module(x.double())))
 

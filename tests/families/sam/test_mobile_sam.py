@@ -13,8 +13,11 @@ from timm.models.tiny_vit import TinyVit as TimmTinyViT
 import converter
 import tf_models
 import torch_refs
+from converter import Mapping
 from converter.errors import UsageError
-from converter.kinds import BATCH_NORM, CONV_2D, DENSE, DEPTHWISE_CONV_2D, LAYER_NORM
+from converter.families.sam.mobile_sam import tiny_vit_rows
+from converter.planning.variables import layer_at
+from tests.support.carrying import carry
 from tests.support.rule import as_held, assert_allowed
 from tests.support.small_mobile_sam import CONFIG, ENCODER, OPTIONS, seeded, seeded_encoder, small_state
 from tests.support.small_sam import save
@@ -163,45 +166,10 @@ def test_the_reference_refuses_what_does_not_fit():
 # --- the Keras layers ---------------------------------------------------------------------------------------------
 
 
-def carry(module: torch.nn.Module, layer: keras.layers.Layer) -> None:
-    """Fill the layer with the module's state; each variable is filled once."""
-    filled = []
-    for name, child in module.named_modules():
-        target = at_path(layer, name)
-        if isinstance(child, torch.nn.Conv2d):
-            kind = DEPTHWISE_CONV_2D if child.groups > 1 else CONV_2D
-        elif isinstance(child, torch.nn.Linear):
-            kind = DENSE
-        elif isinstance(child, torch.nn.BatchNorm2d):
-            kind = BATCH_NORM
-        elif "Norm" in type(child).__name__:
-            kind = LAYER_NORM
-        elif "Attention" in type(child).__name__:
-            target.attention_biases.assign(child.attention_biases.detach().numpy())
-            filled.append(target.attention_biases)
-            continue
-        else:
-            continue
-        for leaf in kind.leaves:
-            tensor = getattr(child, leaf.torch[0])
-            if tensor is not None:
-                variable = getattr(target, leaf.keras[0])
-                variable.assign(leaf.to_keras([tensor.detach().numpy()], [tuple(variable.shape)])[0])
-                filled.append(variable)
-    assert sorted(map(id, filled)) == sorted(map(id, layer.variables))
-
-
-def at_path(root: object, path: str) -> object:
-    for part in filter(None, path.split(".")):
-        root = root[int(part)] if part.isdecimal() else getattr(root, part)
-    return root
-
-
 def built(module: TorchTinyViT, sizes: dict | None = None, **kwargs: object) -> tiny_vit.TinyViT:
     layer = tiny_vit.TinyViT(**(ENCODER if sizes is None else sizes), **kwargs)
     layer.build()
-    carry(module, layer)
-    return layer
+    return carry(module.state_dict(), layer, Mapping(tiny_vit_rows(layer.get_config())))
 
 
 @pytest.fixture(scope="module")
@@ -308,7 +276,7 @@ def test_blocks_given_what_torchs_received(encoder, reference, double):
         arranged = torch.Tensor.numpy if type(module).__name__ in ("TinyViTBlock", "Mlp") else channels_last
         with torch.inference_mode():
             truth = lambda: {name: arranged(module(x.double()))}  # noqa: B023, E731
-            assert_allowed({name: at_path(encoder, name)(arranged(x))}, truth)
+            assert_allowed({name: layer_at(encoder, name)(arranged(x))}, truth)
 
 
 @pytest.mark.parametrize("training", [False, True], ids=["inference", "training"])

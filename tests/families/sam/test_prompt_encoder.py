@@ -8,8 +8,9 @@ import tensorflow as tf
 import torch
 from segment_anything.modeling import PromptEncoder as UpstreamPromptEncoder
 
+from tests.support.carrying import twin
 from tests.support.rule import as_held, assert_allowed, assert_same
-from tests.support.sam_parts import assert_as_exact, keras_twin, last, seeded
+from tests.support.sam_parts import assert_as_exact, last, seeded
 from torch_refs.sam.prompt_encoder import build_prompt_encoder
 
 CONFIG = {"image_size": 112, "patch_size": 16, "embed_dim": 24, "mask_in_chans": 16}  # a grid of 7 x 7
@@ -74,7 +75,7 @@ def upstream(reference):
 
 @pytest.fixture(scope="module")
 def model(reference):
-    return keras_twin("sam_prompt_encoder", CONFIG, reference.state_dict())
+    return twin("sam_prompt_encoder", CONFIG, reference.state_dict())
 
 
 def test_the_state_dict_is_upstreams(reference, upstream):
@@ -131,7 +132,7 @@ def test_compiled(model, reference):
 @pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16"])
 def test_half_types_tell_pixels_apart(reference, policy):
     """Places are encoded in float32; they and the embeddings are rounded once, and so is the sum."""
-    half, dtype = keras_twin("sam_prompt_encoder", CONFIG, reference.state_dict(), dtype=policy), policy[6:]
+    half, dtype = twin("sam_prompt_encoder", CONFIG, reference.state_dict(), dtype=policy), policy[6:]
     held = as_held(reference, dtype)
     for given in (chosen(("points", "boxes"), prompts()), {"boxes": torch.tensor([[110.3, 109.6, 111.9, 107.2]])}):
         result = half(**for_keras(given))[0]

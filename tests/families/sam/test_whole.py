@@ -15,6 +15,7 @@ import tf_models
 from converter.checkpoints.checkpoint import Checkpoint
 from converter.families.sam import SAM
 from converter.planning.reading import find_reading
+from tests.support.carrying import twin
 from tests.support.pairs import registered
 from tests.support.rule import as_held, assert_same
 from tests.support.sam_parts import (
@@ -22,7 +23,6 @@ from tests.support.sam_parts import (
     IMAGE_ENCODER,
     OPTIONS,
     assert_as_exact,
-    keras_twin,
     last,
     sam_state,
     upstream_sam,
@@ -77,7 +77,7 @@ def reference(state):
 
 @pytest.fixture(scope="module")
 def model(state):
-    return keras_twin("sam_vit_b", CONFIG, state)
+    return twin("sam_vit_b", CONFIG, state)
 
 
 @pytest.mark.parametrize("multimask_output", [True, False])
@@ -128,7 +128,7 @@ def test_compiled(model, reference):
 
 @pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16"])
 def test_half_types(reference, state, policy):
-    half, dtype = keras_twin("sam_vit_b", CONFIG, state, dtype=policy), policy.removeprefix("mixed_")
+    half, dtype = twin("sam_vit_b", CONFIG, state, dtype=policy), policy.removeprefix("mixed_")
     results = half(**for_keras(inputs()))
     assert all(result.dtype == dtype for result in results)
     given = {
