@@ -13,6 +13,7 @@ import converter
 import tf_models
 import torch_refs
 from tests.support.sam_parts import assert_as_exact, last
+from tests.support.seeded import seeded
 from tests.support.small_sam import OPTIONS, SMALL, prefixed, save, small_state
 from torch_refs.sam.seeded_checkpoint import official_shapes, seeded_tensor
 
@@ -121,7 +122,6 @@ def hugging_face():
     """A small SamModel of the transformers package, seeded."""
     from transformers import SamConfig, SamModel
 
-    torch.manual_seed(3)
     sizes = {"hidden_size": 32, "num_attention_heads": 4, "mlp_dim": 40, "iou_head_hidden_dim": 24}
     # transformers computes the transformer's norms with epsilon 1e-6; the weights were trained with 1e-5.
     sizes["layer_norm_eps"] = 1e-5
@@ -134,11 +134,7 @@ def hugging_face():
         prompt_encoder_config={"hidden_size": 32, "image_size": 64, "patch_size": 16, "mask_input_channels": 8},
         mask_decoder_config=sizes,
     )  # fmt: skip
-    model = SamModel(config).eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(torch.randn_like(parameter) * 0.1)
-    return model
+    return seeded(SamModel(config))
 
 
 @pytest.mark.parametrize("form", ["safetensors", "bin", "sharded", "folder", "folder of shards"])

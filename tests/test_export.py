@@ -24,7 +24,8 @@ from tests.support.carrying import twin
 from tests.support.pairs import registered
 from tests.support.rule import assert_allowed
 from tests.support.running import run_forked
-from tests.support.sam_parts import CONFIG, IMAGE_ENCODER, assert_as_exact, sam_state, seeded
+from tests.support.sam_parts import CONFIG, IMAGE_ENCODER, assert_as_exact, sam_state
+from tests.support.seeded import seeded
 from tests.support.small_sam import save
 from tf_models.runtime import exporting
 from tf_models.runtime.exporting import ExportError, Input, Part, Signature
@@ -182,8 +183,7 @@ def test_tflite(weights, tmp_path, part, dtype):
 def test_tflite_of_attention_in_pieces(monkeypatch):
     """Where all scores at once are too many, the image encoder attends in a loop over heads."""
     monkeypatch.setattr(relative_attention, "_SCORES", 5000)
-    reference = ImageEncoderViT(img_size=80, **ENCODER).eval()
-    reference.load_state_dict(seeded(reference))
+    reference = seeded(ImageEncoderViT(img_size=80, **ENCODER))
     model = twin("sam_image_encoder", {"image_size": 80, **ENCODER}, reference.state_dict())
     reference.double()
     (part,) = exporting.parts("sam_image_encoder", model)

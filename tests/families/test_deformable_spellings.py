@@ -9,7 +9,7 @@ from click.testing import CliRunner
 import cli
 import converter
 import torch_refs
-from tests.support.layer_parity import seed
+from tests.support.seeded import seeded
 from tests.support.small_sam import prefixed, save
 from tf_models.runtime.weights_format import datasets, provenance
 
@@ -21,7 +21,7 @@ ATTENTION_OPTIONS = ("--option", "n_heads=3", "--option", "n_levels=2")
 
 
 def state(name, config):
-    return seed(torch_refs.create(name, **config)).float().state_dict()
+    return seeded(torch_refs.create(name, **config)).state_dict()
 
 
 def hwio(tensor):

@@ -14,6 +14,7 @@ from converter import Probe, Row, kinds
 from tests.proof.test_reach import converted, pair, refused
 from tests.support.carrying import alone, carry
 from tests.support.pairs import registered
+from tests.support.seeded import seeded
 from tf_models.layers import attention
 
 K, ops = keras.layers, keras.ops
@@ -53,11 +54,9 @@ def built(layer, *shapes):
     return layer
 
 
-def state_of(one, seed=0):
+def state_of(one):
     """A state dict in which no tensor is constant."""
-    rng = torch.Generator().manual_seed(seed)
-    state = one.build_torch().state_dict()
-    return {name: torch.randn(value.shape, generator=rng) * 0.4 + ("norm" in name) for name, value in state.items()}
+    return seeded(one.build_torch()).state_dict()
 
 
 def there_and_back(one, folder, verify="train"):

@@ -13,7 +13,7 @@ from converter.kinds import Kind, channels_last, leaf
 from tests.kinds import test_attention, test_reordered_and_folded
 from tests.support.carrying import alone, carry
 from tests.support.rule import assert_allowed
-from tests.support.seeded import norm
+from tests.support.seeded import seeded
 from tf_models import layers
 from tf_models.deformable_attention.model import ScalePerAxis as KerasScalePerAxis
 from tf_models.layers import recurrent
@@ -140,25 +140,25 @@ CASES = {
     ),
     "layer norm": (
         kinds.LAYER_NORM,
-        lambda: norm(nn.LayerNorm(6)),
+        lambda: seeded(nn.LayerNorm(6)),
         lambda: K.LayerNormalization(epsilon=1e-5),
         (3, 4, 6),
     ),
     "layer norm over two axes": (
         kinds.LAYER_NORM,
-        lambda: norm(nn.LayerNorm((4, 6))),
+        lambda: seeded(nn.LayerNorm((4, 6))),
         lambda: K.LayerNormalization(axis=(1, 2), epsilon=1e-5),
         (3, 4, 6),
     ),
     "layer norm 2d": (
         kinds.LAYER_NORM_2D,
-        lambda: norm(LayerNorm2d(6, eps=1e-6)),
+        lambda: seeded(LayerNorm2d(6, eps=1e-6)),
         lambda: K.LayerNormalization(epsilon=1e-6),
         (2, 6, 4, 5),
     ),
     "group norm": (
         kinds.GROUP_NORM,
-        lambda: norm(nn.GroupNorm(2, 6)),
+        lambda: seeded(nn.GroupNorm(2, 6)),
         lambda: K.GroupNormalization(2, epsilon=1e-5),
         (2, 6, 4, 5),
     ),
@@ -170,13 +170,13 @@ CASES = {
     ),
     "batch norm 1d": (
         kinds.BATCH_NORM,
-        lambda: norm(nn.BatchNorm1d(6)),
+        lambda: seeded(nn.BatchNorm1d(6)),
         lambda: K.BatchNormalization(epsilon=1e-5),
         (3, 6),
     ),
     "batch norm 2d": (
         kinds.BATCH_NORM,
-        lambda: norm(nn.BatchNorm2d(6)),
+        lambda: seeded(nn.BatchNorm2d(6)),
         lambda: K.BatchNormalization(epsilon=1e-5),
         (2, 6, 4, 5),
     ),
@@ -189,8 +189,8 @@ CASES = {
     "activation": (kinds.ACTIVATION, lambda: nn.GELU(), exact_gelu, (3, 4, 6)),
     "activation 2d": (kinds.ACTIVATION_2D, lambda: nn.GLU(1), lambda: K.Lambda(halves_gated), (2, 6, 4, 5)),
     "prelu, shared": (kinds.PRELU, lambda: nn.PReLU(), lambda: K.PReLU(shared_axes=[1, 2, 3]), (2, 6, 4, 5)),
-    "prelu 1d": (kinds.PRELU, lambda: norm(nn.PReLU(6)), lambda: K.PReLU(), (3, 6)),
-    "prelu 2d": (kinds.PRELU, lambda: norm(nn.PReLU(6)), lambda: K.PReLU(shared_axes=[1, 2]), (2, 6, 4, 5)),
+    "prelu 1d": (kinds.PRELU, lambda: seeded(nn.PReLU(6)), lambda: K.PReLU(), (3, 6)),
+    "prelu 2d": (kinds.PRELU, lambda: seeded(nn.PReLU(6)), lambda: K.PReLU(shared_axes=[1, 2]), (2, 6, 4, 5)),
 }
 
 

@@ -11,7 +11,7 @@ from converter import kinds
 from converter.kinds import Kind
 from converter.planning.variables import by_path
 from tests.support.carrying import alone, carry
-from tests.support.seeded import norm
+from tests.support.seeded import seeded
 from tf_models import layers
 
 K = keras.layers
@@ -29,49 +29,49 @@ CASES = {
     ),
     "instance norm 2d, affine": (
         kinds.INSTANCE_NORM,
-        lambda: norm(nn.InstanceNorm2d(6, affine=True)),
+        lambda: seeded(nn.InstanceNorm2d(6, affine=True)),
         lambda: layers.InstanceNormalization(),
         (3, 6, 5, 4),
     ),
     "instance norm 3d, statistics": (
         kinds.INSTANCE_NORM,
-        lambda: norm(nn.InstanceNorm3d(6, affine=True, track_running_stats=True)),
+        lambda: seeded(nn.InstanceNorm3d(6, affine=True, track_running_stats=True)),
         lambda: layers.InstanceNormalization(track_running_stats=True),
         (3, 6, 5, 4, 2),
     ),
     "instance norm, Keras's": (
         kinds.GROUP_NORM,
-        lambda: norm(nn.InstanceNorm2d(6, affine=True)),
+        lambda: seeded(nn.InstanceNorm2d(6, affine=True)),
         lambda: K.GroupNormalization(-1, epsilon=1e-5),
         (3, 6, 5, 4),
     ),
     "group norm 1d": (
         kinds.GROUP_NORM,
-        lambda: norm(nn.GroupNorm(3, 6)),
+        lambda: seeded(nn.GroupNorm(3, 6)),
         lambda: K.GroupNormalization(3, epsilon=1e-5),
         (3, 6, 5),
     ),
     "batch norm, not affine": (
         kinds.BATCH_NORM,
-        lambda: norm(nn.BatchNorm2d(6, affine=False)),
+        lambda: seeded(nn.BatchNorm2d(6, affine=False)),
         lambda: K.BatchNormalization(epsilon=1e-5, center=False, scale=False),
         (3, 6, 5, 4),
     ),
     "batch norm 1d of sequences": (
         kinds.BATCH_NORM,
-        lambda: norm(nn.BatchNorm1d(6)),
+        lambda: seeded(nn.BatchNorm1d(6)),
         lambda: K.BatchNormalization(epsilon=1e-5),
         (3, 6, 5),
     ),
     "batch norm 3d": (
         kinds.BATCH_NORM,
-        lambda: norm(nn.BatchNorm3d(6)),
+        lambda: seeded(nn.BatchNorm3d(6)),
         lambda: K.BatchNormalization(epsilon=1e-5),
         (3, 6, 5, 4, 2),
     ),
     "batch norm, no statistics": (
         kinds.BATCH_NORM,
-        lambda: norm(nn.BatchNorm2d(6, track_running_stats=False)),
+        lambda: seeded(nn.BatchNorm2d(6, track_running_stats=False)),
         lambda: layers.BatchStatisticsNormalization(),
         (3, 6, 5, 4),
     ),
@@ -83,19 +83,19 @@ CASES = {
     ),
     "layer norm, no bias": (
         kinds.LAYER_NORM,
-        lambda: norm(nn.LayerNorm(6, bias=False)),
+        lambda: seeded(nn.LayerNorm(6, bias=False)),
         lambda: K.LayerNormalization(epsilon=1e-5, center=False),
         (3, 4, 6),
     ),
     "rms norm": (
         kinds.RMS_NORM,
-        lambda: norm(nn.RMSNorm(6, eps=1e-6)),
+        lambda: seeded(nn.RMSNorm(6, eps=1e-6)),
         lambda: K.RMSNormalization(epsilon=1e-6),
         (3, 4, 6),
     ),
     "rms norm, ours": (
         kinds.RMS_NORM,
-        lambda: norm(nn.RMSNorm((4, 6), eps=2.0**-23)),
+        lambda: seeded(nn.RMSNorm((4, 6), eps=2.0**-23)),
         lambda: layers.RMSNormalization(2),
         (3, 4, 6),
     ),
@@ -113,7 +113,7 @@ CASES = {
     ),
     "batch norm after a flatten": (
         kinds.BATCH_NORM_FLATTENED.sized(c=4, w=3),
-        lambda: norm(nn.BatchNorm1d(24)),
+        lambda: seeded(nn.BatchNorm1d(24)),
         lambda: K.BatchNormalization(epsilon=1e-5),
         (3, 24),
     ),
@@ -333,7 +333,7 @@ def test_batch_norm_is_folded_into_what_stands_before_it(case, bias, affine):
         conv.bias = None
     channels = make_keras().units if case == "linear" else conv.out_channels
     batch = {2: nn.BatchNorm1d, 3: nn.BatchNorm1d, 4: nn.BatchNorm2d}[len(shape)]
-    theirs = nn.Sequential(conv, norm(batch(channels, eps=1e-3, affine=affine)))
+    theirs = nn.Sequential(conv, seeded(batch(channels, eps=1e-3, affine=affine)))
     folded = kinds.batch_norm_folded(kind, "0", "1", 1e-3, bias, affine, alone=True)
     assert_computes(folded, theirs, make_keras(), shape)
     # What comes back folds to the same.
@@ -377,7 +377,7 @@ def test_sizes_are_for_axes_that_there_are():
 
 
 def test_instance_norm_keeps_the_statistics_that_torch_keeps():
-    theirs = norm(nn.InstanceNorm2d(6, affine=True, track_running_stats=True)).double().train()
+    theirs = seeded(nn.InstanceNorm2d(6, affine=True, track_running_stats=True)).double().train()
     ours = layers.InstanceNormalization(track_running_stats=True)
     ours.build((None, 4, 5, 6))
     carry(theirs.state_dict(), ours, alone(kinds.INSTANCE_NORM))
@@ -404,7 +404,7 @@ def test_the_row_of_padding_gets_no_gradient(idx):
 def test_a_batch_norm_before_a_pixel_shuffle_is_folded_in_its_order():
     """The biases too go over in the order of the shuffled channels."""
     torch.manual_seed(0)
-    theirs = nn.Sequential(nn.Conv2d(6, 8, 3, bias=False), norm(nn.BatchNorm2d(8)))
+    theirs = nn.Sequential(nn.Conv2d(6, 8, 3, bias=False), seeded(nn.BatchNorm2d(8)))
     folded = kinds.batch_norm_folded(kinds.CONV_2D_SHUFFLED.sized(rh=2, rw=2), "0", "1", alone=True)
     assert_computes(folded, theirs, layers.Conv2D(8, 3), (2, 6, 5, 7))
 

@@ -11,7 +11,7 @@ import converter
 from converter import Probe, Row, kinds
 from tests.proof.test_reach import Model, converted, net, normal, pair, refused
 from tests.support.pairs import registered
-from tests.support.seeded import norm
+from tests.support.seeded import seeded
 from tf_models import layers
 
 K = keras.layers
@@ -27,7 +27,7 @@ def restored(one, report, folder):
 
 def there_and_back(one, folder, **more):
     """Converted with full proof; and restored: the same tensors, bit for bit where nothing is folded."""
-    state = norm(one.build_torch()).state_dict()
+    state = seeded(one.build_torch()).state_dict()
     report = converted(one, state, folder, **more)
     assert report.numerical.full, str(report)
     back = restored(one, report, folder)
@@ -87,7 +87,7 @@ def test_a_linear_layer_after_a_flatten(tmp_path):
 )
 def test_the_wrong_order_after_a_flatten_is_named(tmp_path, table, told):
     one = flattening(*table)
-    refused(one, norm(one.build_torch()).state_dict(), tmp_path, told)
+    refused(one, seeded(one.build_torch()).state_dict(), tmp_path, told)
 
 
 def patched(kind, order="(kh kw i)"):
@@ -234,7 +234,7 @@ def test_normalisations(tmp_path, verify):
 def test_the_epsilon_of_rms_norm_shows(tmp_path):
     one = normalised(1e-6)
     told = "first layer that differs: rms.*its epsilon"
-    refused(one, norm(one.build_torch()).state_dict(), tmp_path, told)
+    refused(one, seeded(one.build_torch()).state_dict(), tmp_path, told)
 
 
 def test_another_mode_of_padding_is_named(tmp_path):
@@ -428,7 +428,7 @@ def without_norms(epsilon=1e-5):
 
 def test_batch_normalisation_folds_into_convolutions(tmp_path):
     one = without_norms()
-    state = norm(one.build_torch()).state_dict()
+    state = seeded(one.build_torch()).state_dict()
     report = converted(one, state, tmp_path)
     assert report.numerical.full
     assert [layer.name for layer in report.numerical.layers] == ["part", "fc"]
@@ -442,5 +442,5 @@ def test_batch_normalisation_folds_into_convolutions(tmp_path):
 
 def test_another_epsilon_in_a_fold_is_named(tmp_path):
     one = without_norms(1e-3)
-    state = norm(one.build_torch()).state_dict()
+    state = seeded(one.build_torch()).state_dict()
     refused(one, state, tmp_path, "the input of part differs|suspect the epsilon of the normalisation that was folded")

@@ -76,11 +76,10 @@ PAIR = Pair(
 
 
 def state(seed: int = 0) -> dict[str, Any]:
-    """Seeded weights of the torch side, none of which is left at 0 or 1."""
-    import torch
+    """Seeded weights of the torch side."""
+    from tests.support.seeded import seeded
 
-    rng = torch.Generator().manual_seed(seed)
-    return {name: torch.randn(value.shape, generator=rng) for name, value in build_torch().state_dict().items()}
+    return seeded(build_torch(), seed).state_dict()
 
 
 def convert(folder: Path, seed: int = 0, dtype: str = "float32") -> Path:

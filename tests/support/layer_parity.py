@@ -12,15 +12,6 @@ from converter.planning.variables import by_path
 from tests.support.carrying import laid_out
 
 
-def seed(module: torch.nn.Module, scale: float = 0.4) -> torch.nn.Module:
-    """Random weights, none of which is left at 0, in float64."""
-    rng = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for parameter in module.parameters():
-            parameter.copy_(scale * torch.randn(parameter.shape, generator=rng))
-    return module.double()
-
-
 def tf_results(layer: Any, inputs: list[np.ndarray], upstream: np.ndarray, call: Any = None, **options: Any) -> dict:
     """The output and the gradients to the inputs and to every variable, by its path."""
     tensors = [tf.constant(value, layer.variable_dtype) for value in inputs]

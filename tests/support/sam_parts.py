@@ -9,8 +9,8 @@ import torch
 from segment_anything.modeling import ImageEncoderViT, MaskDecoder, PromptEncoder, Sam, TwoWayTransformer
 
 from tests.support.rule import assert_allowed
+from tests.support.seeded import seeded
 from torch_refs.sam.sam import build_sam
-from torch_refs.sam.seeded_checkpoint import seeded_tensor
 
 # Windows of 4 do not divide the grid of 10 x 10 patches. Lengths differ from one another where they can.
 IMAGE_ENCODER = {
@@ -78,14 +78,9 @@ def upstream_sam() -> Sam:
     ).eval()
 
 
-def seeded(module: torch.nn.Module, prefix: str = "") -> dict[str, torch.Tensor]:
-    """Seeded weights for the module, at the scale of trained ones; none is left at 0 or 1."""
-    return {name: seeded_tensor(prefix + name, tuple(value.shape)) for name, value in module.state_dict().items()}
-
-
 def sam_state(**changes: Any) -> dict[str, torch.Tensor]:
     """Seeded weights of a `Sam` of CONFIG's sizes, with changes to those of the image encoder."""
-    return seeded(build_sam(**{**CONFIG, "image_encoder": {**IMAGE_ENCODER, **changes}}))
+    return seeded(build_sam(**{**CONFIG, "image_encoder": {**IMAGE_ENCODER, **changes}})).state_dict()
 
 
 def last(value: torch.Tensor | np.ndarray) -> np.ndarray:

@@ -3,6 +3,7 @@
 import torch
 
 import torch_refs
+from tests.support.seeded import seeded
 from tests.support.small_sam import SMALL
 from torch_refs.sam.tiny_vit import TinyViT
 
@@ -27,28 +28,9 @@ CONFIG = {
 OPTIONS = {"image_size": 80, "num_heads": 4}
 
 
-def seeded(module: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
-    """The module in inference mode with seeded weights and statistics, none left at 0 or 1."""
-    rng = torch.Generator().manual_seed(seed)
-    state = module.state_dict()
-    for name, tensor in state.items():
-        values = torch.randn(tensor.shape, generator=rng)
-        if name.endswith("num_batches_tracked"):
-            continue
-        if name.endswith("running_var"):
-            values = 0.5 + torch.rand(tensor.shape, generator=rng)
-        elif tensor.ndim == 1:
-            values = 0.1 * values + name.endswith("weight")
-        elif not name.endswith("attention_biases"):
-            values = values / tensor[0].numel() ** 0.5
-        state[name] = values
-    module.load_state_dict(state)
-    return module.eval()
-
-
 def seeded_encoder(**sizes: object) -> TinyViT:
     """The small encoder."""
-    return seeded(TinyViT(**ENCODER | sizes))  # type: ignore[arg-type, return-value]
+    return seeded(TinyViT(**ENCODER | sizes))  # type: ignore[arg-type]
 
 
 def small_state() -> dict[str, torch.Tensor]:

@@ -5,6 +5,7 @@ from pathlib import Path
 import torch
 
 import torch_refs
+from tests.support.seeded import seeded
 
 # Every size differs from every other, so that a swapped axis shows.
 SMALL = {
@@ -21,21 +22,8 @@ OPTIONS = {"num_heads": 4}
 
 
 def small_state(seed: int = 0) -> dict[str, torch.Tensor]:
-    """Seeded weights in which no parameter is left at 0 or 1."""
-    model = torch_refs.create("sam_decoder", **SMALL)
-    rng = torch.Generator().manual_seed(seed)
-    state = {}
-    for name, tensor in model.state_dict().items():
-        values = torch.randn(tensor.shape, generator=rng)
-        is_norm = "norm" in name or name.startswith("output_upscaling.1.")
-        if is_norm and name.endswith("weight"):
-            values = 1 + 0.1 * values
-        elif tensor.ndim > 1:
-            values = values / tensor[0].numel() ** 0.5
-        else:
-            values = 0.1 * values
-        state[name] = values
-    return state
+    """Seeded weights of the decoder."""
+    return seeded(torch_refs.create("sam_decoder", **SMALL), seed).state_dict()
 
 
 def save(state: object, folder: Path, name: str = "ckpt.pth", **options: object) -> Path:

@@ -17,8 +17,8 @@ from segment_anything.modeling import ImageEncoderViT, MaskDecoder, PromptEncode
 from converter.files.weights_file import sign
 from converter.tables.registry import get
 from tests.support.carrying import twin
+from tests.support.seeded import seeded
 from tf_models.runtime.weights_format import FORMAT, datasets, digest
-from torch_refs.sam.seeded_checkpoint import seeded_tensor
 
 SIDE, WIDTH, DEPTH, HEADS, MLP, WINDOW = 256, 48, 2, 3, 96, 7
 
@@ -46,13 +46,13 @@ def official_sam() -> Sam:
         global_attn_indexes=(1,),
     )
     transformer = TwoWayTransformer(depth=2, embedding_dim=256, mlp_dim=2048, num_heads=8)
-    sam = Sam(
-        encoder,
-        PromptEncoder(256, (grid, grid), (SIDE, SIDE), 16),
-        MaskDecoder(transformer_dim=256, transformer=transformer),
+    return seeded(
+        Sam(
+            encoder,
+            PromptEncoder(256, (grid, grid), (SIDE, SIDE), 16),
+            MaskDecoder(transformer_dim=256, transformer=transformer),
+        )
     )
-    sam.load_state_dict({name: seeded_tensor(name, tuple(t.shape)) for name, t in sam.state_dict().items()})
-    return sam.eval()
 
 
 def in_double(sam: Sam) -> Sam:
@@ -129,6 +129,5 @@ def photographs() -> dict[str, np.ndarray]:
 @cache
 def large_sides() -> Sides:
     """SAM with ViT-B."""
-    sam = sam_model_registry["vit_b"]()
-    sam.load_state_dict({name: seeded_tensor(name, tuple(t.shape)) for name, t in sam.state_dict().items()})
-    return Sides(sam.eval(), in_double(sam), twin("sam_vit_b", PUBLISHED, sam.state_dict()))
+    sam = seeded(sam_model_registry["vit_b"]())
+    return Sides(sam, in_double(sam), twin("sam_vit_b", PUBLISHED, sam.state_dict()))

@@ -13,8 +13,9 @@ from converter.families.deform_conv import table
 from converter.planning.variables import by_path
 from tests.support.carrying import carry
 from tests.support.judging import channels_first, channels_last
-from tests.support.layer_parity import again, assert_equal, seed, tf_results, torch_results
+from tests.support.layer_parity import again, assert_equal, tf_results, torch_results
 from tests.support.rule import as_held, assert_allowed, assert_same
+from tests.support.seeded import seeded
 from tf_models.deform_conv.model import DCNv2, DeformConv2d, build_dcn_v2, build_deform_conv2d
 from torch_refs.deform_conv.model import DCNv2 as TorchDCNv2
 from torch_refs.deform_conv.model import DeformConv2d as TorchDeformConv2d
@@ -39,7 +40,7 @@ CASES = {
 def case(name, dtype="float64", batch=2):
     config, size = CASES[name]
     config = {"in_channels": 6, "out_channels": 12, **config}
-    module = seed(TorchDeformConv2d(**config))
+    module = seeded(TorchDeformConv2d(**config)).double()
     layer = build_deform_conv2d(**config, dtype=dtype)
     carry(module.state_dict(), layer, TABLE)
     rng = np.random.default_rng(0)
@@ -138,7 +139,7 @@ def test_configuration_goes_round_and_a_saved_model_computes_the_same(build, ref
         "in_channels": 4, "out_channels": 6, "kernel_size": (3, 2), "stride": 2, "padding": 1, "dilation": (2, 1),
         "groups": 2, "offset_groups": 2, "bias": False,
     }  # fmt: skip
-    layer, module = build(**config), seed(reference(**config))
+    layer, module = build(**config), seeded(reference(**config)).double()
     carry(module.state_dict(), layer, TABLE)
     x = np.random.default_rng(0).standard_normal((2, 9, 8, 4)).astype(np.float32)
     made = again(layer)

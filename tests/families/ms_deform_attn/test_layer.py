@@ -13,8 +13,9 @@ import tf_models
 import torch_refs
 from converter.families.ms_deform_attn import table
 from tests.support.carrying import carry
-from tests.support.layer_parity import again, assert_equal, seed, tf_results, torch_results
+from tests.support.layer_parity import again, assert_equal, tf_results, torch_results
 from tests.support.rule import as_held, assert_allowed, assert_same
+from tests.support.seeded import seeded
 from tf_models.ms_deform_attn.model import MSDeformAttn, build_ms_deform_attn
 from torch_refs.ms_deform_attn.model import MSDeformAttn as TorchMSDeformAttn
 
@@ -33,7 +34,7 @@ def arrays(coordinates=2, batch=2, queries=7):
 
 
 def both(dtype="float64"):
-    module, layer = seed(TorchMSDeformAttn(**CONFIG)), build_ms_deform_attn(**CONFIG, dtype=dtype)
+    module, layer = seeded(TorchMSDeformAttn(**CONFIG)).double(), build_ms_deform_attn(**CONFIG, dtype=dtype)
     carry(module.state_dict(), layer, TABLE)
     return layer, module
 
@@ -63,7 +64,7 @@ def test_the_reference_is_that_of_transformers(coordinates, masked):
     config = DeformableDetrConfig(d_model=16, num_feature_levels=3, disable_custom_kernels=True)
     theirs = upstream.DeformableDetrMultiscaleDeformableAttention(config, num_heads=2, n_points=5)
     ours = TorchMSDeformAttn(16, 3, 2, 5)
-    theirs.double().load_state_dict(seed(ours).state_dict(), strict=True)
+    theirs.double().load_state_dict(seeded(ours).double().state_dict(), strict=True)
     rng = torch.Generator().manual_seed(1)
     query, maps = (torch.randn(2, size, 16, generator=rng).double() for size in (7, PIXELS))
     reference = torch.rand(2, 7, 3, coordinates, generator=rng).double() * 1.4 - 0.2

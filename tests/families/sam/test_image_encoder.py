@@ -21,9 +21,9 @@ from tests.support.sam_parts import (
     IMAGE_ENCODER,
     assert_as_exact,
     last,
-    seeded,
     upstream_image_encoder,
 )
+from tests.support.seeded import seeded
 from tf_models.sam import relative_attention
 from torch_refs.sam.image_encoder import Block, ImageEncoderViT, RelativeAttention
 from torch_refs.sam.seeded_checkpoint import official_shapes
@@ -38,9 +38,7 @@ def image(*shape):
 
 @pytest.fixture(scope="module")
 def reference():
-    encoder = ImageEncoderViT(img_size=SIZE, **IMAGE_ENCODER).eval()
-    encoder.load_state_dict(seeded(encoder))
-    return encoder
+    return seeded(ImageEncoderViT(img_size=SIZE, **IMAGE_ENCODER))
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +72,7 @@ def test_the_reference_equals_upstream_at_the_published_widths(dim, heads):
         "trained_img_size": 240,
     }
     ours, upstream = ImageEncoderViT(img_size=240, **sizes).eval(), upstream_image_encoder(sizes)
-    state = seeded(upstream)
+    state = seeded(upstream).state_dict()
     for encoder in (ours, upstream):
         encoder.load_state_dict(state, strict=True)
         encoder.double()
@@ -88,7 +86,7 @@ def test_the_reference_equals_upstream_at_the_published_widths(dim, heads):
 def test_the_reference_equals_upstream_in_full():
     ours = torch_refs.create("sam_image_encoder")
     upstream = sam_model_registry["vit_b"]().image_encoder.eval()
-    state = seeded(upstream)
+    state = seeded(upstream).state_dict()
     for encoder in (ours, upstream):
         encoder.load_state_dict(state, strict=True)
         encoder.double()
@@ -105,7 +103,7 @@ def test_a_block_of_another_size_equals_upstreams(size, window):
     ours = Block(48, 4, 96, window, window or 10).eval()
     norm = lambda dim: torch.nn.LayerNorm(dim, eps=1e-6)  # noqa: E731
     upstream = UpstreamBlock(48, 4, 2.0, norm_layer=norm, use_rel_pos=True, window_size=window, input_size=(10, 10))
-    state = seeded(ours)
+    state = seeded(ours).state_dict()
     for block in (ours, upstream.eval()):
         block.load_state_dict(state, strict=True)
         block.double()

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from copy import deepcopy
 
 import keras
 import numpy as np
@@ -17,12 +18,12 @@ from converter.kinds import CONV_TRANSPOSE_2D, DENSE
 from converter.planning.variables import by_path, layer_at
 from tests.support.carrying import alone, carry, laid_out
 from tests.support.rule import as_held, assert_allowed
+from tests.support.seeded import seeded
 from tf_models.layers import GELU, MLP, LayerNorm, PatchConv2DTranspose
 from tf_models.sam.attention import ImageToTokenAttention, TokenToImageAttention
 from tf_models.sam.mask_decoder import MaskDecoder, build_mask_decoder
 from torch_refs.sam.attention import Attention as TorchAttention
 from torch_refs.sam.mask_decoder import build_mask_decoder as build_torch
-from torch_refs.sam.seeded_checkpoint import seeded_tensor
 
 SMALL = {
     "transformer_dim": 32,
@@ -37,13 +38,6 @@ SMALL = {
 TINY = SMALL | {"depth": 1, "num_multimask_outputs": 1, "iou_head_depth": 1}  # XLA compiles for seconds
 # prompts, height, width, tokens. The attentions have one way for a few tokens and one for many: both are here.
 SHAPES = [(1, 7, 5, 2), (5, 3, 8, 0), (3, 6, 4, 30)]
-
-
-def seeded_torch(config: dict[str, int]) -> torch.nn.Module:
-    module = build_torch(**config)
-    state = module.state_dict()
-    module.load_state_dict({name: seeded_tensor(f"mask_decoder.{name}", t.shape) for name, t in state.items()})
-    return module
 
 
 def inputs(c: int, prompts: int, height: int, width: int, tokens: int) -> list[torch.Tensor]:
@@ -73,8 +67,8 @@ class Case:
 
     def __init__(self, config: dict[str, int]) -> None:
         self.config = config
-        self.torch = seeded_torch(config)
-        self.double = seeded_torch(config).double()
+        self.torch = seeded(build_torch(**config))
+        self.double = deepcopy(self.torch).double()
         self.model = build_mask_decoder(**config)
         carry(self.torch.state_dict(), self.model, decoder_table(self.model.get_config()))
         self.c = self.model.transformer_dim
@@ -221,7 +215,7 @@ def test_many_prompts_are_decoded_in_groups(small, prompts, multimask_output):
 def test_gradients_of_every_variable_are_torchs(prompts):
     """In float64, where only a wrong formula makes a difference; the loss weighs each output by its own factor."""
     args = inputs(32, prompts, 6, 5, 2)
-    module = seeded_torch(SMALL).double()
+    module = seeded(build_torch(**SMALL)).double()
     model = build_mask_decoder(**SMALL, dtype="float64")
     carry(module.state_dict(), model, decoder_table(SMALL))
     outputs = module(*(arg.double() for arg in args))

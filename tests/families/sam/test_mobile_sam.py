@@ -19,7 +19,8 @@ from converter.families.sam.mobile_sam import tiny_vit_rows
 from converter.planning.variables import layer_at
 from tests.support.carrying import carry
 from tests.support.rule import as_held, assert_allowed
-from tests.support.small_mobile_sam import CONFIG, ENCODER, OPTIONS, seeded, seeded_encoder, small_state
+from tests.support.seeded import seeded
+from tests.support.small_mobile_sam import CONFIG, ENCODER, OPTIONS, seeded_encoder, small_state
 from tests.support.small_sam import save
 from tf_models.sam import Predictor, tiny_vit
 from torch_refs.sam.seeded_checkpoint import official_shapes, write_seeded_checkpoint

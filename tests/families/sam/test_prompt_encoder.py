@@ -10,7 +10,8 @@ from segment_anything.modeling import PromptEncoder as UpstreamPromptEncoder
 
 from tests.support.carrying import twin
 from tests.support.rule import as_held, assert_allowed, assert_same
-from tests.support.sam_parts import assert_as_exact, last, seeded
+from tests.support.sam_parts import assert_as_exact, last
+from tests.support.seeded import seeded
 from torch_refs.sam.prompt_encoder import build_prompt_encoder
 
 CONFIG = {"image_size": 112, "patch_size": 16, "embed_dim": 24, "mask_in_chans": 16}  # a grid of 7 x 7
@@ -61,9 +62,7 @@ def for_keras(inputs):
 
 @pytest.fixture(scope="module")
 def reference():
-    encoder = build_prompt_encoder(**CONFIG)
-    encoder.load_state_dict(seeded(encoder))
-    return encoder
+    return seeded(build_prompt_encoder(**CONFIG))
 
 
 @pytest.fixture(scope="module")

@@ -13,6 +13,7 @@ from segment_anything.modeling import TwoWayTransformer as UpstreamTransformer
 import torch_refs
 from tests.support.rule import assert_same
 from tests.support.sam_parts import assert_as_exact, last
+from tests.support.seeded import seeded
 from torch_refs.sam.attention import Attention
 from torch_refs.sam.mask_decoder import build_mask_decoder
 from torch_refs.sam.seeded_checkpoint import VARIANTS, official_shapes, seeded_tensor, write_seeded_checkpoint
@@ -66,12 +67,9 @@ def inputs(c: int, prompts: int, height: int, width: int, tokens: int) -> list[t
 def both(request):
     """The reference and the upstream decoder with the same seeded weights, in float64."""
     config = request.param
-    ours, upstream = build_mask_decoder(**config), upstream_decoder(config)
-    state = {name: seeded_tensor(f"mask_decoder.{name}", tensor.shape) for name, tensor in ours.state_dict().items()}
-    for decoder in (ours, upstream):
-        decoder.load_state_dict(state, strict=True)
-        decoder.double()
-    return ours, upstream, config["transformer_dim"]
+    ours, upstream = seeded(build_mask_decoder(**config)), upstream_decoder(config)
+    upstream.load_state_dict(ours.state_dict(), strict=True)
+    return ours.double(), upstream.double(), config["transformer_dim"]
 
 
 def test_state_dict_is_the_official_one():

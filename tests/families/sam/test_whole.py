@@ -27,10 +27,11 @@ from tests.support.sam_parts import (
     sam_state,
     upstream_sam,
 )
+from tests.support.seeded import seeded
 from tests.support.small_sam import prefixed, save
 from tf_models.sam.relative_attention import RelativeAttention
 from torch_refs.sam.sam import build_sam
-from torch_refs.sam.seeded_checkpoint import official_shapes, seeded_tensor
+from torch_refs.sam.seeded_checkpoint import official_shapes
 
 SIZE, GRID = CONFIG["image_size"], CONFIG["image_size"] // IMAGE_ENCODER["patch_size"]
 COPIES = ("prompt_encoder.shared_embedding.positional_embedding", "shared_image_embedding.positional_embedding")
@@ -229,10 +230,9 @@ def hugging_face():
                 "layer_norm_eps": 1e-5,
             },
         )
-    ).eval()
-    state = {name: seeded_tensor(name, tuple(value.shape)) for name, value in model.state_dict().items()}
-    state[COPIES[1]] = state[COPIES[0]]
-    model.load_state_dict(state)
+    )
+    state = seeded(model).state_dict()
+    state[COPIES[1]].copy_(state[COPIES[0]])
     return model
 
 
