@@ -12,15 +12,16 @@ import torch
 import converter
 import tf_models
 import torch_refs
-from tests.support.sam_parts import assert_as_exact, last
+from tests.support.checkpoints import prefixed, save
+from tests.support.rule import assert_as_exact, last
 from tests.support.seeded import seeded
-from tests.support.small_sam import OPTIONS, SMALL, prefixed, save, small_state
+from tests.support.small_sam import DECODER, OPTIONS, decoder_state
 from torch_refs.sam.seeded_checkpoint import official_shapes, seeded_tensor
 
 
 @pytest.fixture(scope="module")
 def state():
-    return small_state()
+    return decoder_state()
 
 
 def computed_with(state):
@@ -30,7 +31,7 @@ def computed_with(state):
         rng.standard_normal(shape, dtype=np.float32)
         for shape in [(1, 32, 5, 6), (1, 32, 5, 6), (3, 2, 32), (3, 32, 5, 6)]
     )
-    model = torch_refs.create("sam_decoder", **SMALL).eval()
+    model = torch_refs.create("sam_decoder", **DECODER).eval()
     model.load_state_dict(state)
     model.double()
     given = [torch.from_numpy(value).double() for value in (embeddings, pe, sparse, dense)]
@@ -80,7 +81,7 @@ def test_every_wrapping_is_taken_off(spelling, legacy, state, tmp_path):
     assert plan.pair.name == "sam_decoder"
     assert {one.canonical for step in plan.steps for one in step.sources} == set(state)
     assert plan.tensors == len(plan.steps) == 120
-    assert plan.config == SMALL
+    assert plan.config == DECODER
     assert plan.out_of_scope == OUTSIDE.get(spelling, {})
 
 
@@ -112,7 +113,7 @@ def test_the_loaded_model_computes_what_torch_does(container, state, expected, t
 def test_keras_itself_loads_the_file(state, expected, tmp_path):
     output = tmp_path / "out.weights.h5"
     converter.convert("sam_decoder", save(state, tmp_path), output, verify="lossless", options=OPTIONS)
-    model = tf_models.create("sam_decoder", **SMALL)
+    model = tf_models.create("sam_decoder", **DECODER)
     model.load_weights(str(output))
     assert_computes(model, expected)
 
@@ -223,7 +224,7 @@ def test_the_same_input_gives_the_same_bytes(state, tmp_path):
     outputs = [tmp_path / f"{i}" / "out.weights.h5" for i in range(2)]
     for output in outputs:
         converter.convert("sam_decoder", checkpoint, output, options=OPTIONS)
-        tf_models.create("sam_decoder", **SMALL)  # shifts Keras's counters for automatic names
+        tf_models.create("sam_decoder", **DECODER)  # shifts Keras's counters for automatic names
     assert outputs[0].read_bytes() == outputs[1].read_bytes()
 
 
@@ -236,7 +237,7 @@ def test_the_file_carries_its_provenance(state, tmp_path):
     digest = hashlib.sha256(checkpoint.read_bytes()).hexdigest()
     assert about["format"] == 1
     assert about["model"] == "sam_decoder"
-    assert about["config"] == SMALL
+    assert about["config"] == DECODER
     assert (about["source"], about["source_sha256"]) == ("ckpt.pth", digest)
     assert about["dialect"] == "official"
     assert about["version"]

@@ -21,12 +21,12 @@ import tf_models
 from converter import ConversionError, UsageError
 from converter.files.atomic import replacing_folder
 from tests.support.carrying import twin
+from tests.support.checkpoints import save
 from tests.support.pairs import registered
-from tests.support.rule import assert_allowed
+from tests.support.rule import assert_allowed, assert_as_exact
 from tests.support.running import run_forked
-from tests.support.sam_parts import CONFIG, IMAGE_ENCODER, assert_as_exact, sam_state
 from tests.support.seeded import seeded
-from tests.support.small_sam import save
+from tests.support.small_sam import CONFIG, IMAGE_ENCODER, sam_state
 from tf_models.runtime import exporting
 from tf_models.runtime.exporting import ExportError, Input, Part, Signature
 from tf_models.sam import relative_attention

@@ -24,11 +24,11 @@ from converter.kinds import BATCH_NORM, CONV_2D, CONV_2D_HWIO, DENSE, DENSE_IN_O
 from converter.planning.origin import Origin
 from converter.tables.dialects import CANONICAL
 from converter.tables.registry import pairs
-from tests.support import sam_parts, small_mobile_sam, small_sam
+from tests.support import small_mobile_sam, small_sam
+from tests.support.checkpoints import prefixed, save
 from tests.support.deformable import SMALL, reference
 from tests.support.pairs import registered
 from tests.support.seeded import seeded
-from tests.support.small_sam import prefixed, save
 from tf_models import layers
 from tf_models.runtime.weights_format import DIGEST, PREFIX, SEAL, datasets, provenance, seal
 from torch_refs.sam.sam import build_sam
@@ -54,10 +54,10 @@ CASES = {
     "deformable_attention_3d": spatial(3),
     "ms_deform_attn": (fresh("ms_deform_attn", ATTENTION), {"n_heads": 3, "n_levels": 2}),
     "mobile_sam": (fresh("mobile_sam", small_mobile_sam.CONFIG), small_mobile_sam.OPTIONS),
-    "sam_decoder": (fresh("sam_decoder", small_sam.SMALL), small_sam.OPTIONS),
-    "sam_image_encoder": (lambda: build_sam(**sam_parts.CONFIG).image_encoder, {}),
-    "sam_prompt_encoder": (lambda: build_sam(**sam_parts.CONFIG).prompt_encoder, {}),
-    "sam": (lambda: build_sam(**sam_parts.CONFIG), sam_parts.OPTIONS),
+    "sam_decoder": (fresh("sam_decoder", small_sam.DECODER), small_sam.OPTIONS),
+    "sam_image_encoder": (lambda: build_sam(**small_sam.CONFIG).image_encoder, {}),
+    "sam_prompt_encoder": (lambda: build_sam(**small_sam.CONFIG).prompt_encoder, {}),
+    "sam": (lambda: build_sam(**small_sam.CONFIG), small_sam.OPTIONS),
 }
 SPELLED = [(pair, dialect) for pair in pairs() for dialect in (CANONICAL, *pair.dialects)]
 

@@ -16,8 +16,9 @@ import safetensors.torch
 import torch
 
 import torch_refs
+from tests.support.checkpoints import prefixed, save
 from tests.support.running import BIN, environment, run, run_forked
-from tests.support.small_sam import prefixed, save, small_state
+from tests.support.small_sam import decoder_state
 
 HEADS = ("--option", "num_heads=4")
 
@@ -26,7 +27,7 @@ HEADS = ("--option", "num_heads=4")
 def folder(tmp_path_factory):
     """A folder with a small full-model checkpoint, and the decoder converted from it."""
     folder = tmp_path_factory.mktemp("cli")
-    full = {**prefixed(small_state(), "mask_decoder."), "image_encoder.pos_embed": torch.zeros(2, 3)}
+    full = {**prefixed(decoder_state(), "mask_decoder."), "image_encoder.pos_embed": torch.zeros(2, 3)}
     save(full, folder)
     done = run("convert", "--model", "sam_decoder", "ckpt.pth", *HEADS, cwd=folder)
     assert done.returncode == 0, done.stderr
@@ -94,7 +95,7 @@ def test_verify(folder, tmp_path):
     done = run_forked("weightbridge", "verify", "--model", "sam_decoder", "ckpt.pth", weights, cwd=folder)
     assert done.returncode == 0, done.stderr
     assert "61 of 61 agree" in done.stdout
-    other = save(prefixed(small_state(seed=1), "mask_decoder."), tmp_path)
+    other = save(prefixed(decoder_state(seed=1), "mask_decoder."), tmp_path)
     done = run_forked("weightbridge", "verify", other, weights, "--level", "lossless", cwd=folder)
     assert done.returncode == 1
     assert done.stderr.startswith("error: the proof failed: lossless: 120 tensors differ")
@@ -314,7 +315,7 @@ def test_streams_that_are_closed_or_full(command, code, told, folder):
 
 
 def test_a_failed_proof_is_a_failure_even_where_nobody_reads_the_report(folder, tmp_path):
-    other = save(prefixed(small_state(seed=1), "mask_decoder."), tmp_path)
+    other = save(prefixed(decoder_state(seed=1), "mask_decoder."), tmp_path)
     arguments = ("verify", other, "weights/sam_decoder.weights.h5", "--level", "lossless")
     done = shell('weightbridge "$@" | true', *arguments, cwd=folder)
     assert done.returncode == 1

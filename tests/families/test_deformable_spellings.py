@@ -9,8 +9,8 @@ from click.testing import CliRunner
 import cli
 import converter
 import torch_refs
+from tests.support.checkpoints import prefixed, save
 from tests.support.seeded import seeded
-from tests.support.small_sam import prefixed, save
 from tf_models.runtime.weights_format import datasets, provenance
 
 DCN = {"in_channels": 6, "out_channels": 10, "kernel_size": (3, 2), "offset_groups": 2, "groups": 2}

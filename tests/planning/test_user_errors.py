@@ -13,9 +13,9 @@ import torch
 import converter
 import tf_models
 from converter.blame import PairError
+from tests.support.checkpoints import save
 from tests.support.pairs import registered
 from tests.support.running import run
-from tests.support.small_sam import save
 
 PAIR = """\
 import keras

@@ -12,7 +12,8 @@ from converter.families.sam.mask_decoder import SAM_DECODER, decoder_table
 from converter.kinds import ACTIVATION_2D, DENSE, LAYER_NORM, Kind, leaf
 from converter.tables import registry
 from converter.tables.mapping import Mapping, Row
-from tests.support.small_sam import OPTIONS, save, small_state
+from tests.support.checkpoints import save
+from tests.support.small_sam import OPTIONS, decoder_state
 from tf_models.sam.mask_decoder import build_mask_decoder
 
 LAYER = "transformer.layers.0"
@@ -120,7 +121,7 @@ FAULTS = {
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_fault_is_caught_and_named(fault, tmp_path):
     changes, first_layer = FAULTS[fault]
-    checkpoint = save(small_state(), tmp_path)
+    checkpoint = save(decoder_state(), tmp_path)
     output = tmp_path / "out.weights.h5"
     output.write_bytes(b"previous")
     before = sorted(path.name for path in tmp_path.iterdir())
@@ -143,7 +144,7 @@ def test_a_fault_is_caught_and_named(fault, tmp_path):
 
 def test_without_a_fault_it_passes(tmp_path):
     report = converter.convert(
-        faulty().name, save(small_state(), tmp_path), tmp_path / "out.weights.h5", options=OPTIONS
+        faulty().name, save(decoder_state(), tmp_path), tmp_path / "out.weights.h5", options=OPTIONS
     )
     assert report.lossless
     assert report.numerical
@@ -155,7 +156,7 @@ def test_without_a_fault_it_passes(tmp_path):
 def test_lossless_sees_one_changed_bit(tmp_path):
     import h5py
 
-    checkpoint, output = save(small_state(), tmp_path), tmp_path / "out.weights.h5"
+    checkpoint, output = save(decoder_state(), tmp_path), tmp_path / "out.weights.h5"
     converter.convert("sam_decoder", checkpoint, output, verify="none", options=OPTIONS)
     assert converter.verify("sam_decoder", checkpoint, output, level="lossless").lossless
     with h5py.File(output, "r+") as file:
@@ -181,5 +182,5 @@ def test_layers_without_a_partner_are_named(tmp_path):
 
     pair = faulty(mapping=renamed)
     with pytest.raises(converter.ProofError, match=r"output_upscaling\.2: the TensorFlow model has no layer there"):
-        converter.convert(pair.name, save(small_state(), tmp_path), tmp_path / "o.weights.h5", options=OPTIONS)
+        converter.convert(pair.name, save(decoder_state(), tmp_path), tmp_path / "o.weights.h5", options=OPTIONS)
     assert not Path(tmp_path, "o.weights.h5").exists()

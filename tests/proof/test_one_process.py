@@ -12,9 +12,10 @@ import converter
 from converter.proof.torch_process import TorchProcess
 from converter.proof.torch_side import Request, Run, Source
 from tests.support import smallest_pair
+from tests.support.checkpoints import save
 from tests.support.one_process import OneProcess
 from tests.support.pairs import registered
-from tests.support.small_sam import OPTIONS, save, small_state
+from tests.support.small_sam import OPTIONS, decoder_state
 
 BOTH = pytest.mark.parametrize("process", [TorchProcess, OneProcess])
 
@@ -108,7 +109,7 @@ def test_torch_stays_as_the_test_has_set_it(tmp_path):
 def test_a_conversion_with_the_child(tmp_path):
     """And then without it: the same report, but for the seconds, and the same file."""
     assert converter.api.TorchProcess is TorchProcess
-    checkpoint = save(small_state(), tmp_path)
+    checkpoint = save(decoder_state(), tmp_path)
     reports = []
     for folder, process in (("child", TorchProcess), ("one", OneProcess)):
         with pytest.MonkeyPatch.context() as patch:

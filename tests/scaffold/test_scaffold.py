@@ -15,9 +15,9 @@ from torch import nn
 
 import converter
 from converter.scaffold.reserved import KERAS_LAYER, KERAS_MODEL, TORCH_DICT, TORCH_MODULE
+from tests.support.checkpoints import save
 from tests.support.pairs import registered
 from tests.support.running import BIN, run_forked
-from tests.support.small_sam import save
 
 
 def block(inputs, outputs, norm):

@@ -11,9 +11,10 @@ from segment_anything import SamPredictor
 
 import tf_models
 from tests.families.sam.test_predictor import overlap
+from tests.support.checkpoints import prefixed, save
 from tests.support.running import run_forked
-from tests.support.small_sam import OPTIONS, prefixed, save, small_state
-from tests.support.whole_sam import photographs, save_small, small_sides, steep
+from tests.support.sam_sides import photographs, save_small, small_sides, steep
+from tests.support.small_sam import OPTIONS, decoder_state
 from tf_models.sam import rle
 from tf_models.segmenting.drawing import Drawn, draw
 from tf_models.segmenting.segment import (
@@ -166,7 +167,7 @@ def test_prompts_that_make_no_sense(folder, arguments, message):
 def test_weights_of_another_model(folder):
     import converter
 
-    checkpoint = save(prefixed(small_state(), "mask_decoder."), folder)
+    checkpoint = save(prefixed(decoder_state(), "mask_decoder."), folder)
     weights = folder / "decoder.weights.h5"
     converter.convert("sam_decoder", checkpoint, weights, options=OPTIONS, verify="none", overwrite=True)
     with pytest.raises(PictureError, match=r"decoder.weights.h5 holds sam_decoder, which is not a whole SAM"):

@@ -1,13 +1,16 @@
-"""MobileSAM small enough for every test, in which every size differs from every other."""
+"""MobileSAM small enough for every test: what differs from `small_sam`, in sizes that again differ from one another."""
+
+from typing import Any
 
 import torch
 
 import torch_refs
+from tests.support import small_sam
 from tests.support.seeded import seeded
-from tests.support.small_sam import SMALL
+from torch_refs.sam.seeded_checkpoint import seeded_tensor
 from torch_refs.sam.tiny_vit import TinyViT
 
-ENCODER = {
+ENCODER: dict[str, Any] = {
     "embed_dims": (16, 24, 20, 40),
     "depths": (1, 2, 1, 2),
     "num_heads": (3, 2, 5),
@@ -17,26 +20,18 @@ ENCODER = {
     "local_conv_size": 5,
     "out_chans": 32,
 }
-
-CONFIG = {
-    "image_encoder": ENCODER,
-    "prompt_encoder": {"embed_dim": 32, "mask_in_chans": 8},
-    "mask_decoder": {name: size for name, size in SMALL.items() if name != "num_heads"},
-    "image_size": 80,
-    "num_heads": 4,
-}
+CONFIG = {**small_sam.CONFIG, "image_encoder": ENCODER}
 OPTIONS = {"image_size": 80, "num_heads": 4}
 
 
-def seeded_encoder(**sizes: object) -> TinyViT:
+def seeded_encoder(**sizes: Any) -> TinyViT:
     """The small encoder."""
-    return seeded(TinyViT(**ENCODER | sizes))  # type: ignore[arg-type]
+    return seeded(TinyViT(**{**ENCODER, **sizes}))
 
 
-def small_state() -> dict[str, torch.Tensor]:
+def mobile_state() -> dict[str, torch.Tensor]:
     """A checkpoint of the small model, with what the published one holds besides."""
     state = seeded(torch_refs.create("mobile_sam", **CONFIG)).state_dict()
-    rng = torch.Generator().manual_seed(1)
     for name, shape in (("norm_head.weight", (40,)), ("norm_head.bias", (40,)), ("head.weight", (9, 40))):
-        state[f"image_encoder.{name}"] = torch.randn(shape, generator=rng)
+        state[f"image_encoder.{name}"] = seeded_tensor(name, shape)
     return state | {"image_encoder.head.bias": torch.zeros(9)}

@@ -1,38 +1,96 @@
-"""A mask decoder small enough to convert in every test, and checkpoints of it."""
+"""A Segment Anything small enough to convert in every test: its sizes, seeded weights, and segment-anything's own."""
 
-from pathlib import Path
+from functools import partial
+from typing import Any
 
 import torch
+from segment_anything.modeling import ImageEncoderViT, MaskDecoder, PromptEncoder, Sam, TwoWayTransformer
 
 import torch_refs
 from tests.support.seeded import seeded
 
-# Every size differs from every other, so that a swapped axis shows.
-SMALL = {
+# Windows of 4 do not divide the grid of 10 x 10 patches. Lengths differ from one another where they can.
+IMAGE_ENCODER: dict[str, Any] = {
+    "patch_size": 8,
+    "embed_dim": 48,
+    "depth": 3,
+    "num_heads": 4,
+    "mlp_dim": 96,
+    "out_chans": 32,
+    "window_size": 4,
+    "global_attn_indexes": [1],
+    "trained_img_size": 80,
+}
+PROMPT_ENCODER = {"embed_dim": 32, "mask_in_chans": 16}
+MASK_DECODER = {
     "transformer_dim": 32,
     "num_multimask_outputs": 3,
     "iou_head_depth": 3,
     "iou_head_hidden_dim": 24,
     "depth": 2,
-    "num_heads": 4,
     "mlp_dim": 40,
     "attention_downsample_rate": 2,
 }
-OPTIONS = {"num_heads": 4}
+CONFIG: dict[str, Any] = {
+    "image_size": 80,
+    "num_heads": 4,
+    "image_encoder": IMAGE_ENCODER,
+    "prompt_encoder": PROMPT_ENCODER,
+    "mask_decoder": MASK_DECODER,
+}
+OPTIONS = {"num_heads": 4}  # what a checkpoint of it does not tell, whole or the decoder alone
+DECODER = {**MASK_DECODER, **OPTIONS}  # of the decoder alone
 
 
-def small_state(seed: int = 0) -> dict[str, torch.Tensor]:
-    """Seeded weights of the decoder."""
-    return seeded(torch_refs.create("sam_decoder", **SMALL), seed).state_dict()
+def sam_state(**changes: Any) -> dict[str, torch.Tensor]:
+    """Seeded weights of the whole, with changes to the sizes of the image encoder."""
+    config = {**CONFIG, "image_encoder": {**IMAGE_ENCODER, **changes}}
+    return seeded(torch_refs.create("sam_vit_b", **config)).state_dict()
 
 
-def save(state: object, folder: Path, name: str = "ckpt.pth", **options: object) -> Path:
-    """torch.save into the folder."""
-    path = folder / name
-    torch.save(state, path, **options)  # type: ignore[arg-type]
-    return path
+def decoder_state(seed: int = 0) -> dict[str, torch.Tensor]:
+    """Seeded weights of the mask decoder, by its own names."""
+    return seeded(torch_refs.create("sam_decoder", **DECODER), seed).state_dict()
 
 
-def prefixed(state: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
-    """The same tensors, every name behind a prefix."""
-    return {prefix + name: tensor for name, tensor in state.items()}
+def upstream_image_encoder(sizes: dict[str, Any] = IMAGE_ENCODER) -> ImageEncoderViT:
+    """segment-anything's image encoder of these sizes, built as its `build_sam` does."""
+    return ImageEncoderViT(
+        img_size=sizes["trained_img_size"],
+        patch_size=sizes["patch_size"],
+        embed_dim=sizes["embed_dim"],
+        depth=sizes["depth"],
+        num_heads=sizes["num_heads"],
+        mlp_ratio=sizes["mlp_dim"] / sizes["embed_dim"],
+        out_chans=sizes["out_chans"],
+        window_size=sizes["window_size"],
+        global_attn_indexes=sizes["global_attn_indexes"],
+        use_rel_pos=True,
+        norm_layer=partial(torch.nn.LayerNorm, eps=1e-6),
+    ).eval()
+
+
+def upstream_mask_decoder(sizes: dict[str, Any] = DECODER) -> MaskDecoder:
+    """segment-anything's mask decoder of these sizes."""
+    transformer = TwoWayTransformer(
+        depth=sizes["depth"],
+        embedding_dim=sizes["transformer_dim"],
+        num_heads=sizes["num_heads"],
+        mlp_dim=sizes["mlp_dim"],
+        attention_downsample_rate=sizes["attention_downsample_rate"],
+    )
+    return MaskDecoder(
+        transformer_dim=sizes["transformer_dim"],
+        transformer=transformer,
+        num_multimask_outputs=sizes["num_multimask_outputs"],
+        iou_head_depth=sizes["iou_head_depth"],
+        iou_head_hidden_dim=sizes["iou_head_hidden_dim"],
+    ).eval()
+
+
+def upstream_sam() -> Sam:
+    """segment-anything's `Sam` of CONFIG's sizes."""
+    size, width = CONFIG["image_size"], PROMPT_ENCODER["embed_dim"]
+    grid = size // IMAGE_ENCODER["patch_size"]
+    prompts = PromptEncoder(width, (grid, grid), (size, size), PROMPT_ENCODER["mask_in_chans"])
+    return Sam(upstream_image_encoder(), prompts, upstream_mask_decoder()).eval()

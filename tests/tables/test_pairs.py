@@ -17,8 +17,9 @@ from converter.families.sam.mask_decoder import SAM_DECODER
 from converter.files.atomic import scratch
 from converter.planning.reading import read_as
 from converter.proof.numerical import compare
+from tests.support.checkpoints import save
 from tests.support.pairs import registered
-from tests.support.small_sam import OPTIONS, save, small_state
+from tests.support.small_sam import OPTIONS, decoder_state
 
 
 def probe(*shape, name="input"):
@@ -243,7 +244,7 @@ def test_scratch_folders_do_not_race(tmp_path):
 
 def test_each_missing_tensor_is_told_as_just_that(tmp_path):
     """Sizes are read from some of them; a wrong guess must not drown the one thing that is missing."""
-    state = small_state()
+    state = decoder_state()
     wrong = {}
     for name in state:
         checkpoint = save({key: value for key, value in state.items() if key != name}, tmp_path, "one.pth")

@@ -16,8 +16,8 @@ from converter import Dialect, Mapping, Pair, Probe, Row, kinds
 from converter.kinds import CONV_2D, CONV_2D_HWIO, DENSE, DENSE_IN_OUT, Kind, leaf, relaid_shape
 from converter.tables.mapping import join
 from converter.tables.registry import pairs
+from tests.support.checkpoints import save
 from tests.support.pairs import registered
-from tests.support.small_sam import save
 from tf_models import layers
 from tf_models.runtime.weights_format import provenance
 

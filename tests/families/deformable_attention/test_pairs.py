@@ -7,10 +7,10 @@ import torch
 import converter
 import tf_models
 from converter.families import deformable_attention as mappings
+from tests.support.checkpoints import prefixed, save
 from tests.support.deformable import OTHER, SMALL, inputs, reference, upstream
 from tests.support.rule import assert_allowed
 from tests.support.running import run
-from tests.support.small_sam import prefixed, save
 
 AXES = [1, 2, 3]
 PAIRS = {

@@ -9,7 +9,8 @@ import scipy.ndimage
 from segment_anything import SamAutomaticMaskGenerator
 
 from tests.support.carrying import twin
-from tests.support.whole_sam import SMALL, Sides, photographs, small_sides, steep
+from tests.support.sam_sides import Sides, photographs, small_sides, steep
+from tests.support.small_sam import CONFIG
 from tf_models.sam import AutomaticMaskGenerator, Predictor, rle
 
 LENIENT = {
@@ -24,7 +25,7 @@ LENIENT = {
 @pytest.fixture(scope="module")
 def sides():
     sam = steep(small_sides().torch)
-    return Sides(sam, sam, twin("sam_vit_b", SMALL, sam.state_dict()))
+    return Sides(sam, sam, twin("sam_vit_b", CONFIG, sam.state_dict()))
 
 
 @pytest.fixture

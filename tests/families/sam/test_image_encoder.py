@@ -16,14 +16,9 @@ import torch_refs
 from converter.families.sam.image_encoder import PUBLISHED_IMAGE_ENCODER
 from converter.proof.rounded_torch import Exact, exactly
 from tests.support.carrying import twin
-from tests.support.rule import as_held, assert_allowed, assert_same
-from tests.support.sam_parts import (
-    IMAGE_ENCODER,
-    assert_as_exact,
-    last,
-    upstream_image_encoder,
-)
+from tests.support.rule import as_held, assert_allowed, assert_as_exact, assert_same, last
 from tests.support.seeded import seeded
+from tests.support.small_sam import IMAGE_ENCODER, upstream_image_encoder
 from tf_models.sam import relative_attention
 from torch_refs.sam.image_encoder import Block, ImageEncoderViT, RelativeAttention
 from torch_refs.sam.seeded_checkpoint import official_shapes

@@ -18,10 +18,10 @@ from converter.errors import UsageError
 from converter.families.sam.mobile_sam import tiny_vit_rows
 from converter.planning.variables import layer_at
 from tests.support.carrying import carry
+from tests.support.checkpoints import save
 from tests.support.rule import as_held, assert_allowed
 from tests.support.seeded import seeded
-from tests.support.small_mobile_sam import CONFIG, ENCODER, OPTIONS, seeded_encoder, small_state
-from tests.support.small_sam import save
+from tests.support.small_mobile_sam import CONFIG, ENCODER, OPTIONS, mobile_state, seeded_encoder
 from tf_models.sam import Predictor, tiny_vit
 from torch_refs.sam.seeded_checkpoint import official_shapes, write_seeded_checkpoint
 from torch_refs.sam.tiny_vit import TinyViT as TorchTinyViT
@@ -366,7 +366,7 @@ def test_keras_refuses_what_does_not_fit(encoder):
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
-    return save(small_state(), tmp_path_factory.mktemp("mobile_sam"), "mobile_sam.pt")
+    return save(mobile_state(), tmp_path_factory.mktemp("mobile_sam"), "mobile_sam.pt")
 
 
 @pytest.fixture(scope="module")
@@ -436,7 +436,7 @@ def test_the_plan_says_why_it_drops(checkpoint, tmp_path):
         f"image_encoder.{name}" for name in ("norm_head.weight", "norm_head.bias", "head.weight", "head.bias")
     }
     assert all("classifier" in reason for reason in dropped.values())
-    older = small_state() | {"image_encoder.layers.1.blocks.0.attn.attention_bias_idxs": torch.zeros(9, 9).long()}
+    older = mobile_state() | {"image_encoder.layers.1.blocks.0.attn.attention_bias_idxs": torch.zeros(9, 9).long()}
     plan = converter.plan("mobile_sam", save(older, tmp_path), options=OPTIONS)
     assert "computed" in plan.dropped["image_encoder.layers.1.blocks.0.attn.attention_bias_idxs"]
 
@@ -455,7 +455,7 @@ def test_image_size_is_checked(checkpoint):
 
 
 def test_a_missing_tensor_is_named(tmp_path):
-    state = small_state()
+    state = mobile_state()
     del state["image_encoder.layers.2.blocks.0.local_conv.bn.running_var"]
     with pytest.raises(converter.ConversionError, match=r"missing: .*local_conv\.bn\.running_var"):
         converter.plan("mobile_sam", save(state, tmp_path), options=OPTIONS)
@@ -496,7 +496,7 @@ def test_an_older_checkpoint_s_indices_must_be_those_that_are_computed(tmp_path)
     right = reference.layers[1].blocks[0].attn.attention_bias_idxs.clone()
     report = converter.convert(
         "mobile_sam",
-        save(small_state() | {name: right}, tmp_path),
+        save(mobile_state() | {name: right}, tmp_path),
         tmp_path / "a.weights.h5",
         "lossless",
         options=OPTIONS,
@@ -506,7 +506,7 @@ def test_an_older_checkpoint_s_indices_must_be_those_that_are_computed(tmp_path)
     with pytest.raises(converter.ProofError, match="attention_bias_idxs is left out, but does not equal the table"):
         converter.convert(
             "mobile_sam",
-            save(small_state() | {name: wrong}, tmp_path),
+            save(mobile_state() | {name: wrong}, tmp_path),
             tmp_path / "b.weights.h5",
             "lossless",
             options=OPTIONS,

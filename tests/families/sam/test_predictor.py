@@ -9,9 +9,9 @@ import tensorflow as tf
 import torch
 from segment_anything import SamPredictor
 
-from tests.support.rule import assert_allowed
-from tests.support.sam_parts import last
-from tests.support.whole_sam import SIDE, large_sides, photographs, small_sides
+from tests.support.rule import assert_allowed, last
+from tests.support.sam_sides import large_sides, photographs, small_sides
+from tests.support.small_sam import CONFIG
 from tf_models.sam import Predictor
 from tf_models.sam.transforms import ResizeLongestSide
 
@@ -148,7 +148,7 @@ def test_bgr(ours):
 
 def test_an_extreme_picture(sides, spare):
     rng = np.random.default_rng(0)
-    for shape in [(1, 1, 3), (10, 2500, 3)]:
+    for shape in [(1, 1, 3), (10, 1250, 3)]:  # the latter is one row of 80 pixels to the network
         image = rng.integers(0, 256, shape, np.uint8)
         spare.set_image(image)
         point = {"point_coords": np.array([[0, 0]]), "point_labels": np.array([1])}
@@ -160,7 +160,7 @@ def test_many_prompts_in_one_call_are_those_of_single_calls(sides, ours):
     corners = rng.uniform(0, 200, (9, 2, 2))
     boxes = np.concatenate([corners.min(axis=1), corners.max(axis=1)], axis=1)
     points, labels = rng.uniform(0, 200, (9, 2, 2)), rng.integers(0, 2, (9, 2))
-    earlier = rng.standard_normal((9, 1, SIDE // 4, SIDE // 4)).astype(np.float32)
+    earlier = rng.standard_normal((9, 1, 40, 40)).astype(np.float32)
     for given in ({"boxes": boxes}, {"point_coords": points, "point_labels": labels}, {"mask_input": earlier}):
         many = ours.predict(**given, return_logits=True)
         assert [len(result) for result in many] == [9, 9, 9]
@@ -210,14 +210,14 @@ def test_several_pictures(sides, spare):
 
 def test_a_batch_of_floating_point_pictures(spare):
     image = photographs()["wide"]
-    scaled = ResizeLongestSide(SIDE).apply_images(tf.constant(image[None], tf.float32))
+    scaled = ResizeLongestSide(CONFIG["image_size"]).apply_images(tf.constant(image[None], tf.float32))
     predictor = spare
     predictor.set_tf_image(tf.repeat(scaled, 2, axis=0), image.shape[:2])
     masks = predictor.predict_batch()[0]
     np.testing.assert_array_equal(*masks)
     predictor.set_image(image)
     assert overlap(masks[0], predictor.predict()[0]) > 0.98, "rounding to uint8 moves few pixels"
-    with pytest.raises(ValueError, match=r"expected \(N, h, w, 3\) with a long side of 256"):
+    with pytest.raises(ValueError, match=r"expected \(N, h, w, 3\) with a long side of 80"):
         predictor.set_tf_image(tf.constant(image[None]), image.shape[:2])
 
 
@@ -276,7 +276,7 @@ def test_bad_pictures_leave_the_one_before(ours, image, message):
         ({"box": np.ones(4), "boxes": np.ones((2, 4))}, "box: expected None with many prompts"),
         ({"boxes": np.ones((2, 5))}, r"boxes: expected the shape \(any, 4\)"),
         ({"boxes": np.ones((2, 4)), "point_coords": np.ones((3, 1, 2)), "point_labels": np.ones((3, 1))}, "boxes"),
-        ({"mask_input": np.ones((1, 9, 9))}, r"mask_input: expected the shape \(any, 1, 64, 64\)"),
+        ({"mask_input": np.ones((1, 9, 9))}, r"mask_input: expected the shape \(any, 1, 40, 40\)"),
     ],
 )
 def test_bad_prompts(ours, arguments, message):

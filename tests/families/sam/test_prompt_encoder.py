@@ -9,8 +9,7 @@ import torch
 from segment_anything.modeling import PromptEncoder as UpstreamPromptEncoder
 
 from tests.support.carrying import twin
-from tests.support.rule import as_held, assert_allowed, assert_same
-from tests.support.sam_parts import assert_as_exact, last
+from tests.support.rule import as_held, assert_allowed, assert_as_exact, assert_same, last
 from tests.support.seeded import seeded
 from torch_refs.sam.prompt_encoder import build_prompt_encoder
 

@@ -7,13 +7,11 @@ from copy import deepcopy
 import pytest
 import torch
 from segment_anything import sam_model_registry
-from segment_anything.modeling import MaskDecoder as UpstreamDecoder
-from segment_anything.modeling import TwoWayTransformer as UpstreamTransformer
 
 import torch_refs
-from tests.support.rule import assert_same
-from tests.support.sam_parts import assert_as_exact, last
+from tests.support.rule import assert_as_exact, assert_same, last
 from tests.support.seeded import seeded
+from tests.support.small_sam import upstream_mask_decoder
 from torch_refs.sam.attention import Attention
 from torch_refs.sam.mask_decoder import build_mask_decoder
 from torch_refs.sam.seeded_checkpoint import VARIANTS, official_shapes, seeded_tensor, write_seeded_checkpoint
@@ -40,23 +38,6 @@ SAM = {
 }
 
 
-def upstream_decoder(config: dict[str, int]) -> UpstreamDecoder:
-    transformer = UpstreamTransformer(
-        depth=config["depth"],
-        embedding_dim=config["transformer_dim"],
-        num_heads=config["num_heads"],
-        mlp_dim=config["mlp_dim"],
-        attention_downsample_rate=config["attention_downsample_rate"],
-    )
-    return UpstreamDecoder(
-        transformer_dim=config["transformer_dim"],
-        transformer=transformer,
-        num_multimask_outputs=config["num_multimask_outputs"],
-        iou_head_depth=config["iou_head_depth"],
-        iou_head_hidden_dim=config["iou_head_hidden_dim"],
-    ).eval()
-
-
 def inputs(c: int, prompts: int, height: int, width: int, tokens: int) -> list[torch.Tensor]:
     rng = torch.Generator().manual_seed(prompts * 1000 + height * 100 + width * 10 + tokens)
     shapes = [(1, c, height, width), (1, c, height, width), (prompts, tokens, c), (prompts, c, height, width)]
@@ -67,13 +48,13 @@ def inputs(c: int, prompts: int, height: int, width: int, tokens: int) -> list[t
 def both(request):
     """The reference and the upstream decoder with the same seeded weights, in float64."""
     config = request.param
-    ours, upstream = seeded(build_mask_decoder(**config)), upstream_decoder(config)
+    ours, upstream = seeded(build_mask_decoder(**config)), upstream_mask_decoder(config)
     upstream.load_state_dict(ours.state_dict(), strict=True)
     return ours.double(), upstream.double(), config["transformer_dim"]
 
 
 def test_state_dict_is_the_official_one():
-    ours, upstream = build_mask_decoder().state_dict(), upstream_decoder(SAM).state_dict()
+    ours, upstream = build_mask_decoder().state_dict(), upstream_mask_decoder(SAM).state_dict()
     assert len(ours) == 120
     assert [(name, tensor.shape) for name, tensor in ours.items()] == [
         (name, tensor.shape) for name, tensor in upstream.items()

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from segment_anything.modeling import Sam
 from segment_anything.utils.transforms import ResizeLongestSide as Official
 
-from tests.support.whole_sam import photographs
+from tests.support.sam_sides import photographs
 from tf_models.sam.mask_resize import Upscaling
 from tf_models.sam.transforms import ResizeLongestSide, preprocess
 

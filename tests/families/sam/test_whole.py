@@ -16,19 +16,11 @@ from converter.checkpoints.checkpoint import Checkpoint
 from converter.families.sam import SAM
 from converter.planning.reading import find_reading
 from tests.support.carrying import twin
+from tests.support.checkpoints import prefixed, save
 from tests.support.pairs import registered
-from tests.support.rule import as_held, assert_same
-from tests.support.sam_parts import (
-    CONFIG,
-    IMAGE_ENCODER,
-    OPTIONS,
-    assert_as_exact,
-    last,
-    sam_state,
-    upstream_sam,
-)
+from tests.support.rule import as_held, assert_as_exact, assert_same, last
 from tests.support.seeded import seeded
-from tests.support.small_sam import prefixed, save
+from tests.support.small_sam import CONFIG, IMAGE_ENCODER, OPTIONS, sam_state, upstream_sam
 from tf_models.sam.relative_attention import RelativeAttention
 from torch_refs.sam.sam import build_sam
 from torch_refs.sam.seeded_checkpoint import official_shapes

@@ -1,7 +1,7 @@
 """The whole of SAM on both sides, with the same seeded weights, and photographs to try it on."""
 
 from copy import deepcopy
-from functools import cache, partial
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,15 +12,14 @@ import skimage.data
 import torch
 from PIL import Image
 from segment_anything import sam_model_registry
-from segment_anything.modeling import ImageEncoderViT, MaskDecoder, PromptEncoder, Sam, TwoWayTransformer
+from segment_anything.modeling import Sam
 
 from converter.files.weights_file import sign
 from converter.tables.registry import get
 from tests.support.carrying import twin
 from tests.support.seeded import seeded
+from tests.support.small_sam import CONFIG, upstream_sam
 from tf_models.runtime.weights_format import FORMAT, datasets, digest
-
-SIDE, WIDTH, DEPTH, HEADS, MLP, WINDOW = 256, 48, 2, 3, 96, 7
 
 
 class Sides(NamedTuple):
@@ -29,30 +28,6 @@ class Sides(NamedTuple):
     torch: Sam  # segment-anything's
     double: Sam  # the same in float64: the truth
     keras: Any
-
-
-def official_sam() -> Sam:
-    """segment-anything's SAM with a small image encoder and seeded weights."""
-    grid = SIDE // 16
-    encoder = ImageEncoderViT(
-        img_size=SIDE,
-        embed_dim=WIDTH,
-        depth=DEPTH,
-        num_heads=HEADS,
-        mlp_ratio=MLP / WIDTH,
-        norm_layer=partial(torch.nn.LayerNorm, eps=1e-6),
-        use_rel_pos=True,
-        window_size=WINDOW,
-        global_attn_indexes=(1,),
-    )
-    transformer = TwoWayTransformer(depth=2, embedding_dim=256, mlp_dim=2048, num_heads=8)
-    return seeded(
-        Sam(
-            encoder,
-            PromptEncoder(256, (grid, grid), (SIDE, SIDE), 16),
-            MaskDecoder(transformer_dim=256, transformer=transformer),
-        )
-    )
 
 
 def in_double(sam: Sam) -> Sam:
@@ -65,30 +40,13 @@ def in_double(sam: Sam) -> Sam:
     return double
 
 
-PUBLISHED: dict[str, Any] = get("sam_vit_b").fallback or {}
-SMALL = {
-    **PUBLISHED,
-    "image_size": SIDE,
-    "image_encoder": {
-        **PUBLISHED["image_encoder"],
-        "embed_dim": WIDTH,
-        "depth": DEPTH,
-        "num_heads": HEADS,
-        "mlp_dim": MLP,
-        "window_size": WINDOW,
-        "global_attn_indexes": [1],
-        "trained_img_size": SIDE,
-    },
-}
-
-
 def steep(sam: Sam) -> Sam:
     """The same with steeper logits and a better opinion of its masks, as trained weights have."""
     sam = deepcopy(sam)
     with torch.no_grad():
         for mlp in sam.mask_decoder.output_hypernetworks_mlps:
-            mlp.layers[-1].weight *= 30
-            mlp.layers[-1].bias *= 30
+            mlp.layers[-1].weight *= 200
+            mlp.layers[-1].bias *= 200
         head = sam.mask_decoder.iou_prediction_head.layers[-1]
         head.weight *= 0.1
         head.bias.fill_(0.93)
@@ -97,17 +55,17 @@ def steep(sam: Sam) -> Sam:
 
 def save_small(sam: Sam, path: Path) -> None:
     """Write a torch SAM of the small sizes as a converted file."""
-    twin("sam_vit_b", SMALL, sam.state_dict()).save_weights(path)
+    twin("sam_vit_b", CONFIG, sam.state_dict()).save_weights(path)
     with h5py.File(path, "r") as file:
         digests = {place: digest(place, dataset[()]) for place, dataset in datasets(file)}
-    sign(path, {"format": FORMAT, "model": "sam_vit_b", "config": SMALL, "dtype": "float32"}, digests)
+    sign(path, {"format": FORMAT, "model": "sam_vit_b", "config": CONFIG, "dtype": "float32"}, digests)
 
 
 @cache
 def small_sides() -> Sides:
-    """SAM with a small image encoder."""
-    sam = official_sam()
-    return Sides(sam, in_double(sam), twin("sam_vit_b", SMALL, sam.state_dict()))
+    """SAM of the small sizes."""
+    sam = seeded(upstream_sam())
+    return Sides(sam, in_double(sam), twin("sam_vit_b", CONFIG, sam.state_dict()))
 
 
 @cache
@@ -130,4 +88,4 @@ def photographs() -> dict[str, np.ndarray]:
 def large_sides() -> Sides:
     """SAM with ViT-B."""
     sam = seeded(sam_model_registry["vit_b"]())
-    return Sides(sam, in_double(sam), twin("sam_vit_b", PUBLISHED, sam.state_dict()))
+    return Sides(sam, in_double(sam), twin("sam_vit_b", get("sam_vit_b").fallback, sam.state_dict()))
