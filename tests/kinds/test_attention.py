@@ -9,12 +9,9 @@ import tensorflow as tf
 import torch
 from torch import nn
 
-import converter
 from converter import Probe, Row, kinds
-from tests.proof.test_reach import converted, pair, refused
 from tests.support.carrying import alone, carry
-from tests.support.pairs import registered
-from tests.support.seeded import seeded
+from tests.support.networks import built, numbers, pair, refused, state_of, there_and_back
 from tf_models.layers import attention
 
 K, ops = keras.layers, keras.ops
@@ -47,34 +44,6 @@ class Calling(keras.Model):
 
     def call(self, x, k=None, v=None, padding=None, hidden=None):
         return self._function(self, x, k, v, padding, hidden)
-
-
-def built(layer, *shapes):
-    layer.build(*shapes)
-    return layer
-
-
-def state_of(one):
-    """A state dict in which no tensor is constant."""
-    return seeded(one.build_torch()).state_dict()
-
-
-def there_and_back(one, folder, verify="train"):
-    """Proven in full, with gradients, and restored to the bit; the report."""
-    state = state_of(one)
-    report = converted(one, state, folder, verify=verify)
-    assert report.numerical.full, report.numerical.unproven
-    with registered(one):
-        converter.restore(report.output, folder / "back.pth", overwrite=True)
-    back = torch.load(folder / "back.pth")
-    assert back.keys() == state.keys()
-    assert all(torch.equal(back[name], value) for name, value in state.items())
-    (folder / "out.weights.h5").unlink()
-    return report
-
-
-def numbers(*shape):
-    return np.random.default_rng(sum(shape)).standard_normal(shape, dtype=np.float32)
 
 
 PADDING = np.array([[False] * S, [False] * 4 + [True] * 3])
@@ -144,7 +113,7 @@ def test_every_form_of_torch_s_attention(tmp_path, batch_first, bias, widths):
     one = attention_pair(
         ours(batch_first, bias=bias, **widths), theirs(batch_first, bias=bias, **widths), probe(batch_first, **widths)
     )
-    report = there_and_back(one, tmp_path)
+    report = there_and_back(one, tmp_path, verify="train")
     packed = "attn.in_proj_weight" in one.build_torch().state_dict()
     assert packed == (not widths)
     assert len(report.numerical.layers) == len(report.numerical.between) == 1
@@ -178,14 +147,14 @@ def test_masks(tmp_path, batch_first, floats):
         return made
 
     one = attention_pair(build, theirs(batch_first), *probes)
-    there_and_back(one, tmp_path, verify="full")
+    there_and_back(one, tmp_path)
 
 
 @pytest.mark.parametrize("weights", [1, 2])
 def test_a_pair_may_give_the_scores_too(tmp_path, weights):
     probes = [probe(**masks) for masks in MASKS.values()]
     one = attention_pair(ours(weights=weights), theirs(weights=weights), *probes, outputs=("result", "weights"))
-    report = there_and_back(one, tmp_path, verify="full")
+    report = there_and_back(one, tmp_path)
     assert [found.name for found in report.numerical.outputs] == ["result", "weights"]
     wrong = replace(one, build_tf=ours(weights=3 - weights))
     refused(wrong, state_of(one), tmp_path, r"the output weights does not \(TensorFlow's shape is")
@@ -205,7 +174,7 @@ def test_scores_are_compared_where_keras_leaves_them_to_torch(tmp_path):
         )
 
     one = attention_pair(ours(), weighed, probe())
-    there_and_back(one, tmp_path, verify="full")
+    there_and_back(one, tmp_path)
     wrong = replace(one, build_tf=ours(sort=Wrong))
     refused(wrong, state_of(one), tmp_path, "first layer that differs: attn")
 
@@ -232,7 +201,7 @@ def test_a_single_sequence_and_a_causal_mask(tmp_path):
 
     x, padding = numbers(L, E), np.array([False] * 4 + [True])
     probes = [Probe({"x": x, "hidden": causal}), Probe({"x": x, "hidden": causal, "padding": padding})]
-    there_and_back(attention_pair(build, torchs, *probes), tmp_path, verify="full")
+    there_and_back(attention_pair(build, torchs, *probes), tmp_path)
 
 
 # --- Planted faults ---------------------------------------------------------------------------------------------------
@@ -354,14 +323,14 @@ def test_our_layer_does_what_torch_s_does(tmp_path, form, batch_first):
         kind=kinds.TORCH_MULTIHEAD_ATTENTION,
         outputs=("result", "weights"),
     )
-    there_and_back(one, tmp_path, verify="full")
+    there_and_back(one, tmp_path)
     plain = attention_pair(
         own(batch_first, **OWN[form]),
         theirs(batch_first, **OWN[form]),
         probe(batch_first, **widths, hidden=numbers(L, S)),
         kind=kinds.TORCH_MULTIHEAD_ATTENTION,
     )
-    there_and_back(plain, tmp_path)
+    there_and_back(plain, tmp_path, verify="train")
 
 
 def test_our_layer_without_a_batch_or_anywhere_to_look():
@@ -454,7 +423,7 @@ def test_an_encoder_layer(tmp_path, batch_first, activation, keras_activation, n
         Row("layer.norm{1,2}", laid(kinds.LAYER_NORM)),
     ]
     one = pair(build, torchs, rows, lambda config, rng: probes)
-    report = there_and_back(one, tmp_path)
+    report = there_and_back(one, tmp_path, verify="train")
     assert len(report.numerical.layers) == 6
     assert len(report.numerical.between) == 6
 
@@ -489,7 +458,7 @@ def test_a_decoder_layer_with_memory_and_a_causal_mask(tmp_path, batch_first, no
         Row("layer.norm{1-3}", laid(kinds.LAYER_NORM)),
     ]
     one = pair(build, torchs, rows, lambda config, rng: probes)
-    there_and_back(one, tmp_path)
+    there_and_back(one, tmp_path, verify="train")
     refused(replace(one, build_tf=lambda: build(False)), state_of(one), tmp_path, "layer.self_attn agrees")
 
 
@@ -514,7 +483,7 @@ def test_layers_as_long_as_the_batch_are_told_from_it_by_time_first(tmp_path):
         ]
         return pair(build, torchs, rows, lambda config, rng: [Probe({"x": numbers(L, L, E)})])
 
-    there_and_back(encoder(kinds.time_first), tmp_path)
+    there_and_back(encoder(kinds.time_first), tmp_path, verify="train")
     refused(
         encoder(lambda kind: kind), state_of(encoder(kinds.time_first)), tmp_path, "the same values in another order"
     )
@@ -569,7 +538,7 @@ def test_a_stack_of_encoder_layers(tmp_path):
     inner = {"self_attn": kinds.TORCH_MULTIHEAD_ATTENTION, "linear{1,2}": kinds.DENSE, "norm{1,2}": kinds.LAYER_NORM}
     rows += [Row(f"{place['path']}.{name}", kind, f"{place['keras']}.{name}") for name, kind in inner.items()]
     probes = [Probe({"x": numbers(N, L, E)}), Probe({"x": numbers(N, L, E), "padding": padding})]
-    there_and_back(pair(build, torchs, rows, lambda config, rng: probes), tmp_path)
+    there_and_back(pair(build, torchs, rows, lambda config, rng: probes), tmp_path, verify="train")
 
 
 @pytest.mark.parametrize(
@@ -621,6 +590,6 @@ def test_what_is_wrong_in_an_encoder_layer_is_named(tmp_path, wrong, told):
     ]
     one = pair(build, torchs, rows, lambda config, rng: [Probe({"x": numbers(N, L, E)})])
     if told is None:
-        there_and_back(one, tmp_path)
+        there_and_back(one, tmp_path, verify="train")
     else:
         refused(one, state_of(one), tmp_path, told)

@@ -9,11 +9,10 @@ import torch
 from torch import nn
 
 from converter import Probe, Row, kinds
-from tests.kinds.test_attention import E, H, L, N, built, numbers, state_of, there_and_back
-from tests.kinds.test_kinds import Conv1D
-from tests.proof.test_reach import pair, refused
+from tests.support.networks import Conv1D, built, numbers, pair, refused, state_of, there_and_back
 
 K, ops = keras.layers, keras.ops
+N, L, E, H = 2, 5, 12, 3
 D = E // H
 SHAPE = (None, None, E)
 
@@ -172,7 +171,7 @@ CASES = {
 @pytest.mark.parametrize("case", CASES)
 def test_packed_or_apart(tmp_path, case):
     theirs, build, rows = CASES[case]
-    there_and_back(attention_pair(build, of_torch(**theirs), *rows), tmp_path)
+    there_and_back(attention_pair(build, of_torch(**theirs), *rows), tmp_path, verify="train")
 
 
 FAULTS = {
@@ -253,9 +252,9 @@ def test_a_module_that_is_called_with_more_wants_a_call(tmp_path):
     refused(one, state_of(one), tmp_path, "the kind does not know what mask means; give `call`")
     told = kinds.packed_attention(call=lambda layer, x, mask: layer(x * mask, x * mask))
     one = attention_pair(build, torchs, Row("attn", told))
-    there_and_back(one, tmp_path, verify="full")
+    there_and_back(one, tmp_path)
     whole = attention_pair(build, torchs, Row("attn", kinds.packed_attention(alone=False)))
-    report = there_and_back(whole, tmp_path, verify="full")
+    report = there_and_back(whole, tmp_path)
     assert [one.name for one in report.numerical.layers] == ["norm"]
 
 
@@ -321,7 +320,7 @@ def test_a_table_of_relative_positions(tmp_path, order):
 
         return pair(build, Positions, [Row("table", kinds.parameter(axes, **sizes))], probes)
 
-    there_and_back(table(axes), tmp_path)
+    there_and_back(table(axes), tmp_path, verify="train")
     wrong = {"row first": "(y x) h -> (x y) h", "column first": "(y x) h -> (y x) h"}.get(order, "(x y) h -> h y x")
     one = table(wrong)
     refused(one, state_of(one), tmp_path, "outputs that differ: output")

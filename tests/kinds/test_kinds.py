@@ -12,6 +12,7 @@ from converter import Mapping, Row, kinds
 from converter.kinds import Kind, channels_last, leaf
 from tests.kinds import test_attention, test_reordered_and_folded
 from tests.support.carrying import alone, carry
+from tests.support.networks import Conv1D
 from tests.support.rule import assert_allowed
 from tests.support.seeded import seeded
 from tf_models import layers
@@ -26,17 +27,6 @@ def halves_gated(x):
     """torch's GLU: it cares which axis is halved, so that channels that stay first would show."""
     a, b = keras.ops.split(x, 2, axis=-1)
     return a * keras.ops.sigmoid(b)
-
-
-class Conv1D(nn.Linear):
-    """GPT-2's Linear."""
-
-    def __init__(self, inputs, outputs):
-        super().__init__(inputs, outputs)
-        self.weight = nn.Parameter(self.weight.T.contiguous())
-
-    def forward(self, x):
-        return x @ self.weight + self.bias
 
 
 class LayerNorm2d(nn.LayerNorm):

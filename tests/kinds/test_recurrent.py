@@ -10,12 +10,10 @@ import tensorflow as tf
 import torch
 from torch import nn
 
-import converter
 from converter import Row, kinds, nested
 from converter.kinds import leaf
-from tests.proof.test_reach import Model, converted, dense, net, normal, pair, refused
 from tests.support.carrying import alone, carry
-from tests.support.pairs import registered
+from tests.support.networks import Model, converted, dense, net, normal, pair, refused, restored
 from tests.support.rule import assert_allowed
 from tf_models.layers import recurrent
 
@@ -188,12 +186,6 @@ def model(layer, call=lambda self, x: self.fc(self.rnn(x)), width=H):
 
 def rows(kind):
     return [Row("rnn", kind), Row("fc", kinds.DENSE)]
-
-
-def restored(one, report, folder):
-    with registered(one):
-        converter.restore(report.output, folder / "back.pth", overwrite=True)
-    return torch.load(folder / "back.pth")
 
 
 @pytest.mark.parametrize("first", [True, False], ids=["batch first", "time first"])

@@ -12,8 +12,9 @@ import torch.nn.functional as F
 from torch import nn
 
 from converter import Drop, Mapping, Probe, Row, kinds
-from tests.proof.test_reach import Model, converted, dense, net, normal, ops, pair, refused
+from tests.support.networks import Model, converted, dense, net, normal, pair, refused
 
+ops = keras.ops
 AB = [Row("{a,b}", kinds.DENSE)]
 
 
@@ -312,7 +313,7 @@ def test_training_sees_what_torch_does_not_train(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "told"),
     [
-        ({"outputs": ("p", "q")}, "`outputs` of reach names 2 outputs, but both sides return 1"),
+        ({"outputs": ("p", "q")}, "`outputs` of small names 2 outputs, but both sides return 1"),
         ({"probes": lambda config, rng: [Probe([np.zeros((3, 4))])]}, "the inputs of a Probe are a dict of arrays"),
         ({"probes": lambda config, rng: [Probe({"x": np.array([["a"]])})]}, "the input x is no array of numbers"),
         ({"probes": lambda config, rng: [Probe({"x": np.ones((3, 4))}, part="a")]}, "the part a is no stage"),

@@ -7,35 +7,13 @@ import tensorflow as tf
 import torch
 from torch import nn
 
-import converter
 from converter import Probe, Row, kinds
-from tests.proof.test_reach import Model, converted, net, normal, pair, refused
-from tests.support.pairs import registered
-from tests.support.seeded import seeded
+from tests.support.networks import Model, converted, net, normal, pair, refused, restored, state_of, there_and_back
 from tf_models import layers
 
 K = keras.layers
 now, before = nn.utils.parametrizations, nn.utils
 pytestmark = pytest.mark.filterwarnings("ignore:.*weight_norm` is deprecated:FutureWarning")
-
-
-def restored(one, report, folder):
-    with registered(one):
-        converter.restore(report.output, folder / "back.pth", overwrite=True)
-    return torch.load(folder / "back.pth")
-
-
-def there_and_back(one, folder, **more):
-    """Converted with full proof; and restored: the same tensors, bit for bit where nothing is folded."""
-    state = seeded(one.build_torch()).state_dict()
-    report = converted(one, state, folder, **more)
-    assert report.numerical.full, str(report)
-    back = restored(one, report, folder)
-    assert sorted(back) == sorted(state)
-    for name, tensor in state.items():
-        assert back[name].shape == tensor.shape, name
-        assert name in report.folded or torch.equal(back[name], tensor), name
-    return report
 
 
 # --- Another order of values ------------------------------------------------------------------------------------------
@@ -87,7 +65,7 @@ def test_a_linear_layer_after_a_flatten(tmp_path):
 )
 def test_the_wrong_order_after_a_flatten_is_named(tmp_path, table, told):
     one = flattening(*table)
-    refused(one, seeded(one.build_torch()).state_dict(), tmp_path, told)
+    refused(one, state_of(one), tmp_path, told)
 
 
 def patched(kind, order="(kh kw i)"):
@@ -182,7 +160,6 @@ def test_a_shuffle_of_the_other_order_is_named(tmp_path):
         )
 
     there_and_back(built(layers.PixelShuffle(2)), tmp_path)
-    (tmp_path / "out.weights.h5").unlink()
     one = built(lambda x: tf.nn.depth_to_space(x, 2))
     refused(
         one, one.build_torch().state_dict(), tmp_path, r"input of b does not.*pixel shuffle counts the channels \(c,"
@@ -234,7 +211,7 @@ def test_normalisations(tmp_path, verify):
 def test_the_epsilon_of_rms_norm_shows(tmp_path):
     one = normalised(1e-6)
     told = "first layer that differs: rms.*its epsilon"
-    refused(one, seeded(one.build_torch()).state_dict(), tmp_path, told)
+    refused(one, state_of(one), tmp_path, told)
 
 
 def test_another_mode_of_padding_is_named(tmp_path):
@@ -367,10 +344,8 @@ def test_what_is_folded_is_not_trained(tmp_path):
     report = converted(one, one.build_torch().state_dict(), tmp_path, verify="train")
     assert report.numerical.full
     assert "2 tensors are folded with others: neither side trains them" in str(report)
-    (tmp_path / "out.weights.h5").unlink()
     one = folded([before.weight_norm, *plain])
     assert converted(one, one.build_torch().state_dict(), tmp_path, verify="train").numerical.full
-    (tmp_path / "out.weights.h5").unlink()
     one = folded([now.spectral_norm, *plain])
     told = r"conv\.parametrizations\.weight\.original is folded with what torch computes anew in training"
     refused(one, one.build_torch().state_dict(), tmp_path, told, verify="train")
@@ -428,7 +403,7 @@ def without_norms(epsilon=1e-5):
 
 def test_batch_normalisation_folds_into_convolutions(tmp_path):
     one = without_norms()
-    state = seeded(one.build_torch()).state_dict()
+    state = state_of(one)
     report = converted(one, state, tmp_path)
     assert report.numerical.full
     assert [layer.name for layer in report.numerical.layers] == ["part", "fc"]
@@ -442,5 +417,5 @@ def test_batch_normalisation_folds_into_convolutions(tmp_path):
 
 def test_another_epsilon_in_a_fold_is_named(tmp_path):
     one = without_norms(1e-3)
-    state = seeded(one.build_torch()).state_dict()
+    state = state_of(one)
     refused(one, state, tmp_path, "the input of part differs|suspect the epsilon of the normalisation that was folded")

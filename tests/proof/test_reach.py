@@ -12,72 +12,12 @@ from torch import nn
 
 import converter
 import tf_models
-from converter import Drop, Mapping, Pair, Probe, Row, kinds
+from converter import Drop, Probe, Row, kinds
+from tests.support.networks import Model, converted, dense, net, normal, pair, refused
 from tests.support.pairs import registered
 from tf_models import layers
 
 ops = keras.ops
-
-
-class Model(keras.Model):
-    """A Keras model of the layers given by name, and a function of them and the input."""
-
-    def __init__(self, call, **layers):
-        super().__init__()
-        for name, (layer, shape) in layers.items():
-            setattr(self, name, layer)
-            layer.build(shape)
-        self._function = call
-        self.built = True
-
-    def call(self, x):
-        return self._function(self, x)
-
-
-class Net(nn.Module):
-    """The same of torch."""
-
-    def __init__(self, forward, **modules):
-        super().__init__()
-        for name, module in modules.items():
-            setattr(self, name, module)
-        self._function = forward
-
-    def forward(self, x):
-        return self._function(self, x)
-
-
-def dense(units, inputs, **more):
-    return keras.layers.Dense(units, **more), (None, inputs)
-
-
-def normal(*shape):
-    return lambda config, rng: [Probe({"x": rng.standard_normal(shape, dtype=np.float32)})]
-
-
-def pair(build_tf, build_torch, rows, probes, **more):
-    return Pair("reach", lambda config: Mapping(rows), probes, build_tf=build_tf, build_torch=build_torch, **more)
-
-
-def converted(one, state, folder, **more):
-    """Convert a state dict of the pair, as `converter.convert` does; the report."""
-    torch.save(state, folder / "ckpt.pth")
-    with registered(one):
-        return converter.convert(
-            one.name, folder / "ckpt.pth", folder / "out.weights.h5", **{"overwrite": True, **more}
-        )
-
-
-def refused(one, state, folder, match, **more):
-    with pytest.raises(converter.ConversionError, match=match) as caught:
-        converted(one, state, folder, **more)
-    assert not (folder / "out.weights.h5").exists()
-    return caught.value
-
-
-def net(forward, **modules):
-    torch.manual_seed(0)
-    return Net(forward, **modules)
 
 
 # --- What a table leaves out ------------------------------------------------------------------------------------------
@@ -118,7 +58,6 @@ def test_a_dropped_tensor_equals_what_the_table_says(tmp_path, equals):
     )
     assert converted(one, state, tmp_path).lossless.equal == ("shift",)
     state["shift"][2] = 1e-3
-    (tmp_path / "out.weights.h5").unlink()
     refused(one, state, tmp_path, "lossless: shift is left out, but does not equal", verify="lossless")
 
 
@@ -136,7 +75,6 @@ def test_a_dropped_tensor_may_be_another_s_equal(tmp_path):
         report = converted(one, state, tmp_path)
         assert report.numerical.full
         assert report.lossless.equal == ("shift",)
-    (tmp_path / "out.weights.h5").unlink()
     refused(one, state | {"fc.bias": bias + 1}, tmp_path, r"shift is left out, but does not equal fc\.bias")
 
 
@@ -242,7 +180,6 @@ def test_results_in_dicts_go_by_name(tmp_path):
     one = pair(model(["scores", "double"]), torchs, [Row("fc", kinds.DENSE)], normal(3, 4))
     report = converted(one, torchs().state_dict(), tmp_path)
     assert [output.name for output in report.numerical.outputs] == ["double", "scores"]
-    (tmp_path / "out.weights.h5").unlink()
     wrong = replace(one, build_tf=model(["scores", "twice"]))
     refused(wrong, torchs().state_dict(), tmp_path, "`outputs`.*TensorFlow returns scores, twice, torch double, scores")
 
@@ -294,7 +231,6 @@ def test_a_gate_of_zero_hides_no_fault_behind_it(tmp_path):
     report = converted(one, one.build_torch().state_dict(), tmp_path)
     assert report.numerical.full
     assert report.numerical.seeded == 1
-    (tmp_path / "out.weights.h5").unlink()
     # The sum after the gate: with a gate of zero nothing of it reaches the output.
     wrong = replace(one, build_torch=scaled_gate)
     refused(wrong, one.build_torch().state_dict(), tmp_path, r"the output output does not.*other values in tensors")
@@ -387,7 +323,6 @@ def test_what_a_layer_writes_into_its_own_input_is_not_taken_for_it(tmp_path):
 
     state = pair_of("silu").build_torch().state_dict()
     assert converted(pair_of("silu"), state, tmp_path).numerical.full
-    (tmp_path / "out.weights.h5").unlink()
     refused(pair_of("hard_silu"), state, tmp_path, "first layer that differs: act")
 
 
@@ -497,7 +432,6 @@ def test_training_shows_a_momentum_and_names_what_keras_does_otherwise(tmp_path)
         compared.name for compared in report.numerical.trained
     }
     assert "1 moving variances: Keras takes a batch's variance by n, torch by n - 1" in report.numerical.by_design[0]
-    (tmp_path / "out.weights.h5").unlink()
     default = replace(one, build_tf=normalised({}))
     refused(default, torchs().state_dict(), tmp_path, r"bn\.moving_mean after a step.*its momentum", verify="train")
     assert converted(default, torchs().state_dict(), tmp_path).numerical.full
@@ -548,7 +482,6 @@ def test_a_tied_tensor_is_trained_by_whichever_name_the_table_has(tmp_path):
     for build in (tied, head_first):
         report = converted(replace(TIED, build_torch=build), build().state_dict(), tmp_path, verify="train")
         assert [one.name for one in report.numerical.trained if one.name.startswith("gradient")]
-        (tmp_path / "out.weights.h5").unlink()
 
 
 def test_training_shows_a_gradient_that_is_stopped(tmp_path):
@@ -570,7 +503,7 @@ def test_outputs_that_do_not_vary_prove_nothing(tmp_path):
         [Row("fc", kinds.DENSE)],
         normal(3, 4),
     )
-    refused(one, one.build_torch().state_dict(), tmp_path, "`probes` of reach prove nothing")
+    refused(one, one.build_torch().state_dict(), tmp_path, "`probes` of small prove nothing")
 
 
 def test_other_numbers_of_outputs_are_told_by_the_field(tmp_path):
@@ -595,7 +528,7 @@ def test_a_reference_that_does_not_run_in_float64_is_told(tmp_path):
         [Row("fc", kinds.DENSE)],
         normal(3, 4),
     )
-    told = r"reference of reach \(build_torch\) fails on its probe inputs in float64.*single precision only"
+    told = r"reference of small \(build_torch\) fails on its probe inputs in float64.*single precision only"
     refused(one, one.build_torch().state_dict(), tmp_path, told)
 
 
@@ -634,5 +567,4 @@ def test_another_configuration_for_a_probe_is_run_with_the_same_weights(tmp_path
         build(), torchs, [Row("fc", kinds.DENSE)], probes, options={"factor": converter.Option(2, "of the output")}
     )
     assert converted(one, torchs(2).state_dict(), tmp_path).numerical.full
-    (tmp_path / "out.weights.h5").unlink()
     refused(replace(one, build_tf=build(2)), torchs(2).state_dict(), tmp_path, "fc agrees, the output output does not")

@@ -10,10 +10,9 @@ from PIL import Image
 from segment_anything import SamPredictor
 
 import tf_models
-from tests.families.sam.test_predictor import overlap
 from tests.support.checkpoints import prefixed, save
 from tests.support.running import run_forked
-from tests.support.sam_sides import photographs, save_small, small_sides, steep
+from tests.support.sam_sides import overlap, photographs, save_small, small_sides, steep
 from tests.support.small_sam import OPTIONS, decoder_state
 from tf_models.sam import rle
 from tf_models.segmenting.drawing import Drawn, draw

@@ -89,3 +89,9 @@ def large_sides() -> Sides:
     """SAM with ViT-B."""
     sam = seeded(sam_model_registry["vit_b"]())
     return Sides(sam, in_double(sam), twin("sam_vit_b", get("sam_vit_b").fallback, sam.state_dict()))
+
+
+def overlap(a, b):
+    """The least IoU over masks (K, H, W); two empty masks agree."""
+    shared, either = (a & b).sum(axis=(-2, -1)), (a | b).sum(axis=(-2, -1))
+    return np.where(either == 0, 1, shared / np.maximum(either, 1)).min()

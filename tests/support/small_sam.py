@@ -40,6 +40,13 @@ CONFIG: dict[str, Any] = {
 }
 OPTIONS = {"num_heads": 4}  # what a checkpoint of it does not tell, whole or the decoder alone
 DECODER = {**MASK_DECODER, **OPTIONS}  # of the decoder alone
+OTHER_DECODER = {  # as SAM's, in which every count is another
+    **DECODER,
+    "num_multimask_outputs": 2,
+    "iou_head_depth": 4,
+    "depth": 3,
+    "attention_downsample_rate": 1,
+}
 
 
 def sam_state(**changes: Any) -> dict[str, torch.Tensor]:
@@ -51,6 +58,13 @@ def sam_state(**changes: Any) -> dict[str, torch.Tensor]:
 def decoder_state(seed: int = 0) -> dict[str, torch.Tensor]:
     """Seeded weights of the mask decoder, by its own names."""
     return seeded(torch_refs.create("sam_decoder", **DECODER), seed).state_dict()
+
+
+def decoder_inputs(c: int, prompts: int, height: int, width: int, tokens: int) -> list[torch.Tensor]:
+    """Image embeddings and positions (1, c, H, W), sparse (prompts, tokens, c) and dense ones (prompts, c, H, W)."""
+    rng = torch.Generator().manual_seed(prompts * 1000 + height * 100 + width * 10 + tokens)
+    shapes = [(1, c, height, width), (1, c, height, width), (prompts, tokens, c), (prompts, c, height, width)]
+    return [torch.randn(shape, generator=rng) for shape in shapes]
 
 
 def upstream_image_encoder(sizes: dict[str, Any] = IMAGE_ENCODER) -> ImageEncoderViT:

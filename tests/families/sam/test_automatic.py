@@ -1,11 +1,7 @@
 """The automatic mask generator against segment-anything's on photographs, with the same weights."""
 
-import sys
-import types
-
 import numpy as np
 import pytest
-import scipy.ndimage
 from segment_anything import SamAutomaticMaskGenerator
 
 from tests.support.carrying import twin
@@ -26,19 +22,6 @@ LENIENT = {
 def sides():
     sam = steep(small_sides().torch)
     return Sides(sam, sam, twin("sam_vit_b", CONFIG, sam.state_dict()))
-
-
-@pytest.fixture
-def opencv(monkeypatch):
-    """The one function of OpenCV that segment-anything calls, made of scipy's."""
-
-    def with_stats(image, connectivity):
-        regions, count = scipy.ndimage.label(image, np.ones((3, 3)))
-        stats = np.zeros((count + 1, 5), int)
-        stats[:, -1] = np.bincount(regions.ravel(), minlength=count + 1)
-        return count + 1, regions, stats, None
-
-    monkeypatch.setitem(sys.modules, "cv2", types.SimpleNamespace(connectedComponentsWithStats=with_stats))
 
 
 @pytest.fixture(scope="module")

@@ -17,45 +17,25 @@ from converter.families.sam.mask_decoder import decoder_table
 from converter.kinds import CONV_TRANSPOSE_2D, DENSE
 from converter.planning.variables import by_path, layer_at
 from tests.support.carrying import alone, carry, laid_out
-from tests.support.rule import as_held, assert_allowed
+from tests.support.rule import as_held, assert_allowed, last
 from tests.support.seeded import seeded
+from tests.support.small_sam import OTHER_DECODER, decoder_inputs
 from tf_models.layers import GELU, MLP, LayerNorm, PatchConv2DTranspose
 from tf_models.sam.attention import ImageToTokenAttention, TokenToImageAttention
 from tf_models.sam.mask_decoder import MaskDecoder, build_mask_decoder
 from torch_refs.sam.attention import Attention as TorchAttention
 from torch_refs.sam.mask_decoder import build_mask_decoder as build_torch
 
-SMALL = {
-    "transformer_dim": 32,
-    "num_multimask_outputs": 2,
-    "iou_head_depth": 4,
-    "iou_head_hidden_dim": 24,
-    "depth": 3,
-    "num_heads": 4,
-    "mlp_dim": 40,
-    "attention_downsample_rate": 1,
-}
-TINY = SMALL | {"depth": 1, "num_multimask_outputs": 1, "iou_head_depth": 1}  # XLA compiles for seconds
+TINY = OTHER_DECODER | {"depth": 1, "num_multimask_outputs": 1, "iou_head_depth": 1}  # XLA compiles for seconds
 # prompts, height, width, tokens. The attentions have one way for a few tokens and one for many: both are here.
 SHAPES = [(1, 7, 5, 2), (5, 3, 8, 0), (3, 6, 4, 30)]
-
-
-def inputs(c: int, prompts: int, height: int, width: int, tokens: int) -> list[torch.Tensor]:
-    rng = torch.Generator().manual_seed(prompts * 1000 + height * 100 + width * 10 + tokens)
-    shapes = [(1, c, height, width), (1, c, height, width), (prompts, tokens, c), (prompts, c, height, width)]
-    return [torch.randn(shape, generator=rng) for shape in shapes]
-
-
-def channels_last(x: torch.Tensor) -> np.ndarray:
-    x = x.detach()
-    return (x.movedim(1, -1) if x.ndim == 4 else x).contiguous().numpy()
 
 
 def outputs(compute) -> list[np.ndarray]:
     """What a torch computation gives, one or several, channels last."""
     with torch.inference_mode():
         results = compute()
-    return [channels_last(one) for one in (results if isinstance(results, tuple) else (results,))]
+    return [last(one) for one in (results if isinstance(results, tuple) else (results,))]
 
 
 def doubled(*tensors: torch.Tensor) -> list[torch.Tensor]:
@@ -74,7 +54,7 @@ class Case:
         self.c = self.model.transformer_dim
 
     def check(self, call, args: list[torch.Tensor], multimask_output: bool = True) -> None:
-        got = call(*map(channels_last, args), multimask_output=multimask_output)
+        got = call(*map(last, args), multimask_output=multimask_output)
         self.judge(got, args, multimask_output)
 
     def judge(self, got, args: list[torch.Tensor], multimask_output: bool = True) -> None:
@@ -91,7 +71,7 @@ def sam():
 
 @pytest.fixture(scope="module")
 def small():
-    return Case(SMALL)
+    return Case(OTHER_DECODER)
 
 
 @pytest.fixture(scope="module")
@@ -107,9 +87,9 @@ def case(request):
 @pytest.mark.parametrize("multimask_output", [True, False])
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_eager_outputs(case, shape, multimask_output):
-    args = inputs(case.c, *shape)
+    args = decoder_inputs(case.c, *shape)
     case.check(case.model, args, multimask_output)
-    masks, iou = case.model(*map(channels_last, args), multimask_output=multimask_output)
+    masks, iou = case.model(*map(last, args), multimask_output=multimask_output)
     k = case.model.sizes["num_multimask_outputs"] if multimask_output else 1
     assert masks.shape == (shape[0], 4 * shape[1], 4 * shape[2], k)
     assert iou.shape == (shape[0], k)
@@ -117,19 +97,19 @@ def test_eager_outputs(case, shape, multimask_output):
 
 def test_function_outputs(case):
     call = tf.function(case.model)
-    case.check(call, inputs(case.c, *SHAPES[0]))
-    case.check(call, inputs(case.c, *SHAPES[2]), multimask_output=False)
+    case.check(call, decoder_inputs(case.c, *SHAPES[0]))
+    case.check(call, decoder_inputs(case.c, *SHAPES[2]), multimask_output=False)
 
 
 @pytest.mark.parametrize("shape", SHAPES[1:], ids=str)
 def test_jitted_outputs(tiny, shape):
-    tiny.check(tf.function(tiny.model, jit_compile=True), inputs(tiny.c, *shape))
+    tiny.check(tf.function(tiny.model, jit_compile=True), decoder_inputs(tiny.c, *shape))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_jitted_outputs_at_sams_sizes(sam, shape):
-    sam.check(tf.function(sam.model, jit_compile=True), inputs(sam.c, *shape))
+    sam.check(tf.function(sam.model, jit_compile=True), decoder_inputs(sam.c, *shape))
 
 
 @pytest.mark.parametrize("jit", [False, True])
@@ -144,12 +124,12 @@ def test_one_trace_serves_all_sizes(tiny, jit):
     shapes = [(None, None, None, c), (None, None, None, c), (None, None, c), (None, None, None, c)]
     call = tf.function(counted, input_signature=[tf.TensorSpec(shape) for shape in shapes], jit_compile=jit)
     for shape in SHAPES[1:]:
-        tiny.check(lambda *args, multimask_output: call(*args), inputs(c, *shape))
+        tiny.check(lambda *args, multimask_output: call(*args), decoder_inputs(c, *shape))
     assert traces == 1
 
 
 def test_official_sizes(sam):
-    sam.check(tf.function(sam.model), inputs(256, 1, 64, 64, 2))
+    sam.check(tf.function(sam.model), decoder_inputs(256, 1, 64, 64, 2))
 
 
 def test_every_layer_given_what_torchs_module_received(case):
@@ -161,7 +141,7 @@ def test_every_layer_given_what_torchs_module_received(case):
 
         return hook
 
-    args = inputs(case.c, 3, 6, 5, 2)
+    args = decoder_inputs(case.c, 3, 6, 5, 2)
     handles = [module.register_forward_hook(record(name)) for name, module in case.torch.named_modules() if name]
     with torch.inference_mode():
         case.torch(*args)
@@ -171,7 +151,7 @@ def test_every_layer_given_what_torchs_module_received(case):
     assert {"output_upscaling.2", "output_upscaling.4", "transformer.layers.1.mlp.act"} < received.keys()
     for name in received.keys() - containers:
         module, layer, layer_args = case.double.get_submodule(name), layer_at(case.model, name), received[name]
-        got = layer(*map(channels_last, layer_args))
+        got = layer(*map(last, layer_args))
         truth = lambda: outputs(lambda: module(*doubled(*layer_args)))  # noqa: B023, E731
         try:
             assert_allowed(got if isinstance(got, tuple) else (got,), truth)
@@ -190,11 +170,11 @@ def test_both_ways_of_an_attention(layer_class, tokens):
     args = (few, many, torch.randn(2, 50, 32)) if layer_class is TokenToImageAttention else (many, few, few + 1)
     assert bool(layer._is_few(few)) == (tokens <= 8)
     module.double()
-    assert_allowed([layer(*map(channels_last, args))], lambda: outputs(lambda: module(*doubled(*args))))
+    assert_allowed([layer(*map(last, args))], lambda: outputs(lambda: module(*doubled(*args))))
 
 
 def test_an_image_per_prompt_and_one_dense_embedding_for_all(small):
-    image, pe, sparse, dense = inputs(32, 3, 5, 4, 2)
+    image, pe, sparse, dense = decoder_inputs(32, 3, 5, 4, 2)
     images = torch.randn(3, 32, 5, 4)
     small.check(small.model, [images, pe, sparse, dense])
     small.check(small.model, [image, pe, sparse, dense[:1]])
@@ -204,7 +184,7 @@ def test_an_image_per_prompt_and_one_dense_embedding_for_all(small):
 @pytest.mark.parametrize("multimask_output", [True, False])
 @pytest.mark.parametrize("prompts", [8, 9])
 def test_many_prompts_are_decoded_in_groups(small, prompts, multimask_output):
-    image, pe, sparse, dense = inputs(32, prompts, 5, 4, 2)
+    image, pe, sparse, dense = decoder_inputs(32, prompts, 5, 4, 2)
     images = torch.randn(prompts, 32, 5, 4)
     for args in ([image, pe, sparse, dense], [images, pe, sparse, dense], [image, pe, sparse, dense[:1]]):
         small.check(small.model, args, multimask_output)
@@ -214,27 +194,27 @@ def test_many_prompts_are_decoded_in_groups(small, prompts, multimask_output):
 @pytest.mark.parametrize("prompts", [3, 9])
 def test_gradients_of_every_variable_are_torchs(prompts):
     """In float64, where only a wrong formula makes a difference; the loss weighs each output by its own factor."""
-    args = inputs(32, prompts, 6, 5, 2)
-    module = seeded(build_torch(**SMALL)).double()
-    model = build_mask_decoder(**SMALL, dtype="float64")
-    carry(module.state_dict(), model, decoder_table(SMALL))
+    args = decoder_inputs(32, prompts, 6, 5, 2)
+    module = seeded(build_torch(**OTHER_DECODER)).double()
+    model = build_mask_decoder(**OTHER_DECODER, dtype="float64")
+    carry(module.state_dict(), model, decoder_table(OTHER_DECODER))
     outputs = module(*(arg.double() for arg in args))
     factors = [torch.randn(output.shape, dtype=torch.float64) for output in outputs]
     sum((factor * output).sum() for factor, output in zip(factors, outputs, strict=True)).backward()
     with tf.GradientTape() as tape:
-        outputs = model(*(channels_last(arg.double()) for arg in args))
-        factors = [channels_last(factor) for factor in factors]
+        outputs = model(*(last(arg.double()) for arg in args))
+        factors = [last(factor) for factor in factors]
         loss = sum(tf.reduce_sum(factor * output) for factor, output in zip(factors, outputs, strict=True))
     gradients = tape.gradient(loss, {path: variable.value for path, variable in by_path(model).items()})
     wanted = {name: parameter.grad for name, parameter in module.named_parameters()}
-    for path, want in laid_out(wanted, model, decoder_table(SMALL)).items():
+    for path, want in laid_out(wanted, model, decoder_table(OTHER_DECODER)).items():
         assert gradients[path] is not None, path
         np.testing.assert_allclose(gradients[path], want, rtol=1e-9, atol=1e-9, err_msg=path)
 
 
 def test_gradients_under_jit(tiny):
-    given = inputs(32, 2, 5, 4, 2)
-    args = [tf.constant(channels_last(arg)) for arg in given]
+    given = decoder_inputs(32, 2, 5, 4, 2)
+    args = [tf.constant(last(arg)) for arg in given]
 
     def gradients():
         with tf.GradientTape() as tape:
@@ -256,20 +236,20 @@ def test_mixed_float16(sam):
     half = build_mask_decoder(dtype="mixed_float16")
     carry(sam.torch.state_dict(), half, decoder_table(half.get_config()))
     assert {variable.dtype for variable in half.variables} == {"float32"}
-    args = [arg.half().float() for arg in inputs(256, 2, 9, 7, 2)]
-    got, held = half(*map(channels_last, args)), as_held(sam.torch, "float16")
+    args = [arg.half().float() for arg in decoder_inputs(256, 2, 9, 7, 2)]
+    got, held = half(*map(last, args)), as_held(sam.torch, "float16")
     assert all(one.dtype == tf.float16 for one in got)
     assert_allowed(got, lambda: outputs(lambda: held(*doubled(*args))), "float16")
 
 
 def test_float64(small):
-    model = build_mask_decoder(**SMALL, dtype="float64")
-    carry(small.double.state_dict(), model, decoder_table(SMALL))
-    args = [arg.double() for arg in inputs(32, 2, 4, 5, 3)]
+    model = build_mask_decoder(**OTHER_DECODER, dtype="float64")
+    carry(small.double.state_dict(), model, decoder_table(OTHER_DECODER))
+    args = [arg.double() for arg in decoder_inputs(32, 2, 4, 5, 3)]
     with torch.inference_mode():
         truth = small.double(*args)
-    for got, want in zip(model(*map(channels_last, args)), truth, strict=True):
-        np.testing.assert_allclose(got, channels_last(want), rtol=0, atol=1e-12)
+    for got, want in zip(model(*map(last, args)), truth, strict=True):
+        np.testing.assert_allclose(got, last(want), rtol=0, atol=1e-12)
 
 
 SERVE = """
@@ -286,12 +266,10 @@ print(json.dumps(sorted(name for name in sys.modules if name.split(".")[0] in ("
 
 
 def test_exported_model_is_served_without_this_package(tiny, tmp_path):
-    calls = [inputs(32, *shape) for shape in ((2, 5, 4, 3), (3, 4, 6, 0))]
-    tiny.model(*map(channels_last, calls[0]))  # Keras exports what was called
+    calls = [decoder_inputs(32, *shape) for shape in ((2, 5, 4, 3), (3, 4, 6, 0))]
+    tiny.model(*map(last, calls[0]))  # Keras exports what was called
     tiny.model.export(str(tmp_path / "exported"), verbose=False)
-    arrays = {
-        f"{index}_{i}": array for index, args in enumerate(calls) for i, array in enumerate(map(channels_last, args))
-    }
+    arrays = {f"{index}_{i}": array for index, args in enumerate(calls) for i, array in enumerate(map(last, args))}
     np.savez(tmp_path / "args.npz", **arrays)
     done = subprocess.run([sys.executable, "-c", SERVE], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
@@ -306,14 +284,14 @@ def test_keras_file_round_trip(small, tmp_path):
     loaded = keras.saving.load_model(tmp_path / "decoder.keras")
     assert isinstance(loaded, MaskDecoder)
     assert len(loaded.variables) == len(small.model.variables)
-    args = [channels_last(arg) for arg in inputs(32, 2, 5, 4, 2)]
+    args = [last(arg) for arg in decoder_inputs(32, 2, 5, 4, 2)]
     for got, want in zip(loaded(*args), small.model(*args), strict=True):
         np.testing.assert_array_equal(got, want)
 
 
 def test_weights_file_round_trip(small, tmp_path):
     small.model.save_weights(tmp_path / "decoder.weights.h5")
-    fresh = build_mask_decoder(**SMALL)
+    fresh = build_mask_decoder(**OTHER_DECODER)
     fresh.load_weights(tmp_path / "decoder.weights.h5")
     for got, want in zip(fresh.variables, small.model.variables, strict=True):
         assert got.path.split("/")[-1] == want.path.split("/")[-1]
@@ -321,9 +299,9 @@ def test_weights_file_round_trip(small, tmp_path):
 
 
 def test_config_round_trip():
-    model = build_mask_decoder(**SMALL, dtype="mixed_float16", name="decoder")
+    model = build_mask_decoder(**OTHER_DECODER, dtype="mixed_float16", name="decoder")
     config = model.get_config()
-    assert config.items() >= SMALL.items()
+    assert config.items() >= OTHER_DECODER.items()
     json.dumps(keras.saving.serialize_keras_object(model))
     assert MaskDecoder.from_config(config).get_config() == config
 
@@ -365,7 +343,7 @@ def test_create_builds_sams_sizes():
     ],
 )
 def test_a_wrong_shape_is_named(small, index, shape, name):
-    args = [channels_last(arg) for arg in inputs(32, 3, 5, 4, 2)]
+    args = [last(arg) for arg in decoder_inputs(32, 3, 5, 4, 2)]
     args[index] = np.zeros(shape, np.float32)
     with pytest.raises(ValueError, match=rf"{name} has shape .*expected"):
         small.model(*args)
@@ -384,7 +362,7 @@ def test_patch_transpose_is_torchs_transposed_convolution(kernel_size):
     layer.build((None, None, None, 6))
     carry(module.state_dict(), layer, alone(CONV_TRANSPOSE_2D))
     module.double()
-    assert_allowed([layer(channels_last(x))], lambda: outputs(lambda: module(x.double())))
+    assert_allowed([layer(last(x))], lambda: outputs(lambda: module(x.double())))
 
 
 def test_layer_norm_keeps_its_digits_at_a_large_mean():

@@ -1,8 +1,6 @@
 """Run lengths, boxes, crops and regions of masks, against segment-anything, torchvision, pycocotools and scipy."""
 
 import json
-import sys
-import types
 
 import numpy as np
 import pycocotools.mask
@@ -119,20 +117,6 @@ def check_regions(mask):
     assert len(sizes) == count
     np.testing.assert_array_equal(ours, theirs)  # scipy too numbers them by their first pixels
     np.testing.assert_array_equal(sizes, np.bincount(theirs.ravel())[1:])
-
-
-@pytest.fixture
-def opencv(monkeypatch):
-    """The one function of OpenCV that segment-anything calls, made of scipy's."""
-
-    def with_stats(image, connectivity):
-        assert connectivity == 8
-        regions, count = scipy.ndimage.label(image, np.ones((3, 3)))
-        stats = np.zeros((count + 1, 5), int)
-        stats[:, -1] = np.bincount(regions.ravel(), minlength=count + 1)
-        return count + 1, regions, stats, None
-
-    monkeypatch.setitem(sys.modules, "cv2", types.SimpleNamespace(connectedComponentsWithStats=with_stats))
 
 
 @pytest.mark.usefixtures("opencv")

@@ -19,7 +19,7 @@ from converter.families.sam.mobile_sam import tiny_vit_rows
 from converter.planning.variables import layer_at
 from tests.support.carrying import carry
 from tests.support.checkpoints import save
-from tests.support.rule import as_held, assert_allowed
+from tests.support.rule import as_held, assert_allowed, last
 from tests.support.seeded import seeded
 from tests.support.small_mobile_sam import CONFIG, ENCODER, OPTIONS, mobile_state, seeded_encoder
 from tf_models.sam import Predictor, tiny_vit
@@ -39,10 +39,6 @@ SIZES = [(80, 112), (48, 96), (240, 16)]
 def image(height: int, width: int, batch: int = 2) -> torch.Tensor:
     rng = torch.Generator().manual_seed(height * 1000 + width)
     return torch.randn(batch, 3, height, width, generator=rng)
-
-
-def channels_last(x: torch.Tensor) -> np.ndarray:
-    return x.detach().movedim(1, -1).contiguous().numpy()
 
 
 # --- the torch reference ------------------------------------------------------------------------------------------
@@ -197,7 +193,7 @@ def strips(request, monkeypatch):
 def check(call, double, x: torch.Tensor) -> None:
     """As near to torch in float64 as the proof's rule demands."""
     with torch.inference_mode():
-        assert_allowed([call(channels_last(x))], lambda: [channels_last(double(x.double()))])
+        assert_allowed([call(last(x))], lambda: [last(double(x.double()))])
 
 
 @pytest.mark.parametrize("size", SIZES, ids=str)
@@ -248,7 +244,7 @@ def test_strips_are_cut_where_maps_are_large(encoder, monkeypatch):
 
     monkeypatch.setattr(tiny_vit, "_STRIP", 3000)
     monkeypatch.setattr(tiny_vit.MBConv, "call", call)
-    encoder(channels_last(image(80, 112, batch=1)))
+    encoder(last(image(80, 112, batch=1)))
     # 28 x 48 values a row, so 2 rows at once, and one more on either side for the 3 x 3 kernel.
     assert heights == [3, *[4] * 8, 3]
 
@@ -274,7 +270,7 @@ def test_blocks_given_what_torchs_received(encoder, reference, double):
     for name, x in received.items():
         module = double.get_submodule(name)
         # Some are channels last in torch too.
-        arranged = torch.Tensor.numpy if type(module).__name__ in ("TinyViTBlock", "Mlp") else channels_last
+        arranged = torch.Tensor.numpy if type(module).__name__ in ("TinyViTBlock", "Mlp") else last
         with torch.inference_mode():
             truth = lambda: {name: arranged(module(x.double()))}  # noqa: B023, E731
             assert_allowed({name: layer_at(encoder, name)(arranged(x))}, truth)
@@ -290,9 +286,9 @@ def test_gradients_of_every_variable_are_torchs(training, strips):
     factors = torch.randn(output.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     (factors * output).sum().backward()
     with tf.GradientTape() as tape:
-        got = layer(channels_last(x), training=training)
-        loss = tf.reduce_sum(channels_last(factors) * got)
-    np.testing.assert_allclose(got, channels_last(output), rtol=0, atol=1e-11)
+        got = layer(last(x), training=training)
+        loss = tf.reduce_sum(last(factors) * got)
+    np.testing.assert_allclose(got, last(output), rtol=0, atol=1e-11)
     gradients = tape.gradient(loss, [variable.value for variable in layer.trainable_variables])
     assert all(gradient is not None for gradient in gradients)
     # A twin whose variables hold torch's gradients, laid out by the same carrying as the weights.
@@ -321,7 +317,7 @@ def test_frozen_normalizations_keep_their_statistics(reference):
         if isinstance(part, keras.layers.BatchNormalization):
             part.trainable = False
     before = [np.array(variable) for variable in layer.variables]
-    x = channels_last(image(80, 112))
+    x = last(image(80, 112))
     np.testing.assert_array_equal(layer(x, training=True), layer(x))
     for variable, value in zip(layer.variables, before, strict=True):
         np.testing.assert_array_equal(variable, value)
@@ -331,10 +327,10 @@ def test_mixed_float16(reference):
     half = built(reference, dtype="mixed_float16")
     assert {variable.dtype for variable in half.variables} == {"float32"}
     x, held = image(80, 112).half().float(), as_held(reference, "float16")
-    got = half(channels_last(x))
+    got = half(last(x))
     assert got.dtype == tf.float16
     with torch.inference_mode():
-        assert_allowed([got], lambda: [channels_last(held(x.double()))], "float16")
+        assert_allowed([got], lambda: [last(held(x.double()))], "float16")
 
 
 def test_round_trips(encoder, double, tmp_path):
@@ -346,15 +342,15 @@ def test_round_trips(encoder, double, tmp_path):
     keras.Model(inputs, encoder(inputs)).save(tmp_path / "encoder.keras")
     loaded = keras.saving.load_model(tmp_path / "encoder.keras")
     assert len(loaded.variables) == len(encoder.variables)
-    x = channels_last(image(80, 112))
+    x = last(image(80, 112))
     np.testing.assert_array_equal(loaded.layers[-1](x), encoder(x))
     with torch.inference_mode():
-        assert_allowed([loaded(x)], lambda: [channels_last(double(torch.from_numpy(x).movedim(-1, 1).double()))])
+        assert_allowed([loaded(x)], lambda: [last(double(torch.from_numpy(x).movedim(-1, 1).double()))])
 
 
 def test_keras_refuses_what_does_not_fit(encoder):
     with pytest.raises(ValueError, match="multiples of 16"):
-        encoder(channels_last(image(80, 104)))
+        encoder(last(image(80, 104)))
     with pytest.raises(ValueError, match="does not divide"):
         tiny_vit.TinyViT(**ENCODER | {"num_heads": (5, 2, 5)})
     with pytest.raises(ValueError, match="four stages"):
@@ -393,11 +389,11 @@ def test_converted_masks_are_torchs(converted):
     model = tf_models.load(converted[1])
     x = image(80, 80, batch=1)
     coords, labels = torch.tensor([[[30.0, 50.0], [7.0, 61.0]]]), torch.tensor([[1, 0]])
-    got = tf.function(model)(channels_last(x), coords.numpy(), labels.numpy())
+    got = tf.function(model)(last(x), coords.numpy(), labels.numpy())
 
     def compute():
         masks, iou = reference(x.double(), coords.double(), labels)
-        return {"masks": channels_last(masks), "iou": iou}
+        return {"masks": last(masks), "iou": iou}
 
     with torch.inference_mode():
         assert_allowed(dict(zip(("masks", "iou"), got, strict=True)), compute)

@@ -10,7 +10,7 @@ import torch
 from segment_anything import SamPredictor
 
 from tests.support.rule import assert_allowed, last
-from tests.support.sam_sides import large_sides, photographs, small_sides
+from tests.support.sam_sides import large_sides, overlap, photographs, small_sides
 from tests.support.small_sam import CONFIG
 from tf_models.sam import Predictor
 from tf_models.sam.transforms import ResizeLongestSide
@@ -34,12 +34,6 @@ def prompts(height, width):
         "mask": {"mask_input": None},
         "all": {"point_coords": points[:2], "point_labels": labels[:2], "box": box, "mask_input": None},
     }
-
-
-def overlap(a, b):
-    """The least IoU over masks (K, H, W); two empty masks agree."""
-    shared, either = (a & b).sum(axis=(-2, -1)), (a | b).sum(axis=(-2, -1))
-    return np.where(either == 0, 1, shared / np.maximum(either, 1)).min()
 
 
 def named(answers):

@@ -11,21 +11,11 @@ from segment_anything import sam_model_registry
 import torch_refs
 from tests.support.rule import assert_as_exact, assert_same, last
 from tests.support.seeded import seeded
-from tests.support.small_sam import upstream_mask_decoder
+from tests.support.small_sam import OTHER_DECODER, decoder_inputs, upstream_mask_decoder
 from torch_refs.sam.attention import Attention
 from torch_refs.sam.mask_decoder import build_mask_decoder
 from torch_refs.sam.seeded_checkpoint import VARIANTS, official_shapes, seeded_tensor, write_seeded_checkpoint
 
-SMALL = {
-    "transformer_dim": 32,
-    "num_multimask_outputs": 2,
-    "iou_head_depth": 4,
-    "iou_head_hidden_dim": 24,
-    "depth": 3,
-    "num_heads": 4,
-    "mlp_dim": 40,
-    "attention_downsample_rate": 1,
-}
 SAM = {
     "transformer_dim": 256,
     "num_multimask_outputs": 3,
@@ -38,13 +28,7 @@ SAM = {
 }
 
 
-def inputs(c: int, prompts: int, height: int, width: int, tokens: int) -> list[torch.Tensor]:
-    rng = torch.Generator().manual_seed(prompts * 1000 + height * 100 + width * 10 + tokens)
-    shapes = [(1, c, height, width), (1, c, height, width), (prompts, tokens, c), (prompts, c, height, width)]
-    return [torch.randn(shape, generator=rng) for shape in shapes]
-
-
-@pytest.fixture(scope="module", params=[SAM, SMALL], ids=["sam", "small"])
+@pytest.fixture(scope="module", params=[SAM, OTHER_DECODER], ids=["sam", "small"])
 def both(request):
     """The reference and the upstream decoder with the same seeded weights, in float64."""
     config = request.param
@@ -75,7 +59,7 @@ def test_the_defaults_are_sams_and_create_builds_it():
 )
 def test_outputs_equal_upstreams(both, prompts, height, width, tokens, multimask_output):
     ours, upstream, c = both
-    args = [arg.double() for arg in inputs(c, prompts, height, width, tokens)]
+    args = [arg.double() for arg in decoder_inputs(c, prompts, height, width, tokens)]
     assert_same(lambda: ours(*args, multimask_output), lambda: upstream(*args, multimask_output))
     with torch.inference_mode():
         assert upstream(*args, multimask_output)[0].std() > 0.1  # not a comparison of zeros
@@ -84,7 +68,7 @@ def test_outputs_equal_upstreams(both, prompts, height, width, tokens, multimask
 def test_float64(both):
     """Float64 stays float64, and float32 is as near to it as the rule of the proof demands."""
     ours, _, c = both
-    args = inputs(c, 2, 5, 6, 2)
+    args = decoder_inputs(c, 2, 5, 6, 2)
     single = deepcopy(ours).float()
     doubled = [arg.double() for arg in args]
     with torch.inference_mode():
@@ -94,8 +78,8 @@ def test_float64(both):
 
 def test_one_image_per_prompt_equals_one_call_per_prompt(both):
     ours, _, c = both
-    _, pe, sparse, dense = (arg.double() for arg in inputs(c, 3, 5, 4, 2))
-    images = inputs(c, 3, 5, 4, 1)[3].double()
+    _, pe, sparse, dense = (arg.double() for arg in decoder_inputs(c, 3, 5, 4, 2))
+    images = decoder_inputs(c, 3, 5, 4, 1)[3].double()
 
     def apart():
         each = [ours(images[i : i + 1], pe, sparse[i : i + 1], dense[i : i + 1]) for i in range(3)]
