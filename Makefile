@@ -26,9 +26,9 @@ demo: .venv/.installed  ## write a seeded checkpoint in SAM's layout, convert it
 	$(BIN)/convert --model sam_decoder demo/sam_vit_b.pth --output demo/sam_decoder.weights.h5 --overwrite
 
 # What most changes touch, and what answers soon: texts, tables, readers, plans, the way back, and conversions of a decoder.
-QUICK := $(addprefix tests/,test_blame.py test_checkpoint.py test_kinds.py test_names.py test_pairs.py test_restore.py \
-	test_spellings.py test_unpickle.py test_user_errors.py hardening/test_reading_changes.py \
-	hardening/test_reading_commands.py hardening/test_reading_shards.py hardening/test_writing_atomic.py) \
+QUICK := $(addprefix tests/,checkpoints hardening/test_reading_changes.py \
+	hardening/test_reading_commands.py hardening/test_reading_shards.py hardening/test_writing_atomic.py \
+	kinds/test_kinds.py planning runtime tables test_restore.py) \
 	'tests/test_convert.py::test_the_loaded_model_computes_what_torch_does[zip]'
 
 # Two workers share the cores: threads of each that wait for the other's cost a fifth of the time.

@@ -67,18 +67,15 @@ def of_tensorflow(variant: str, jit_compile: bool) -> Callable[[], Any]:
     from torch_refs.sam.seeded_checkpoint import official_shapes, seeded_tensor
 
     import tensorflow as tf  # isort: skip
-    import tf_models
     from converter.tables.registry import get
-    from tests.support.carrying import carry
+    from tests.support.carrying import twin
 
     tf.config.threading.set_intra_op_parallelism_threads(THREADS)
     scope = "image_encoder."
     shapes = {name[len(scope) :]: shape for name, shape in official_shapes(variant).items() if name.startswith(scope)}
     pair = get("sam_image_encoder")
     config = pair.configure(shapes, pair.parse_options({}))
-    model = tf_models.create(pair.name, **config)
-    tensors = {name: seeded_tensor(scope + name, shape).numpy() for name, shape in shapes.items()}
-    carry(tensors, model, pair.mapping(config).modules())
+    model = twin(pair.name, config, {name: seeded_tensor(scope + name, shape) for name, shape in shapes.items()})
     function, pixels = tf.function(model, jit_compile=jit_compile), tf.constant(image())
     return lambda: function(pixels).numpy()
 

@@ -12,14 +12,16 @@ import torch
 import converter
 import tf_models
 import torch_refs
-from tests.sam_parts import assert_as_exact, last
-from tests.small_sam import OPTIONS, SMALL, prefixed, save, small_state
+from tests.support.checkpoints import prefixed, save
+from tests.support.rule import assert_as_exact, last
+from tests.support.seeded import seeded
+from tests.support.small_sam import DECODER, OPTIONS, decoder_state
 from torch_refs.sam.seeded_checkpoint import official_shapes, seeded_tensor
 
 
 @pytest.fixture(scope="module")
 def state():
-    return small_state()
+    return decoder_state()
 
 
 def computed_with(state):
@@ -29,7 +31,7 @@ def computed_with(state):
         rng.standard_normal(shape, dtype=np.float32)
         for shape in [(1, 32, 5, 6), (1, 32, 5, 6), (3, 2, 32), (3, 32, 5, 6)]
     )
-    model = torch_refs.create("sam_decoder", **SMALL).eval()
+    model = torch_refs.create("sam_decoder", **DECODER).eval()
     model.load_state_dict(state)
     model.double()
     given = [torch.from_numpy(value).double() for value in (embeddings, pe, sparse, dense)]
@@ -79,7 +81,7 @@ def test_every_wrapping_is_taken_off(spelling, legacy, state, tmp_path):
     assert plan.pair.name == "sam_decoder"
     assert {one.canonical for step in plan.steps for one in step.sources} == set(state)
     assert plan.tensors == len(plan.steps) == 120
-    assert plan.config == SMALL
+    assert plan.config == DECODER
     assert plan.out_of_scope == OUTSIDE.get(spelling, {})
 
 
@@ -111,7 +113,7 @@ def test_the_loaded_model_computes_what_torch_does(container, state, expected, t
 def test_keras_itself_loads_the_file(state, expected, tmp_path):
     output = tmp_path / "out.weights.h5"
     converter.convert("sam_decoder", save(state, tmp_path), output, verify="lossless", options=OPTIONS)
-    model = tf_models.create("sam_decoder", **SMALL)
+    model = tf_models.create("sam_decoder", **DECODER)
     model.load_weights(str(output))
     assert_computes(model, expected)
 
@@ -121,7 +123,6 @@ def hugging_face():
     """A small SamModel of the transformers package, seeded."""
     from transformers import SamConfig, SamModel
 
-    torch.manual_seed(3)
     sizes = {"hidden_size": 32, "num_attention_heads": 4, "mlp_dim": 40, "iou_head_hidden_dim": 24}
     # transformers computes the transformer's norms with epsilon 1e-6; the weights were trained with 1e-5.
     sizes["layer_norm_eps"] = 1e-5
@@ -134,11 +135,7 @@ def hugging_face():
         prompt_encoder_config={"hidden_size": 32, "image_size": 64, "patch_size": 16, "mask_input_channels": 8},
         mask_decoder_config=sizes,
     )  # fmt: skip
-    model = SamModel(config).eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(torch.randn_like(parameter) * 0.1)
-    return model
+    return seeded(SamModel(config))
 
 
 @pytest.mark.parametrize("form", ["safetensors", "bin", "sharded", "folder", "folder of shards"])
@@ -227,7 +224,7 @@ def test_the_same_input_gives_the_same_bytes(state, tmp_path):
     outputs = [tmp_path / f"{i}" / "out.weights.h5" for i in range(2)]
     for output in outputs:
         converter.convert("sam_decoder", checkpoint, output, options=OPTIONS)
-        tf_models.create("sam_decoder", **SMALL)  # shifts Keras's counters for automatic names
+        tf_models.create("sam_decoder", **DECODER)  # shifts Keras's counters for automatic names
     assert outputs[0].read_bytes() == outputs[1].read_bytes()
 
 
@@ -240,7 +237,7 @@ def test_the_file_carries_its_provenance(state, tmp_path):
     digest = hashlib.sha256(checkpoint.read_bytes()).hexdigest()
     assert about["format"] == 1
     assert about["model"] == "sam_decoder"
-    assert about["config"] == SMALL
+    assert about["config"] == DECODER
     assert (about["source"], about["source_sha256"]) == ("ckpt.pth", digest)
     assert about["dialect"] == "official"
     assert about["version"]

@@ -5,7 +5,7 @@ import subprocess
 from pathlib import Path
 
 from converter import kinds
-from tests.running import environment
+from tests.support.running import environment
 
 ROOT = Path(__file__).parent.parent
 # A file (`name.py` in backticks, then a python block), or a block of shell commands.

@@ -20,11 +20,13 @@ import converter
 import tf_models
 from converter import ConversionError, UsageError
 from converter.files.atomic import NewFolder
-from tests.running import run_forked
-from tests.sam_parts import CONFIG, IMAGE_ENCODER, assert_as_exact, keras_twin, sam_state, seeded
-from tests.small_sam import save
+from tests.support.carrying import twin
+from tests.support.checkpoints import save
 from tests.support.pairs import registered
-from tests.support.rule import assert_allowed
+from tests.support.rule import assert_allowed, assert_as_exact
+from tests.support.running import run_forked
+from tests.support.seeded import seeded
+from tests.support.small_sam import CONFIG, IMAGE_ENCODER, sam_state
 from tf_models.runtime import exporting
 from tf_models.runtime.exporting import ExportError, Input, Part, Signature
 from tf_models.sam import relative_attention
@@ -181,9 +183,8 @@ def test_tflite(weights, tmp_path, part, dtype):
 def test_tflite_of_attention_in_pieces(monkeypatch):
     """Where all scores at once are too many, the image encoder attends in a loop over heads."""
     monkeypatch.setattr(relative_attention, "_SCORES", 5000)
-    reference = ImageEncoderViT(img_size=80, **ENCODER).eval()
-    reference.load_state_dict(seeded(reference))
-    model = keras_twin("sam_image_encoder", {"image_size": 80, **ENCODER}, reference.state_dict())
+    reference = seeded(ImageEncoderViT(img_size=80, **ENCODER))
+    model = twin("sam_image_encoder", {"image_size": 80, **ENCODER}, reference.state_dict())
     reference.double()
     (part,) = exporting.parts("sam_image_encoder", model)
     flat = exporting.lite(part)

@@ -24,34 +24,28 @@ from converter.kinds import BATCH_NORM, CONV_2D, CONV_2D_HWIO, DENSE, DENSE_IN_O
 from converter.planning.origin import Origin
 from converter.tables.dialects import CANONICAL
 from converter.tables.registry import pairs
-from tests import sam_parts, small_mobile_sam, small_sam
-from tests.deformable import SMALL, reference
-from tests.small_sam import prefixed, save
+from tests.support import small_mobile_sam, small_sam
+from tests.support.checkpoints import prefixed, save
+from tests.support.deformable import SMALL, reference
 from tests.support.pairs import registered
+from tests.support.seeded import seeded
 from tf_models import layers
 from tf_models.runtime.weights_format import DIGEST, PREFIX, SEAL, datasets, provenance, seal
+from torch_refs.sam.sam import build_sam
 
 DCN = {"in_channels": 6, "out_channels": 10, "kernel_size": (3, 2), "offset_groups": 2, "groups": 2}
 ATTENTION = {"d_model": 24, "n_levels": 2, "n_heads": 3, "n_points": 4}
 
 
 def spatial(axes):
-    return lambda: reference(axes).state_dict(), {"downsample_factor": SMALL[axes]["downsample_factor"]}
+    return lambda: reference(axes), {"downsample_factor": SMALL[axes]["downsample_factor"]}
 
 
 def fresh(name, config):
-    return lambda: torch_refs.create(name, **config).state_dict()
+    return lambda: torch_refs.create(name, **config)
 
 
-def part(name):
-    def make():
-        state = sam_parts.sam_state()
-        return {key.removeprefix(f"{name}."): value for key, value in state.items() if key.startswith(f"{name}.")}
-
-    return make
-
-
-# pair -> a state dict of small sizes, options
+# pair -> torch's module of small sizes, options
 CASES = {
     "dcn_v2": (fresh("dcn_v2", DCN), {"stride": 2}),
     "deform_conv2d": (fresh("deform_conv2d", DCN), {}),
@@ -60,10 +54,10 @@ CASES = {
     "deformable_attention_3d": spatial(3),
     "ms_deform_attn": (fresh("ms_deform_attn", ATTENTION), {"n_heads": 3, "n_levels": 2}),
     "mobile_sam": (fresh("mobile_sam", small_mobile_sam.CONFIG), small_mobile_sam.OPTIONS),
-    "sam_decoder": (small_sam.small_state, small_sam.OPTIONS),
-    "sam_image_encoder": (part("image_encoder"), {}),
-    "sam_prompt_encoder": (part("prompt_encoder"), {}),
-    "sam": (sam_parts.sam_state, sam_parts.OPTIONS),
+    "sam_decoder": (fresh("sam_decoder", small_sam.DECODER), small_sam.OPTIONS),
+    "sam_image_encoder": (lambda: build_sam(**small_sam.CONFIG).image_encoder, {}),
+    "sam_prompt_encoder": (lambda: build_sam(**small_sam.CONFIG).prompt_encoder, {}),
+    "sam": (lambda: build_sam(**small_sam.CONFIG), small_sam.OPTIONS),
 }
 SPELLED = [(pair, dialect) for pair in pairs() for dialect in (CANONICAL, *pair.dialects)]
 
@@ -71,11 +65,7 @@ SPELLED = [(pair, dialect) for pair in pairs() for dialect in (CANONICAL, *pair.
 def state_of(name):
     """Every value is drawn, so that no tensor is all zeros or ones; some are what only a bit pattern tells apart."""
     make, _ = CASES[name]
-    rng = torch.Generator().manual_seed(1)
-    state = {
-        name: torch.randn(tensor.shape, generator=rng) if tensor.is_floating_point() else tensor
-        for name, tensor in make().items()
-    }
+    state = seeded(make()).state_dict()
     for tensor in state.values():
         tensor.reshape(-1)[0] = -0.0
     return state
@@ -194,10 +184,7 @@ NET = Pair(
 @pytest.fixture
 def net():
     """The pair's name, and a state dict of it."""
-    torch.manual_seed(0)
-    state = Net().state_dict()
-    for name in ("bn.0.running_mean", "bn.1.bias"):
-        state[name] = torch.randn(8)
+    state = seeded(Net()).state_dict()
     state["bn.1.num_batches_tracked"] = torch.tensor(70_000_000_000)
     with registered(NET):
         yield "net", dict(state)

@@ -18,8 +18,7 @@ def carried(model: Any, rows: Any, state: dict[str, Any]) -> Any:
     """The Keras model, with every tensor of the state dict in its place."""
     from tests.support.carrying import carry
 
-    table = Mapping(rows)
-    return carry({name: tensor.numpy() for name, tensor in state.items()}, model, table.modules(), table.ignored())
+    return carry(state, model, Mapping(rows))
 
 
 def tf_outputs(model: Any, network: Network, inputs: dict[str, np.ndarray], dtype: str) -> list[np.ndarray]:

@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 
 import converter
-from tests.hardening import smallest_pair
+from tests.support import smallest_pair
 
 
 def peak() -> int:

@@ -34,7 +34,7 @@ import tf_models
 from converter.checkpoints.checkpoint import Checkpoint
 from converter.checkpoints.tensors import FLOATS
 from converter.files.weights_file import _lay_out, sign
-from tests.hardening import second_reader
+from tests.support import second_reader
 from tf_models.runtime.weights_format import check, digest
 
 Values = dict[str, Any]

@@ -26,7 +26,7 @@ import torch  # before TensorFlow
 import cli
 import converter
 from converter.console import signals
-from tests.hardening import converted
+from tests.support import converted
 
 for _module in ("files.weights_file", "proof.lossless"):
     import_module(f"converter.{_module}")  # what the forked conversions would import, once for all

@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.hardening import converted
 from tests.hardening.interrupting import one_line
-from tests.running import BIN, environment
+from tests.support import converted
+from tests.support.running import BIN, environment
 
 ROOT = Path(__file__).parent.parent.parent
 NEVER = ("wrong files", "wrong message", "wrong exit code", "wrong exit codes", "left", "left by what could clean up",
@@ -77,7 +77,7 @@ def test_a_signal_during_the_whole_of_a_conversion(tmp_path, name):
     torch.save(converted.state(), tmp_path / "ckpt.pth")
     (tmp_path / "tmp").mkdir()
     (tmp_path / "w.weights.h5").write_bytes(b"previous")
-    pair = ("--pair", "tests.hardening.converted:PAIR")
+    pair = ("--pair", "tests.support.converted:PAIR")
     command = [str(BIN / "convert"), "ckpt.pth", *pair, "-o", "w.weights.h5", "--overwrite"]
     child = subprocess.Popen(
         command,

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 from tests.hardening.fuzzing import FORMATS
-from tests.running import environment
+from tests.support.running import environment
 
 ROOT = Path(__file__).parent.parent.parent
 MUTANTS = {"zip": 1500, "legacy": 1500, "safetensors": 1500, "index": 1500, "h5": 600}

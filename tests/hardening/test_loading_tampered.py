@@ -15,8 +15,8 @@ import pytest
 
 import converter
 import tf_models
-from tests.hardening import converted
-from tests.hardening.converted import PAIR, set_config, tampered
+from tests.support import converted
+from tests.support.converted import PAIR, set_config, tampered
 from tf_models.runtime.weights_format import DIGEST, PREFIX, SEAL, listed, places, provenance
 
 

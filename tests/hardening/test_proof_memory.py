@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import torch_refs
-from tests.running import BIN, environment
+from tests.support.running import BIN, environment
 
 CONFIGS = {
     "sam_image_encoder": {

@@ -9,7 +9,7 @@ import torch
 
 import converter
 from converter.checkpoints.checkpoint import Checkpoint
-from tests.hardening import smallest_pair
+from tests.support import smallest_pair
 from tests.support.pairs import registered
 
 

@@ -6,8 +6,8 @@ import os
 import pytest
 
 import converter
-from tests.hardening.files import P, checkpoint_zip
-from tests.running import run
+from tests.support.files import P, checkpoint_zip
+from tests.support.running import run
 
 
 def refused(folder, *command, reason, code=1):

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from tests.hardening.hostile_checkpoints import all_of_them
-from tests.running import environment
+from tests.support.hostile_checkpoints import all_of_them
+from tests.support.running import environment
 
 ROOT = Path(__file__).parent.parent.parent
 SECONDS, BYTES = 10, 1_000_000_000

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.ops.judging import DTYPES, assert_exact, assert_near, of_every_dtype, torch_with_gradient, with_gradient
+from tests.support.judging import DTYPES, assert_exact, assert_near, of_every_dtype, torch_with_gradient, with_gradient
 from tf_models.ops import affine_grid
 
 SPATIAL = {2: (5, 7), 3: (4, 5, 7)}

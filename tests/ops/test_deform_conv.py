@@ -9,8 +9,8 @@ import torchvision
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.ops.judging import DTYPES, assert_exact, assert_near
-from tests.ops.sides import (
+from tests.support.judging import DTYPES, assert_exact, assert_near
+from tests.support.sides import (
     always_compiled,
     as_precise,
     assert_equal_sums,

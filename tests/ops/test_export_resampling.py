@@ -11,7 +11,7 @@ import torch.nn.functional as F
 import torchvision
 from torchvision.models.detection.roi_heads import paste_masks_in_image
 
-from tests.ops.judging import assert_near
+from tests.support.judging import assert_near
 from tf_models.ops import affine_grid, interpolate, jit, paste_masks, roi_align
 
 RANDOM = np.random.default_rng(0)

@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 import torchvision
 
-from tests.ops.judging import assert_near
-from tests.ops.test_ms_deform_attn import by_definition
+from tests.support import defined
+from tests.support.judging import assert_near
 from tf_models.ops import deform_conv2d, deform_conv3d, grid_sample, jit, ms_deform_attn
 
 SHAPES = ((5, 4), (3, 2))
@@ -72,7 +72,7 @@ OTHERS = {
     ),
     "ms_deform_attn": (
         lambda v, p, w: ms_deform_attn(v, SHAPES, p, w),
-        by_definition(SHAPES),
+        defined.ms_deform_attn(SHAPES),
         [uniform(2, 26, 3, 4), uniform(2, 5, 3, 2, 4, 2, low=-0.2, high=1.2), uniform(2, 5, 3, 2, 4, low=0)],
     ),
 }

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from tests.ops.judging import (
+from tests.support.judging import (
     DTYPES,
     assert_exact,
     assert_near,

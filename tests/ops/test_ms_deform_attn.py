@@ -5,8 +5,9 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.ops.judging import DTYPES, assert_exact, assert_near
-from tests.ops.sides import (
+from tests.support import defined
+from tests.support.judging import DTYPES, assert_exact, assert_near
+from tests.support.sides import (
     always_compiled,
     as_precise,
     assert_equal_sums,
@@ -33,38 +34,12 @@ def arguments(shapes=SHAPES, batch=2, queries=7, heads=3, points=2, channels=5, 
     return [value, locations, rng.random((batch, queries, heads, len(shapes), points))]
 
 
-def by_definition(shapes):
-    """Torch, point by point: a sum of four pixels, those outside left out."""
-
-    def attend(value, locations, weights):
-        batch, queries, heads, _, points, _ = locations.shape
-        total = torch.zeros(batch, queries, heads, value.shape[-1], dtype=value.dtype)
-        n, m = torch.arange(batch)[:, None, None], torch.arange(heads)
-        start = 0
-        for level, (height, width) in enumerate(shapes):
-            for point in range(points):
-                x = locations[:, :, :, level, point, 0] * width - 0.5
-                y = locations[:, :, :, level, point, 1] * height - 0.5
-                for dy in (0, 1):
-                    for dx in (0, 1):
-                        i, j = y.detach().floor() + dy, x.detach().floor() + dx
-                        inside = (i >= 0) & (i < height) & (j >= 0) & (j < width)
-                        row = start + i.clamp(0, height - 1).long() * width + j.clamp(0, width - 1).long()
-                        share = (1 - (i - y if dy else y - i)) * (1 - (j - x if dx else x - j))
-                        share = torch.where(inside, share * weights[:, :, :, level, point], 0.0)
-                        total = total + share[..., None] * value[n, row, m]
-            start += height * width
-        return total.flatten(2)
-
-    return attend
-
-
 @pytest.mark.parametrize("setting", SETTINGS)
 def test_values_and_gradients_follow_the_definition(setting, monkeypatch):
     SETTINGS[setting](monkeypatch)
     arrays = arguments()
     ours = tf_side(lambda v, p, w: ms_deform_attn(v, SHAPES, p, w), arrays)
-    assert_exact(ours, torch_side(by_definition(SHAPES), arrays))
+    assert_exact(ours, torch_side(defined.ms_deform_attn(SHAPES), arrays))
 
 
 def test_values_and_gradients_are_those_of_deformable_detr(monkeypatch):
@@ -92,7 +67,7 @@ def test_other_precisions_are_as_near_to_the_truth(dtype, monkeypatch):
     # None on a pixel: there the least rounding decides which pixels' difference a gradient is.
     arrays = as_precise(arguments(special=(-1.0, 9.0)), torch_dtype)
     ours = tf_side(lambda v, p, w: ms_deform_attn(v, SHAPES, p, w), arrays, tf_dtype)
-    assert_near(ours, lambda: torch_side(by_definition(SHAPES), arrays), dtype)
+    assert_near(ours, lambda: torch_side(defined.ms_deform_attn(SHAPES), arrays), dtype)
 
 
 @given(st.data())
@@ -103,7 +78,7 @@ def test_any_shape(monkeypatch, data):
     batch, queries, heads, points, channels, seed = (data.draw(st.integers(1, 4)) for _ in range(6))
     arrays = arguments(shapes, batch, queries, heads, points, channels, seed)
     ours = tf_side(lambda v, p, w: ms_deform_attn(v, shapes, p, w), arrays)
-    assert_equal_sums(ours, torch_side(by_definition(shapes), arrays))
+    assert_equal_sums(ours, torch_side(defined.ms_deform_attn(shapes), arrays))
 
 
 def test_locations_are_x_then_y():
@@ -134,7 +109,7 @@ def test_spatial_shapes_known_only_when_run(jit_compile):
         return output, *tape.gradient(output, sources)
 
     leaves = [torch.from_numpy(array).requires_grad_() for array in arrays]
-    output = by_definition(SHAPES)(*leaves)
+    output = defined.ms_deform_attn(SHAPES)(*leaves)
     theirs = [output, *torch.autograd.grad(output.sum(), leaves)]
     ours = value_and_gradients(arrays[0], np.array(SHAPES, np.int32), *arrays[1:])
     assert_exact([v.numpy() for v in ours], [v.detach().numpy() for v in theirs])

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torchvision.models.detection.roi_heads import paste_masks_in_image
 
-from tests.ops.judging import DTYPES, assert_exact, assert_near, of_every_dtype, torch_with_gradient, with_gradient
+from tests.support.judging import DTYPES, assert_exact, assert_near, of_every_dtype, torch_with_gradient, with_gradient
 from tf_models.ops import paste_masks
 
 IMAGE = (23, 31)

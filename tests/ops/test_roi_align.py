@@ -9,7 +9,7 @@ import torchvision
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.ops.judging import (
+from tests.support.judging import (
     DTYPES,
     assert_exact,
     assert_near,

@@ -1,29 +1,48 @@
-"""Torch's tensors into a Keras model in memory, by a table's rows: the same axes as a conversion, without a file."""
+"""Torch's tensors into a Keras model in memory, by a pair's table: the axes of a conversion, without its files.
 
-from collections.abc import Iterable, Mapping
+What a test then finds is right only where table and model are: it computes with the model, and torch has the word.
+"""
+
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
+import converter
+import tf_models
+from converter import Row
 from converter.kinds import Kind
 from converter.planning.variables import by_path
 from converter.tables.mapping import join
+from converter.tables.registry import get
 
 
-def carry(state: Mapping[str, Any], model: Any, modules: Iterable[tuple[str, str, Kind]], dropped: Any = ()) -> Any:
+def twin(name: str, config: dict[str, Any], state: Mapping[str, Any], **more: Any) -> Any:
+    """The pair's Keras model of this configuration, with the weights of a state dict."""
+    return carry(state, tf_models.create(name, **config, **more), get(name).mapping(config))
+
+
+def carry(state: Mapping[str, Any], model: Any, table: converter.Mapping) -> Any:
     """Fill the variables of a model or a layer, every one of them, and give it back.
 
-    Args:
-        state: torch name -> tensor or array.
-        modules: (torch path, Keras path, kind), as `Mapping.modules` gives them.
-        dropped: names that are left out.
+    `state` is torch's names -> tensors or arrays.
     """
-    variables, left = by_path(model), {name for name in state if name not in dropped}
-    for torch_path, keras_path, kind in modules:
-        left -= {join(torch_path, name) for name, _ in kind.ignored}
-        prefix = f"{torch_path}." if torch_path else ""
-        present = {name.removeprefix(prefix) for name in state if name.startswith(prefix)}
-        for leaf in kind.holding(present.__contains__).leaves:
+    values = laid_out(state, model, table)
+    for path, variable in by_path(model).items():
+        variable.assign(values[path])
+    return model
+
+
+def laid_out(state: Mapping[str, Any], model: Any, table: converter.Mapping) -> dict[str, np.ndarray]:
+    """Attribute path -> array, for every variable, of a state dict or of the gradients to one.
+
+    Every tensor is used once or left out by the table, and comes back to the bit where nothing is folded.
+    """
+    table = table.holding(state)
+    variables, left = by_path(model), state.keys() - table.ignored().keys()
+    found: dict[str, np.ndarray] = {}
+    for torch_path, keras_path, kind in table.modules():
+        for leaf in kind.leaves:
             places = [join(keras_path, name) for name in leaf.keras]
             names = [join(torch_path, name) for name in leaf.torch]
             if leaf.optional and not any(place in variables for place in places):
@@ -31,20 +50,19 @@ def carry(state: Mapping[str, Any], model: Any, modules: Iterable[tuple[str, str
                 continue
             assert all(name in state for name in names), f"no tensors for {places}"
             tensors = [np.asarray(state[name]) for name in names]
-            filled = [variables.pop(place) for place in places]
-            shapes = [tuple(variable.shape) for variable in filled]
+            shapes = [tuple(variables.pop(place).shape) for place in places]
             assert leaf.torch_shapes(shapes) == [tensor.shape for tensor in tensors]
-            for variable, value in zip(filled, leaf.to_keras(tensors, shapes), strict=True):
-                variable.assign(value)
+            values = leaf.to_keras(tensors, shapes)
             if leaf.fold is None:
-                for tensor, back in zip(tensors, leaf.to_torch([np.asarray(one) for one in filled]), strict=True):
-                    np.testing.assert_array_equal(back, tensor.astype(back.dtype), err_msg=str(names))
+                for tensor, back in zip(tensors, leaf.to_torch(values), strict=True):
+                    np.testing.assert_array_equal(back, tensor, err_msg=str(names))
+            found.update(zip(places, values, strict=True))
             left -= set(names)
     assert not variables, f"not filled: {', '.join(variables)}"
     assert not left, f"neither mapped nor left out: {', '.join(left)}"
-    return model
+    return found
 
 
-def numbers(module: Any) -> dict[str, np.ndarray]:
-    """A torch module's state dict as arrays."""
-    return {name: tensor.detach().numpy() for name, tensor in module.state_dict().items()}
+def alone(kind: Kind) -> converter.Mapping:
+    """The table of a module that is all there is."""
+    return converter.Mapping([Row("", kind)])

@@ -1,7 +1,7 @@
 """The rule of `converter.proof.rounding` for tests: a result in low precision against torch's in float64."""
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -58,6 +58,20 @@ def assert_same(ours: Callable[[], Results], theirs: Callable[[], Results]) -> N
         assert got[name].shape == expected.shape, name
         scale = np.abs(expected).max(initial=0)
         np.testing.assert_allclose(got[name], expected, rtol=0, atol=1e-12 * scale, err_msg=name)
+
+
+def assert_as_exact(
+    results: Iterable[Any], compute: Callable[[], Iterable[torch.Tensor]], dtype: str = "float32"
+) -> None:
+    """TensorFlow's results are as near as `dtype` allows to those that torch computes in float64, channels first."""
+    with torch.no_grad():
+        assert_allowed(list(results), lambda: [last(value) for value in compute()], dtype)
+
+
+def last(value: torch.Tensor | np.ndarray) -> np.ndarray:
+    """An image (N, C, H, W) with the channels last; anything else as it is."""
+    value = value.detach().numpy() if isinstance(value, torch.Tensor) else np.asarray(value)
+    return np.moveaxis(value, 1, -1) if value.ndim == 4 else value
 
 
 def as_held(module: torch.nn.Module, dtype: str) -> torch.nn.Module:

@@ -116,11 +116,11 @@ def seeded_tensor(name: str, shape: tuple[int, ...], seed: int = 0) -> torch.Ten
     It is of float32, but for the batches that a batch normalization has counted.
     """
     rng = np.random.default_rng([seed, zlib.crc32(name.encode())])
-    if name.endswith(".num_batches_tracked"):
+    if name.endswith("num_batches_tracked"):
         return torch.tensor(int(rng.integers(1, 1_000_000)))
     values = torch.from_numpy(rng.standard_normal(shape, dtype=np.float32))
     values *= _scale(name, shape)
-    if len(shape) == 1 and name.endswith((".weight", ".running_var")):  # a normalization's
+    if len(shape) == 1 and name.endswith(("weight", "running_var")):  # a normalization's
         values += 1
     return values
 
@@ -130,9 +130,9 @@ def _scale(name: str, shape: tuple[int, ...]) -> float:
         return 0.02
     if len(shape) == 1:  # biases, and how far a normalization's weights and variances are from 1
         return 0.05
-    if any(part in name for part in _EMBEDDINGS) or name.endswith(".attention_biases"):
+    if any(part in name for part in _EMBEDDINGS) or name.endswith("attention_biases"):
         return 1.0
-    if name.endswith((".output_upscaling.0.weight", ".output_upscaling.3.weight")):  # (in, out, 2, 2), stride 2
+    if name.endswith(("output_upscaling.0.weight", "output_upscaling.3.weight")):  # (in, out, 2, 2), stride 2
         return 1 / math.sqrt(shape[0])
     return 1 / math.sqrt(math.prod(shape[1:]))
 
