@@ -25,10 +25,10 @@ demo: .venv/.installed  ## write a seeded checkpoint in SAM's layout, convert it
 	$(BIN)/python -m torch_refs.sam.seeded_checkpoint vit_b demo/sam_vit_b.pth
 	$(BIN)/convert --model sam_decoder demo/sam_vit_b.pth --output demo/sam_decoder.weights.h5 --overwrite
 
-# What most changes touch, and what answers soon: texts, tables, readers, plans, the way back, and conversions of a decoder.
+# What most changes touch, and what answers soon: texts, mappings, readers, plans, the way back, and conversions of a decoder.
 QUICK := $(addprefix tests/,checkpoints hardening/test_reading_changes.py \
 	hardening/test_reading_commands.py hardening/test_reading_shards.py hardening/test_writing_atomic.py \
-	kinds/test_kinds.py planning runtime tables test_restore.py) \
+	kinds/test_kinds.py planning runtime pairs test_restore.py) \
 	'tests/test_convert.py::test_the_loaded_model_computes_what_torch_does[zip]'
 
 # Two workers share the cores: threads of each that wait for the other's cost a fifth of the time.

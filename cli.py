@@ -66,7 +66,10 @@ _OPTION = click.option(
 _PAIR = click.option("--pair", metavar="MODULE:PAIR", help="Your own pair, from an importable module.")
 _KEY = click.option("--key", help="Which state dict of the file, where several fit, as model_ema.")
 _SCOPE = click.option("--scope", help="Where in a larger network the model is, as backbone.res5.0.")
-_SPELLING = click.option("--spelling", help="Whose names and layouts, where several fit the checkpoint, as paddle.")
+_DIALECT = click.option(
+    "--dialect", "--spelling", "dialect", metavar="NAME",
+    help="Whose names and layouts, where several fit the checkpoint, as paddle; --spelling is its older name.",
+)  # fmt: skip
 _JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 _QUIET = click.option("--quiet", "-q", is_flag=True, help="Print nothing but errors.")
 
@@ -86,7 +89,7 @@ _QUIET = click.option("--quiet", "-q", is_flag=True, help="Print nothing but err
 @_PAIR
 @_KEY
 @_SCOPE
-@_SPELLING
+@_DIALECT
 @_JSON
 @_QUIET
 @_SHOW_VERSION
@@ -104,7 +107,7 @@ def convert(
     pair: str | None,
     key: str | None,
     scope: str | None,
-    spelling: str | None,
+    dialect: str | None,
     as_json: bool,
     quiet: bool,
 ) -> None:
@@ -116,7 +119,7 @@ def convert(
 
     model = _chosen(model, pair)
     if dry_run:
-        plan = converter.plan(model, checkpoint, options, key=key, scope=scope, spelling=spelling)
+        plan = converter.plan(model, checkpoint, options, key=key, scope=scope, dialect=dialect)
         if not quiet:
             if as_json:
                 print_json(plan.to_dict())
@@ -134,13 +137,13 @@ def convert(
             dtype=dtype,
             key=key,
             scope=scope,
-            spelling=spelling,
+            dialect=dialect,
             allow_nonfinite=allow_nonfinite,
             progress=progress,
         )
     if not quiet:
         place = json.dumps(str(report.output), ensure_ascii=False)
-        print_report(report, as_json, f"{'load it':<9} tf_models.load({place})")
+        print_report(report, as_json, ("load it", f"tf_models.load({place})"))
 
 
 @click.group(cls=CommandGroup, invoke_without_command=True)
@@ -162,7 +165,7 @@ main.add_command(convert)
 def models(pair: str | None, as_json: bool) -> None:
     """List the models that can be converted, with their tensors and options."""
     _chosen("auto", pair)
-    from converter.tables.registry import pairs
+    from converter.pairs.registry import pairs
 
     rows: list[dict[str, Any]] = [
         {
@@ -232,7 +235,7 @@ def inspect(file: Path, as_json: bool) -> None:
 @_PAIR
 @_KEY
 @_SCOPE
-@_SPELLING
+@_DIALECT
 @_JSON
 @_QUIET
 @answering
@@ -245,7 +248,7 @@ def verify(
     pair: str | None,
     key: str | None,
     scope: str | None,
-    spelling: str | None,
+    dialect: str | None,
     as_json: bool,
     quiet: bool,
 ) -> None:
@@ -255,7 +258,7 @@ def verify(
     model = _chosen(model, pair)
     with progress_for(quiet) as progress:
         report = converter.verify(
-            model, checkpoint, weights, options, level=level, key=key, scope=scope, spelling=spelling, progress=progress
+            model, checkpoint, weights, options, level=level, key=key, scope=scope, dialect=dialect, progress=progress
         )
     if not quiet:
         print_report(report, as_json)
@@ -425,7 +428,7 @@ def restore(
 @_QUIET
 @answering
 def new_pair(checkpoint: Path, output: Path, key: str | None, overwrite: bool, as_json: bool, quiet: bool) -> None:
-    """Write a pair of your own for a CHECKPOINT, to start from: the table, and both networks' layers."""
+    """Write a pair of your own for a CHECKPOINT, to start from: the mapping, and both networks' layers."""
     import converter
 
     report = converter.new_pair(checkpoint, output, key=key, overwrite=overwrite)

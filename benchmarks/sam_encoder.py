@@ -60,14 +60,14 @@ def of_torch(variant: str) -> Callable[[], Any]:
 
 
 def of_tensorflow(variant: str, jit_compile: bool) -> Callable[[], Any]:
-    """The Keras model, each variable filled through the pair's table."""
+    """The Keras model, each variable filled through the pair's mapping."""
     # torch with all that it loads goes before TensorFlow: the other order aborts the process.
     import torchvision  # noqa: F401
 
     from torch_refs.sam.seeded_checkpoint import official_shapes, seeded_tensor
 
     import tensorflow as tf  # isort: skip
-    from converter.tables.registry import get
+    from converter.pairs.registry import get
     from tests.support.carrying import twin
 
     tf.config.threading.set_intra_op_parallelism_threads(THREADS)

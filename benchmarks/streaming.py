@@ -31,10 +31,10 @@ def child(task: str, checkpoint: str, output: str) -> None:
     import converter
     from converter.checkpoints.checkpoint import Checkpoint
     from converter.files.weights_file import sign, write
+    from converter.pairs.registry import get
     from converter.planning.plan import make_plan
     from converter.planning.reading import read_as
     from converter.proof.lossless import lossless
-    from converter.tables.registry import get
 
     pair = get("sam_decoder" if task == "decoder" else "sam_vit_h")
     imported = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -16,13 +16,13 @@ if TYPE_CHECKING:
     from converter.api import Inspection, convert, inspect, plan, register, verify
     from converter.errors import ConversionError, PlanError, ProofError, UsageError
     from converter.exporting import ExportReport, export
+    from converter.pairs.dialects import Dialect
+    from converter.pairs.mapping import Drop, Mapping, Row
+    from converter.pairs.pair import ConfigJson, Option, Pair, Probe, Variant
+    from converter.pairs.registry import names
     from converter.progress import Progress
     from converter.restoring import Restored, restore
     from converter.scaffold import NewPair, new_pair
-    from converter.tables.dialects import Dialect
-    from converter.tables.mapping import Drop, Mapping, Row
-    from converter.tables.pair import ConfigJson, Option, Pair, Probe, Variant
-    from converter.tables.registry import names
 
 __all__ = [
     "ConfigJson",
@@ -62,10 +62,10 @@ _HOMES = {
     "progress": "Progress",
     "restoring": "Restored restore",
     "scaffold": "NewPair new_pair",
-    "tables.dialects": "Dialect",
-    "tables.mapping": "Drop Mapping Row",
-    "tables.pair": "ConfigJson Option Pair Probe Variant",
-    "tables.registry": "names",
+    "pairs.dialects": "Dialect",
+    "pairs.mapping": "Drop Mapping Row",
+    "pairs.pair": "ConfigJson Option Pair Probe Variant",
+    "pairs.registry": "names",
 }
 
 

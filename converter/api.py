@@ -15,12 +15,12 @@ from converter.checkpoints.checkpoint import Checkpoint
 from converter.errors import ConversionError, ProofError, UsageError, printable
 from converter.files.atomic import NewFile, undisturbed
 from converter.naming import fold, listed
+from converter.pairs import registry
+from converter.pairs.pair import Pair
 from converter.planning.origin import Origin
 from converter.planning.reading import Ambiguous, Choice, Reading, find_reading
 from converter.progress import Progress, Silent
 from converter.report import Report
-from converter.tables import registry
-from converter.tables.pair import Pair
 from converter.torch_side.process import TorchProcess
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ def convert(
     dtype: str = "float32",
     key: str | None = None,
     scope: str | None = None,
-    spelling: str | None = None,
+    dialect: str | None = None,
     allow_nonfinite: bool = False,
     progress: Progress | None = None,
 ) -> Report:
@@ -76,7 +76,7 @@ def convert(
         dtype: "float32", or "float16" to write half precision.
         key: which state dict of the file, where several fit: `model_ema`.
         scope: where in a larger network this one is, as `backbone.res5.0`.
-        spelling: the checkpoint's dialect, where several layouts fit its names and shapes: `paddle`.
+        dialect: the checkpoint's dialect, where several layouts fit its names and shapes: `paddle`.
         allow_nonfinite: convert weights that hold NaN or Inf as they are.
         progress: told of each stage.
 
@@ -91,7 +91,7 @@ def convert(
     progress = progress or Silent()
     began = time.monotonic()
     with _Session(checkpoint, progress) as session:
-        source, reading = session.source, session.read(model, options, Choice(key, scope, spelling))
+        source, reading = session.source, session.read(model, options, Choice(key, scope, dialect))
         output = Path(output or Path("weights", f"{reading.pair.name}.weights.h5")).expanduser()
         new = NewFile(output, overwrite, sources=source.files)
         plan = session.plan(reading, verify)
@@ -125,14 +125,14 @@ def plan(
     *,
     key: str | None = None,
     scope: str | None = None,
-    spelling: str | None = None,
+    dialect: str | None = None,
 ) -> Any:
     """What `convert` would do: a `Plan` with `steps`, `dropped` and `out_of_scope`; `print(plan)` shows a table.
 
     Raises: as `convert`.
     """
     with Checkpoint(checkpoint) as source:
-        reading = _read(source, model, options, Choice(key, scope, spelling))
+        reading = _read(source, model, options, Choice(key, scope, dialect))
         from converter.planning.plan import make_plan
 
         return make_plan(source, reading)
@@ -147,12 +147,12 @@ def verify(
     level: str = "full",
     key: str | None = None,
     scope: str | None = None,
-    spelling: str | None = None,
+    dialect: str | None = None,
     progress: Progress | None = None,
 ) -> Report:
     """Prove an existing weights file against its checkpoint; the report is true when every proof passes.
 
-    Options that are not given are taken from the file's own record, and so is the spelling where it must be chosen.
+    Options that are not given are taken from the file's own record, and so is the dialect where it must be chosen.
 
     Raises:
         ConversionError: the file cannot be read, or holds another model or configuration.
@@ -183,9 +183,9 @@ def verify(
             known = registry.get(str(model)).options
             options = {**{name: recorded[name] for name in known if name in recorded}, **options}
         try:
-            reading = session.read(model, options, Choice(key, scope, spelling))
+            reading = session.read(model, options, Choice(key, scope, dialect))
         except Ambiguous:
-            if spelling is not None or "dialect" not in about:
+            if dialect is not None or "dialect" not in about:
                 raise
             reading = session.read(model, options, Choice(key, scope, about["dialect"]))
         plan = session.plan(reading, level)

@@ -14,13 +14,13 @@ import numpy as np
 
 from converter import nested
 from converter.blame import blaming
-from converter.errors import ConversionError, ProofError, UsageError, one_line, printable
+from converter.errors import ConversionError, ProofError, UsageError, printable
 from converter.files.atomic import NewFile, NewFolder
 from converter.kinds.activations import arrange
 from converter.naming import listed
+from converter.pairs import registry
 from converter.proof import rounding
-from converter.report import size
-from converter.tables import registry
+from converter.report import aligned, size
 from tf_models.runtime import exporting
 from tf_models.runtime.exporting import DTYPES, ExportError, Input, Part, Signature
 from tf_models.runtime.loading import load
@@ -129,7 +129,7 @@ class ExportReport:
         return rows
 
     def __str__(self) -> str:
-        return "\n".join(one_line(f"{heading:<9} {text}") for heading, text in self.lines())
+        return "\n".join(aligned(self.lines()))
 
 
 def export(

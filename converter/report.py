@@ -1,6 +1,7 @@
 """What happened, as data: of a conversion or a verification; rendered as text or JSON."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -69,7 +70,7 @@ class Lossless:
     """The written file, read back and its layout undone, against the checkpoint, bit for bit.
 
     `differing` are tensors that are not equal; `unequal` tensors that TensorFlow leaves out and that are not what the
-    table says it computes instead; `equal` those that are.
+    mapping says it computes instead; `equal` those that are.
     """
 
     tensors: int = 0
@@ -200,10 +201,12 @@ class Report:
         """(heading, text) of each line for a person."""
         rows = [
             ("model", f"{self.model}, {self.tensors} tensors into {self.variables} variables, {size(self.nbytes)}"),
-            ("source", f"{self.source}, sha256 {self.source_sha256[:16]}..., spelling {self.dialect}"),
+            ("source", f"{self.source}, sha256 {self.source_sha256[:16]}..., dialect {self.dialect}"),
         ]
         if self.out_of_scope:
-            rows.append(("left out", listed([f"{printable(w, 40)}.* {n}" for w, n in self.out_of_scope.items()], 8)))
+            rows.append(
+                ("out of scope", listed([f"{printable(w, 40)}.* {n}" for w, n in self.out_of_scope.items()], 8))
+            )
         for what, tensors in (("dropped", self.dropped), ("folded", self.folded)):
             reasons: dict[str, list[str]] = {}
             for name, reason in tensors.items():
@@ -240,7 +243,13 @@ class Report:
         return rows
 
     def __str__(self) -> str:
-        return "\n".join(f"{heading:<9} {one_line(text)}" for heading, text in self.lines())
+        return "\n".join(aligned(self.lines()))
+
+
+def aligned(rows: Sequence[tuple[str, str]]) -> list[str]:
+    """(heading, text) of each line, as lines that print, one below the other."""
+    width = max(9, *(len(heading) for heading, _ in rows))
+    return [f"{heading:<{width}} {one_line(text)}" for heading, text in rows]
 
 
 def size(nbytes: int) -> str:

@@ -15,17 +15,17 @@ from converter.blame import PairError, where_and_what
 from converter.checkpoints.checkpoint import Checkpoint
 from converter.checkpoints.tensors import FLOATS, Entry, Scratch
 from converter.checkpoints.writing import ENDINGS, ZIPPED, Named, write_checkpoint
-from converter.errors import ConversionError, ProofError, UsageError, one_line, printable
+from converter.errors import ConversionError, ProofError, UsageError, printable
 from converter.files.atomic import NewFile
 from converter.naming import fold, listed
+from converter.pairs.dialects import CANONICAL, Dialect
+from converter.pairs.mapping import Mapping
+from converter.pairs.pair import Pair
+from converter.pairs.registry import get
 from converter.planning.origin import SMALL, Origin
-from converter.planning.reading import Reading, table_of
+from converter.planning.reading import Reading, mapping_of
 from converter.progress import Progress, Silent
-from converter.report import size
-from converter.tables.dialects import CANONICAL, Dialect
-from converter.tables.mapping import Mapping
-from converter.tables.pair import Pair
-from converter.tables.registry import get
+from converter.report import aligned, size
 
 if TYPE_CHECKING:
     from converter.planning.plan import Plan, Step, Target
@@ -80,7 +80,7 @@ class Restored:
         return rows
 
     def __str__(self) -> str:
-        return "\n".join(one_line(f"{heading:<9} {text}") for heading, text in self.lines())
+        return "\n".join(aligned(self.lines()))
 
 
 def restore(
@@ -118,26 +118,24 @@ def restore(
         about = provenance(path)
         pair = get(about["model"])
         origin = Origin.from_dict(about.get("origin", {}))
-        spelling = _dialect(pair, dialect, about.get("dialect"))
+        target = _dialect(pair, dialect, about.get("dialect"))
         progress.start("loading TensorFlow", 0)
-        plan = _plan(path, pair, about, origin, spelling)
-        kept = {_name(origin, about, spelling, name): one for name, one in origin.kept.items()}
+        plan = _plan(path, pair, about, origin, target)
+        kept = {_name(origin, about, target, name): one for name, one in origin.kept.items()}
         written = [source for step in plan.steps for source in step.sources]
         tensors = [Named(one.name, one.entry.dtype, one.entry.shape) for one in written]
         tensors += [Named(name, one.dtype, one.shape) for name, one in kept.items()]
-        _refuse_equal_names(tensors, spelling)
+        _refuse_equal_names(tensors, target)
     except WeightsError as error:
         raise ConversionError(str(error)) from None
     except UsageError:
         raise
     except ValueError as error:
-        raise ConversionError(f"{pair.name} cannot be written in the dialect {spelling.name}: {error}") from None
+        raise ConversionError(f"{pair.name} cannot be written in the dialect {target.name}: {error}") from None
     except ConversionError as error:
         raise ConversionError(f"{printable(str(path), 160)}: {error}") from error.__cause__
     nbytes = sum(one.nbytes for one in tensors)
-    report = Restored(
-        pair.name, path, spelling.name, origin.key, origin.prefix, output, len(tensors), len(kept), nbytes
-    )
+    report = Restored(pair.name, path, target.name, origin.key, origin.prefix, output, len(tensors), len(kept), nbytes)
     report.notes = [*_notes(about, origin, output), *plan.notes]
     with new.written() as temporary, ExitStack() as stack:
         progress.start("writing", nbytes)
@@ -162,7 +160,7 @@ def _plan(path: Path, pair: Pair, about: dict[str, Any], origin: Origin, dialect
     """The plan that would convert the checkpoint again: its entries tell what is to be written.
 
     Raises:
-        ConversionError: the file's configuration makes no model, or the table does not fit it.
+        ConversionError: the file's configuration makes no model, or the mapping does not fit it.
         ValueError: the dialect has no name or no layout for a tensor, or its library no such network.
     """
     from converter.planning.plan import Match, Plan, build_tf, places_of
@@ -173,9 +171,9 @@ def _plan(path: Path, pair: Pair, about: dict[str, Any], origin: Origin, dialect
     config = about["config"]
     held = len(datasets(path))
     try:
-        table = table_of(pair, config).holding(frozenset(origin.spelled))
+        mapping = mapping_of(pair, config).holding(frozenset(origin.spelled))
         model = abstract(lambda: build_tf(pair, config), 100 + 4 * held)
-    except Exception as error:  # whatever a table or a model's builder raises on a configuration that is not one
+    except Exception as error:  # whatever a mapping or a model's builder raises on a configuration that is not one
         cause = error.__cause__ if isinstance(error, PairError) else error
         reason = str(error) if isinstance(error, ConversionError) else where_and_what(error)
         raise ConversionError(f"{pair.name} cannot be built with the recorded configuration: {reason}") from cause
@@ -183,23 +181,23 @@ def _plan(path: Path, pair: Pair, about: dict[str, Any], origin: Origin, dialect
     if refusal:
         raise ValueError(refusal)
     variables = {place: tuple(variable.shape) for place, variable in by_path(model).items()}
-    entries = dict(_entries(table, model, variables, about, origin, dialect))
+    entries = dict(_entries(mapping, model, variables, about, origin, dialect))
     match = Match(Reading(pair, origin.key, origin.prefix, dialect, entries, config=config), model)
     if match.problems():
         raise ConversionError(f"{pair.name} does not fit the file: {'; '.join(match.problems())}")
-    steps = list(_with_ties(match.steps, table.ties(), about, origin, dialect))
+    steps = list(_with_ties(match.steps, mapping.ties(), about, origin, dialect))
     return Plan(pair, config, dialect, origin.key, origin.prefix, steps, {}, {}, variables, {}, places_of(pair, model))
 
 
 def _entries(
-    table: Mapping,
+    mapping: Mapping,
     model: Any,
     variables: dict[str, tuple[int, ...]],
     about: dict[str, Any],
     origin: Origin,
     dialect: Dialect,
 ) -> Iterator[tuple[str, Entry]]:
-    """(canonical name, tensor) of what the checkpoint is to hold, in the table's order.
+    """(canonical name, tensor) of what the checkpoint is to hold, in the mapping's order.
 
     Raises:
         ValueError: the dialect has no name or no layout for one.
@@ -208,7 +206,7 @@ def _entries(
 
     # An older file does not say what the tensors were; they are what they became.
     usual = origin.dtype if "origin" in about else about["dtype"]
-    for names, paths, _, leaf in leaves_of(table, dialect, model):
+    for names, paths, _, leaf in leaves_of(mapping, dialect, model):
         if leaf.optional and not variables.keys() & set(paths):
             continue
         absent = [path for path in paths if path not in variables]

@@ -1,4 +1,4 @@
-"""Conversion from end to end: every container and spelling, the plan's errors, the file, the loaded model."""
+"""Conversion from end to end: every container and wrapping, the plan's errors, the file, the loaded model."""
 
 import json
 from copy import deepcopy
@@ -50,7 +50,7 @@ def assert_computes(model, expected):
 
 
 OTHERS = {"image_encoder.pos_embed": torch.zeros(2, 3), "prompt_encoder.no_mask_embed.weight": torch.zeros(1, 4)}
-SPELLINGS = {
+WRAPPINGS = {
     "full model": lambda s: {**prefixed(s, "mask_decoder."), **OTHERS},
     "decoder alone": lambda s: s,
     "decoder alone, with the prefix": lambda s: prefixed(s, "mask_decoder."),
@@ -73,16 +73,16 @@ OUTSIDE = {
 }
 
 
-@pytest.mark.parametrize("spelling", SPELLINGS)
+@pytest.mark.parametrize("wrapping", WRAPPINGS)
 @pytest.mark.parametrize("legacy", [False, True])
-def test_every_wrapping_is_taken_off(spelling, legacy, state, tmp_path):
-    checkpoint = save(SPELLINGS[spelling](state), tmp_path, _use_new_zipfile_serialization=not legacy)
+def test_every_wrapping_is_taken_off(wrapping, legacy, state, tmp_path):
+    checkpoint = save(WRAPPINGS[wrapping](state), tmp_path, _use_new_zipfile_serialization=not legacy)
     plan = converter.plan("auto", checkpoint, OPTIONS)
     assert plan.pair.name == "sam_decoder"
     assert {one.canonical for step in plan.steps for one in step.sources} == set(state)
     assert plan.tensors == len(plan.steps) == 120
     assert plan.config == DECODER
-    assert plan.out_of_scope == OUTSIDE.get(spelling, {})
+    assert plan.out_of_scope == OUTSIDE.get(wrapping, {})
 
 
 @pytest.mark.parametrize("container", ["zip", "legacy", "safetensors", "sharded"])

@@ -21,9 +21,9 @@ import torch_refs
 from converter import Dialect, Drop, Mapping, Pair, Row
 from converter.checkpoints.checkpoint import Checkpoint
 from converter.kinds import BATCH_NORM, CONV_2D, CONV_2D_HWIO, DENSE, DENSE_IN_OUT, MULTIHEAD_ATTENTION
+from converter.pairs.dialects import CANONICAL
+from converter.pairs.registry import pairs
 from converter.planning.origin import Origin
-from converter.tables.dialects import CANONICAL
-from converter.tables.registry import pairs
 from tests.support import small_mobile_sam, small_sam
 from tests.support.checkpoints import prefixed, save
 from tests.support.deformable import SMALL, reference
@@ -119,7 +119,7 @@ def test_every_pair_is_tried():
 def test_every_pair_goes_there_and_back_in_every_dialect(pair, dialect, tmp_path):
     official = state_of(pair.name)
     state = spelled(official, dialect)
-    weights = there(pair.name, state, tmp_path, spelling=dialect.name)
+    weights = there(pair.name, state, tmp_path, dialect=dialect.name)
     report, found = back(weights, tmp_path / "back.pth")
     assert bits(found) == bits(state)
     assert (report.dialect, report.notes) == (dialect.name, [])
@@ -454,6 +454,6 @@ def test_safetensors_come_back_in_the_other_format(tmp_path):
     save_file(state, tmp_path / "in.safetensors")
     weights = tmp_path / "w.weights.h5"
     converter.convert("ms_deform_attn", tmp_path / "in.safetensors", weights, verify="none",
-                      options=CASES["ms_deform_attn"][1], spelling="official")  # fmt: skip
+                      options=CASES["ms_deform_attn"][1], dialect="official")  # fmt: skip
     _, found = back(weights, tmp_path / "back.bin")
     assert bits(found) == bits(state)

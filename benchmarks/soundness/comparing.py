@@ -1,4 +1,4 @@
-"""Both sides of a network by hand, without the proof: weights carried over by the table, outputs compared in numpy.
+"""Both sides of a network by hand, without the proof: weights carried over by the mapping, outputs compared in numpy.
 
 In float64 a right network agrees to rounding and a wrong one does not, whatever it is that is wrong.
 """

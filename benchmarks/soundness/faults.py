@@ -23,7 +23,7 @@ class Fault:
         network: the right network's name.
         places: what a report may name to count as right.
         change: changes the built Keras model.
-        rows: changes the table.
+        rows: changes the rows.
         tf: arguments for the Keras builder in place of the right ones.
         seen_by: "probe", where the outputs on the probe differ; "layers", where a layer or a stage alone shows it and
             the outputs do not (a branch whose factor is zero or a millionth); "seeded", where the checkpoint's own
@@ -38,7 +38,7 @@ class Fault:
     tf: dict[str, Any] | None = None
     seen_by: str = "probe"
 
-    def table(self) -> Rows:
+    def mapping(self) -> Rows:
         rows = NETWORKS[self.network].rows
         return rows if self.rows is None else self.rows(rows)
 
@@ -50,17 +50,17 @@ class Fault:
 
     def pair(self, name: str) -> Any:
         """The faulty pair, to be registered under `name`."""
-        table = self.table()
+        rows = self.mapping()
         return NETWORKS[self.network].pair(
-            name, mapping=lambda config: Mapping(table), build_tf=lambda **config: self.build_tf()
+            name, mapping=lambda config: Mapping(rows), build_tf=lambda **config: self.build_tf()
         )
 
     def planted(self) -> Network:
-        """The network with the faulty table, for a comparison by hand."""
-        return replace(NETWORKS[self.network], rows=self.table())
+        """The network with the faulty rows, for a comparison by hand."""
+        return replace(NETWORKS[self.network], rows=self.mapping())
 
 
-# --- changes of the table ---------------------------------------------------------------------------------------------
+# --- changes of the rows- ---------------------------------------------------------------------------------------------
 
 
 def rekinded(path: str, kind: Kind) -> Callable[[Rows], Rows]:

@@ -1,4 +1,4 @@
-"""The right networks: torch side, Keras side, table of names, inputs, and seeded weights of each.
+"""The right networks: torch side, Keras side, mapping of names, inputs, and seeded weights of each.
 
 Importing this imports neither framework; the builders do.
 """
@@ -12,7 +12,7 @@ import numpy as np
 
 from converter import Drop, Mapping, Pair, Probe, Row, kinds
 from converter.kinds import Kind, leaf
-from converter.tables.registry import locate
+from converter.pairs.registry import locate
 
 _TORCH = "benchmarks.soundness.torch_networks"
 _TF = "benchmarks.soundness.tf_networks"

@@ -62,8 +62,8 @@ def prove(
     import converter
     import tf_models
     import torch_refs
+    from converter.pairs import registry
     from converter.proof import asking
-    from converter.tables import registry
 
     began = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:

@@ -94,7 +94,7 @@ class Shipped:
 
     def pair(self, name: str, wrapped: Callable[[Any], Any] | None = None) -> Pair:
         """The pair under another name; `wrapped` changes the builder of its Keras side."""
-        from converter.tables.registry import get
+        from converter.pairs.registry import get
 
         def build_tf(**config: Any) -> Any:
             import tf_models

@@ -11,6 +11,7 @@ import click
 
 from converter.console.signals import replaced
 from converter.errors import one_line
+from converter.report import aligned
 
 
 def print_lines(*lines: str) -> None:
@@ -33,11 +34,12 @@ def print_json(data: Any) -> None:
     print_lines(*json.dumps(data, indent=2).split("\n"))
 
 
-def print_report(report: Any, as_json: bool, *more: str) -> None:
+def print_report(report: Any, as_json: bool, *more: tuple[str, str]) -> None:
+    """What happened: `report.lines()`, with more (heading, text) behind them, or JSON."""
     if as_json:
         print_json(report.to_dict())
     else:
-        print_lines(*(f"{heading:<9} {text}" for heading, text in report.lines()), *more)
+        print_lines(*aligned([*report.lines(), *more]))
 
 
 def tell(text: str) -> None:

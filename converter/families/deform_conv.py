@@ -1,4 +1,4 @@
-"""Deformable convolution with its own offsets: table, spellings, sizes and probe inputs."""
+"""Deformable convolution with its own offsets: mapping, dialects, sizes and probe inputs."""
 
 from collections.abc import Mapping as Named
 from typing import Any
@@ -7,9 +7,9 @@ import numpy as np
 
 from converter.errors import UsageError
 from converter.kinds import CONV_2D, CONV_2D_HWIO, PARAMETERS_OF_CONV_2D
-from converter.tables.dialects import Dialect
-from converter.tables.mapping import Mapping, Row
-from converter.tables.pair import Option, Pair, Probe
+from converter.pairs.dialects import Dialect
+from converter.pairs.mapping import Mapping, Row
+from converter.pairs.pair import Option, Pair, Probe
 
 # mmcv's DeformConv2dPack and ModulatedDeformConv2dPack, and what mmdetection builds of them.
 MMCV = Dialect("mmcv", (("conv_offset", "conv_offset_mask"),))
@@ -76,7 +76,7 @@ def _pair(name: str, given: tuple[int, ...], least: int) -> tuple[int, ...]:
     return pair
 
 
-def table(config: dict[str, Any]) -> Mapping:
+def mapping(config: dict[str, Any]) -> Mapping:
     """The rows of a deformable convolution; its own tensors are at the root."""
     return Mapping([Row("", PARAMETERS_OF_CONV_2D), Row("conv_offset_mask", CONV_2D)])
 
@@ -116,7 +116,7 @@ _USUAL = {
 DEFORM_CONV2D = Pair(
     name="deform_conv2d",
     summary="a module around torchvision's deform_conv2d, with or without masks (DCN v1 and v2)",
-    mapping=table,
+    mapping=mapping,
     probes=probes,
     channels_first=frozenset({"x", "output"}),
     configure=lambda shapes, options: _config(shapes, options, [3, 2]),
@@ -128,7 +128,7 @@ DEFORM_CONV2D = Pair(
 DCN_V2 = Pair(
     name="dcn_v2",
     summary="modulated deformable convolution of a detector (mmcv, Detectron2, DCNv2, PaddleDetection, Keras-YOLOv4)",
-    mapping=table,
+    mapping=mapping,
     probes=probes,
     channels_first=frozenset({"x", "output"}),
     configure=lambda shapes, options: _config(shapes, options, [3]),

@@ -1,4 +1,4 @@
-"""Deformable attention with continuous position bias (lucidrains): tables, sizes and probe inputs of the three."""
+"""Deformable attention with continuous position bias (lucidrains): mappings, sizes and probe inputs of the three."""
 
 from collections.abc import Callable
 from collections.abc import Mapping as Named
@@ -8,8 +8,8 @@ import numpy as np
 
 from converter import kinds
 from converter.errors import UsageError
-from converter.tables.mapping import Mapping, Row
-from converter.tables.pair import Option, Pair, Probe
+from converter.pairs.mapping import Mapping, Row
+from converter.pairs.pair import Option, Pair, Probe
 
 _DEPTHWISE = (kinds.DEPTHWISE_CONV_1D, kinds.DEPTHWISE_CONV_2D, kinds.DEPTHWISE_CONV_3D)
 _POINTWISE = (kinds.POINTWISE_CONV_1D, kinds.POINTWISE_CONV_2D, kinds.POINTWISE_CONV_3D)
@@ -57,10 +57,10 @@ def _configure(axes: int) -> Callable[[Named[str, tuple[int, ...]], dict[str, An
     return configure
 
 
-def _table(axes: int) -> Callable[[dict[str, Any]], Mapping]:
+def _mapping(axes: int) -> Callable[[dict[str, Any]], Mapping]:
     last = {1: 5, 2: 4, 3: 4}[axes]
 
-    def table(config: dict[str, Any]) -> Mapping:
+    def mapping(config: dict[str, Any]) -> Mapping:
         return Mapping(
             [
                 Row("to_q", _POINTWISE[axes - 1]),
@@ -76,7 +76,7 @@ def _table(axes: int) -> Callable[[dict[str, Any]], Mapping]:
             ]
         )
 
-    return table
+    return mapping
 
 
 def _probes(axes: int) -> Callable[[dict[str, Any], np.random.Generator], list[Probe]]:
@@ -107,7 +107,7 @@ def _pair(axes: int, summary: str, variants: tuple[str, ...], help: str, **more:
         name=f"deformable_attention_{axes}d",
         tensors=15 if axes == 3 else 14,
         summary=summary,
-        mapping=_table(axes),
+        mapping=_mapping(axes),
         probes=_probes(axes),
         outputs=("output", "vgrid"),
         channels_first=frozenset({"x", "output", "vgrid"}),

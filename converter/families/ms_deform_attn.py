@@ -1,4 +1,4 @@
-"""Deformable DETR's attention: table, spellings, sizes and probe inputs."""
+"""Deformable DETR's attention: mapping, dialects, sizes and probe inputs."""
 
 from collections.abc import Mapping as Named
 from math import prod
@@ -8,9 +8,9 @@ import numpy as np
 
 from converter.errors import UsageError
 from converter.kinds import DENSE, DENSE_IN_OUT
-from converter.tables.dialects import Dialect
-from converter.tables.mapping import Mapping, Row
-from converter.tables.pair import Option, Pair, Probe
+from converter.pairs.dialects import Dialect
+from converter.pairs.mapping import Mapping, Row
+from converter.pairs.pair import Option, Pair, Probe
 
 _LAYERS = ("sampling_offsets", "attention_weights", "value_proj", "output_proj")
 
@@ -38,7 +38,7 @@ def config(shapes: Named[str, tuple[int, ...]], options: dict[str, Any]) -> dict
     return {"d_model": width, **factors}
 
 
-def table(config: dict[str, Any]) -> Mapping:
+def mapping(config: dict[str, Any]) -> Mapping:
     """The four linear layers."""
     return Mapping([Row(f"{{{','.join(_LAYERS)}}}", DENSE)])
 
@@ -71,7 +71,7 @@ def probes(config: dict[str, Any], rng: np.random.Generator) -> list[Probe]:
 MS_DEFORM_ATTN = Pair(
     name="ms_deform_attn",
     summary="Deformable DETR's attention (official, Hugging Face, mmcv, PaddleDetection, detr-tensorflow)",
-    mapping=table,
+    mapping=mapping,
     probes=probes,
     configure=config,
     fallback={"d_model": 256, "n_levels": 4, "n_heads": 8, "n_points": 4},

@@ -1,5 +1,6 @@
 """How arrays that go into a layer and come out of it are laid out in torch and in Keras: patterns, by name or place."""
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -26,14 +27,14 @@ def arrange(value: Any, axes: Axes, sizes: Mapping[str, int] | None = None) -> A
 
 
 def arranged(part: Any, path: str, axes: Axes, sizes: Mapping[str, int] | None = None) -> Any:
-    """The same of the array at one path. Under "" stands what arrays have that fit it, those of three axes or more
-    where the pattern does not say how many."""
+    """The same of the array at one path. Under "" stands what arrays have that fit it; where the pattern does not say
+    how many axes there are, those with an axis for its `...` at the least, as images have three or more."""
     named = _named(path, axes)
     if not isinstance(part, np.ndarray) or named is None:
         return part
-    if named == "" and part.ndim < 3 and "..." in axes[named]:
-        return part
     found = pattern(axes[named])
+    if named == "" and "..." in axes[named] and part.ndim < len(re.findall(r"\([^)]*\)|\S+", found.sides[0])):
+        return part
     try:
         [shape] = found.reversed().shapes([part.shape], sizes)
     except ValueError:

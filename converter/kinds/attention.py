@@ -102,7 +102,7 @@ MULTIHEAD_ATTENTION = Kind(
             "in_proj_weight",
             _KERNELS,
             _PACKED,
-            spellings=(leaf(("q_proj_weight", "k_proj_weight", "v_proj_weight"), _KERNELS, _HEADED),),
+            alternatives=(leaf(("q_proj_weight", "k_proj_weight", "v_proj_weight"), _KERNELS, _HEADED),),
             sizes=_ONE,
         ),
         leaf("in_proj_bias", _BIASES, _PACKED_BIAS, optional=True, sizes=_ONE),
@@ -142,7 +142,7 @@ TORCH_MULTIHEAD_ATTENTION = Kind(
             "in_proj_weight",
             ("query.kernel", "key.kernel", "value.kernel"),
             "(q + k + v) i -> i q, i k, i v",
-            spellings=(
+            alternatives=(
                 leaf(
                     ("q_proj_weight", "k_proj_weight", "v_proj_weight"),
                     ("query.kernel", "key.kernel", "value.kernel"),

@@ -11,7 +11,7 @@ from converter.kinds.kind import Kind, Leaf, leaf
 def normed(plain: Leaf, dim: int | None = 0, spectral: int = 0) -> Leaf:
     """The leaf of a kernel, in whose place there may be what torch's weight or spectral normalisation makes of it.
 
-    Each in both spellings, that of before torch 2.0 and that of `torch.nn.utils.parametrizations`. `dim` is the axis
+    Each under both names, those of before torch 2.0 and those of `torch.nn.utils.parametrizations`. `dim` is the axis
     that torch was given for the one, `spectral` that for the other.
     """
     name = plain.torch[0]
@@ -23,8 +23,8 @@ def normed(plain: Leaf, dim: int | None = 0, spectral: int = 0) -> Leaf:
         ((f"{name}_orig", f"{name}_u", f"{name}_v"), folds.spectral_norm(spectral)),
         ((f"{now}.original", f"{now}.0._u", f"{now}.0._v"), folds.spectral_norm(spectral)),
     ]
-    others = tuple(replace(plain, torch=names, fold=fold, spellings=()) for names, fold in spelled)
-    return replace(plain, spellings=others)
+    others = tuple(replace(plain, torch=names, fold=fold, alternatives=()) for names, fold in spelled)
+    return replace(plain, alternatives=others)
 
 
 def weight_normed(kind: Kind, dim: int | None = 0, spectral: int | None = None) -> Kind:
@@ -35,7 +35,7 @@ def weight_normed(kind: Kind, dim: int | None = 0, spectral: int | None = None) 
         ValueError: the kind has no kernel.
     """
     kernel, *others = kind.leaves
-    if not kernel.spellings:
+    if not kernel.alternatives:
         raise ValueError(f"{kind} has no kernel that torch normalises")
     usual = int(kind.name.startswith("CONV_TRANSPOSE"))
     return replace(kind, leaves=(normed(kernel, dim, usual if spectral is None else spectral), *others))
@@ -50,9 +50,10 @@ def weight_norm_kept(kind: Kind, dim: int | None = 0) -> Kind:
         ValueError: the kind has no kernel, or one that is folded along another `dim`.
     """
     kernel, *others = kind.leaves
-    if not kernel.spellings:
+    if not kernel.alternatives:
         raise ValueError(f"{kind} has no kernel that torch normalises")
-    if kernel.spellings[0].fold not in (folds.weight_norm(0), folds.weight_norm(dim)):
+    _check_one(kind, kernel)
+    if kernel.alternatives[0].fold not in (folds.weight_norm(0), folds.weight_norm(dim)):
         raise ValueError(f"{kind} is folded along another dim than {dim}: give weight_norm_kept the same")
     axes = _left_axes(kernel)
     factor = "... -> ..."  # one number
@@ -64,7 +65,7 @@ def weight_norm_kept(kind: Kind, dim: int | None = 0) -> Kind:
     both = ("weight_g", "g", factor), ("weight_v", f"layer.{kernel.keras[0]}", kernel.pattern.text)
     for number, (name, place, axes_of) in enumerate(both):
         now = leaf(f"parametrizations.weight.original{number}", place, axes_of)
-        leaves.append(replace(leaf(name, place, axes_of), spellings=(now,)))
+        leaves.append(replace(leaf(name, place, axes_of), alternatives=(now,)))
     inner = (replace(one, keras=tuple(f"layer.{name}" for name in one.keras)) for one in others)
     return replace(kind, name=f"{kind.name}_WEIGHT_NORM_KEPT", leaves=(*leaves, *inner))
 
@@ -91,13 +92,18 @@ def batch_norm_folded(
         epsilon: the normalisation's.
         bias: the convolution has one.
         affine: the normalisation has factors.
+
+    Raises:
+        ValueError: the kind has not one kernel.
     """
     kernel = kind.leaves[0]
+    _check_one(kind, kernel)
     left, right = kernel.pattern.sides
     dim = int(kind.name.startswith("CONV_TRANSPOSE"))
     outputs = _axes(left)[dim]
-    # In the kernel's own order, which may be another; the axes of a depthwise one stand apart there.
-    there = next((axis for axis in _axes(right) if _words(axis) == _words(outputs)), outputs)
+    # As the kind's own bias has it, or in the kernel's order, which may be another; a depthwise one has two axes there.
+    sides = [one.pattern.sides[1] for one in kind.leaves[1:] if one.keras == ("bias",)] + _axes(right)
+    there = next((side for side in sides if _words(side) == _words(outputs)), outputs)
     names = [f"{conv}.weight", *([f"{conv}.bias"] if bias else [])]
     names += [f"{norm}.{name}" for name in (["weight", "bias"] if affine else []) + ["running_mean", "running_var"]]
     both = Leaf(
@@ -115,6 +121,11 @@ def batch_norm_folded(
         callable_alone=alone,
         suspects="the epsilon of the normalisation that was folded",
     )
+
+
+def _check_one(kind: Kind, kernel: Leaf) -> None:
+    if len(kernel.torch) != 1 or len(kernel.keras) != 1:
+        raise ValueError(f"{kind} has several kernels")
 
 
 def _left_axes(kernel: Leaf) -> list[str]:

@@ -31,7 +31,7 @@ class Leaf:
             other.
         sizes: lengths of axes that the shapes of the variables do not tell.
         fold: what becomes of the tensors before that.
-        spellings: leaves of other tensors for the same variables, which a checkpoint may hold in place of this one's.
+        alternatives: leaves of other tensors for the same variables, one of which a checkpoint may hold instead.
     """
 
     torch: tuple[str, ...]
@@ -40,13 +40,13 @@ class Leaf:
     optional: bool = False
     sizes: tuple[tuple[str, int], ...] = ()
     fold: Fold | None = None
-    spellings: tuple["Leaf", ...] = field(default=(), compare=False)
+    alternatives: tuple["Leaf", ...] = field(default=(), compare=False)
 
     def sized(self, sizes: Mapping[str, int]) -> "Leaf":
         """The leaf that knows these lengths, of axes that it has."""
         mine = {name: length for name, length in sizes.items() if name in axes_in(self.pattern.text)}
-        spellings = tuple(other.sized(sizes) for other in self.spellings)
-        return replace(self, sizes=tuple({**dict(self.sizes), **mine}.items()), spellings=spellings)
+        alternatives = tuple(other.sized(sizes) for other in self.alternatives)
+        return replace(self, sizes=tuple({**dict(self.sizes), **mine}.items()), alternatives=alternatives)
 
     def torch_shapes(self, keras_shapes: Sequence[tuple[int, ...]]) -> list[tuple[int, ...]]:
         """The shapes of the tensors that fill variables of these shapes.
@@ -83,12 +83,12 @@ def leaf(
     axes: str,
     optional: bool = False,
     fold: Fold | None = None,
-    spellings: tuple[Leaf, ...] = (),
+    alternatives: tuple[Leaf, ...] = (),
     sizes: Mapping[str, int] | None = None,
 ) -> Leaf:
     """A leaf of one tensor and one variable, or of several."""
     names = [(one,) if isinstance(one, str) else one for one in (torch, keras)]
-    return Leaf(names[0], names[1], pattern(axes), optional, tuple((sizes or {}).items()), fold, spellings)
+    return Leaf(names[0], names[1], pattern(axes), optional, tuple((sizes or {}).items()), fold, alternatives)
 
 
 def axes_in(text: str) -> set[str]:
@@ -186,7 +186,7 @@ class Kind:
     def holding(self, has: Callable[[str], bool]) -> "Kind":
         """The kind with the leaves whose tensors the checkpoint `has`, where it holds others in place of some."""
         leaves = tuple(
-            next((one for one in (part, *part.spellings) if all(map(has, one.torch))), part) for part in self.leaves
+            next((one for one in (part, *part.alternatives) if all(map(has, one.torch))), part) for part in self.leaves
         )
         return self if leaves == self.leaves else replace(self, leaves=leaves)
 

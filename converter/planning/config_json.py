@@ -7,7 +7,7 @@ from typing import Any
 from converter.checkpoints.checkpoint import Checkpoint
 from converter.checkpoints.safetensors_file import json_object
 from converter.errors import ConversionError, UsageError, printable
-from converter.tables.pair import Pair
+from converter.pairs.pair import Pair
 
 NAME = "config.json"
 _LARGEST = 10 << 20  # bytes; a configuration with all its labels has less than a tenth

@@ -18,8 +18,8 @@ from converter.checkpoints.checkpoint import Checkpoint
 from converter.checkpoints.tensors import FLOATS, NUMBERS, Entry
 from converter.errors import ConversionError
 from converter.naming import fold
-from converter.planning.reading import Reading, table_of
-from converter.tables.mapping import expand
+from converter.pairs.mapping import expand
+from converter.planning.reading import Reading, mapping_of
 
 SMALL = 1024  # bytes of a tensor that is kept though the model does not need it
 _LONGEST = 40_000  # characters of the record; an attribute holds 60,000 with all that the escapes add
@@ -56,7 +56,7 @@ class Origin:
         narrowed: how many tensors lost precision on the way into the file.
         unrecorded: which of `names`, `dtypes` and `kept` were too long to be recorded.
         ties: canonical names under which the checkpoint also had a tensor that the model has once.
-        spelled: canonical names of tensors that it had in the place of those that the table names first.
+        spelled: canonical names of tensors that it had in the place of those that the mapping names first.
     """
 
     key: str = ""
@@ -76,7 +76,7 @@ class Origin:
     def of(cls, reading: Reading, checkpoint: Checkpoint) -> "Origin":
         """What is to be remembered of a checkpoint that was read so."""
         origin = cls(key=reading.key, out_of_scope=sum(reading.out_of_scope.values()))
-        ignored = reading.table.ignored()
+        ignored = reading.mapping.ignored()
         spelled = {name: _foreign(reading, name) for name in reading.entries}
         heads = Counter(
             entry.name.removesuffix(spelled[name])
@@ -90,9 +90,9 @@ class Origin:
         needed = {name: entry.dtype for name, entry in reading.entries.items() if name not in ignored}
         origin.dtype = Counter(needed.values()).most_common(1)[0][0] if needed else "float32"
         origin.dtypes = {name: dtype for name, dtype in needed.items() if dtype != origin.dtype}
-        usual = {name for name, _ in table_of(reading.pair, reading.config or {}).tensors()}
+        usual = {name for name, _ in mapping_of(reading.pair, reading.config or {}).tensors()}
         origin.spelled = [name for name in needed if name not in usual]
-        ties = reading.table.ties()
+        ties = reading.mapping.ties()
         for name in ignored:
             entry = reading.entries.get(name)
             if entry is None:
@@ -228,4 +228,4 @@ def _kept(row: Any) -> tuple[Kept, Any]:
 
 
 def _damaged() -> ConversionError:
-    return ConversionError("what the file records of its checkpoint's spelling is not as the converter writes it")
+    return ConversionError("what the file records of its checkpoint is not as the converter writes it")

@@ -16,12 +16,12 @@ from converter.checkpoints.tensors import FLOATS, Entry
 from converter.errors import ConversionError, PlanError, one_line, printable
 from converter.kinds import Kind, Leaf
 from converter.naming import fold, listed, nearest
+from converter.pairs.dialects import Dialect
+from converter.pairs.mapping import Mapping, join
+from converter.pairs.pair import Pair
+from converter.pairs.registry import locate
 from converter.planning.reading import Reading, equal
 from converter.planning.variables import by_path, layers_of
-from converter.tables.dialects import Dialect
-from converter.tables.mapping import Mapping, join
-from converter.tables.pair import Pair
-from converter.tables.registry import locate
 from tf_models.runtime.abstract import TooLarge, abstract
 from tf_models.runtime.weights_format import places
 
@@ -95,7 +95,7 @@ class Plan:
         variables: attribute path -> shape, of every variable of the Keras model.
         unused: canonical name -> the tensor, of those that TensorFlow does not need.
         places: attribute path -> the variable's dataset in a weights file, as Keras lays it out.
-        modules: (torch path, Keras path, kind) of all in the table, each as the model's layer has it.
+        modules: (torch path, Keras path, kind) of all in the mapping, each as the model's layer has it.
     """
 
     pair: Pair
@@ -194,7 +194,7 @@ class Plan:
         lines.append("")
         lines.append(
             f"{self.pair.name}: {self.tensors} tensors fill {len(self.variables)} variables, {self.values:,} values;"
-            f" spelling {self.dialect.name}"
+            f" dialect {self.dialect.name}"
         )
         lines += [f"dropped {printable(name)}: {reason}" for name, reason in self.dropped.items()]
         lines += [f"folded {printable(name)}: {cost}" for name, cost in self.folded.items()]
@@ -239,13 +239,13 @@ def make_plan(checkpoint: Checkpoint, reading: Reading) -> Plan:
         match.variables,
         match.unused,
         places_of(reading.pair, model),
-        [(path, where, fitted(kind, model, where)) for path, where, kind in reading.table.modules()],
+        [(path, where, fitted(kind, model, where)) for path, where, kind in reading.mapping.modules()],
     )
 
 
 def _untied(reading: Reading, checkpoint: Checkpoint) -> Iterator[str]:
     """Tensors that should share their values and do not: TensorFlow has one variable for both."""
-    for name, kept in reading.table.ties().items():
+    for name, kept in reading.mapping.ties().items():
         both = [reading.entries[one] for one in (name, kept) if one in reading.entries]
         if len(both) == 2 and not equal(both, checkpoint):
             yield f"untied: {printable(both[0].name)} and {printable(both[1].name)} should be equal, and are not"
@@ -281,7 +281,7 @@ def _build_abstract(reading: Reading, headline: str) -> Any:
 
 
 class Match:
-    """The table's rows, the tensors in scope and the model's variables, held against one another."""
+    """The mapping's rows, the tensors in scope and the model's variables, held against one another."""
 
     def __init__(self, reading: Reading, model: Any):
         self.reading = reading
@@ -293,12 +293,12 @@ class Match:
         self.wrong_dtype: dict[str, str] = {}
         self.filled: dict[str, str] = {}  # variable path -> canonical name
         self.clashes: list[str] = []
-        self.known: set[str] = set()  # canonical names that the table maps
-        table = reading.table
-        for names, paths, kind, leaf in leaves_of(table, reading.dialect, model):
+        self.known: set[str] = set()  # canonical names that the mapping maps
+        mapping = reading.mapping
+        for names, paths, kind, leaf in leaves_of(mapping, reading.dialect, model):
             self._leaf(names, paths, kind, leaf)
             self.known.update(names)
-        ignored = table.ignored()
+        ignored = mapping.ignored()
         others = [name for name in reading.entries if name not in self.known]
         self.unused = {name: reading.entries[name] for name in others if name in ignored}
         self.dropped = {entry.name: ignored[name] for name, entry in self.unused.items()}
@@ -408,8 +408,8 @@ def build_tf(pair: Pair, config: dict[str, Any]) -> Any:
     return model
 
 
-def leaves_of(table: Mapping, dialect: Dialect, model: Any) -> Iterator[tuple[list[str], list[str], Kind, Leaf]]:
-    """(canonical names, paths of variables, kind, leaf) of all that the table names, in its order.
+def leaves_of(mapping: Mapping, dialect: Dialect, model: Any) -> Iterator[tuple[list[str], list[str], Kind, Leaf]]:
+    """(canonical names, paths of variables, kind, leaf) of all that the mapping names, in its order.
 
     The model's layers tell which of several layouts is meant.
 
@@ -417,7 +417,7 @@ def leaves_of(table: Mapping, dialect: Dialect, model: Any) -> Iterator[tuple[li
         ValueError: the dialect has no layout for a module.
         ConversionError: the kind has none for the model's layer.
     """
-    for torch_path, keras_path, torch_kind in table.modules():
+    for torch_path, keras_path, torch_kind in mapping.modules():
         kind = fitted(dialect.kind(torch_path, torch_kind), model, keras_path)
         for leaf in kind.leaves:
             yield [join(torch_path, name) for name in leaf.torch], [join(keras_path, n) for n in leaf.keras], kind, leaf

@@ -12,15 +12,15 @@ from converter.checkpoints.tensors import Entry
 from converter.errors import ConversionError, UsageError, printable
 from converter.kinds import relaid_shape
 from converter.naming import listed
+from converter.pairs import dialects
+from converter.pairs.mapping import Mapping
+from converter.pairs.pair import Pair
+from converter.pairs.registry import get, pairs
 from converter.planning.config_json import Beside
-from converter.tables import dialects
-from converter.tables.mapping import Mapping
-from converter.tables.pair import Pair
-from converter.tables.registry import get, pairs
 
 # Names of a state dict, and of these times the ways to unwrap them: beyond any model here, and tried within seconds.
 _MOST_NAMES = 10_000
-_MOST_SPELLINGS = 30_000
+_MOST_READINGS = 30_000
 
 
 @dataclass(frozen=True)
@@ -30,12 +30,12 @@ class Choice:
     Attributes:
         key: dotted path of the state dict.
         scope: the prefix under which the network is, in place of the pair's own scopes.
-        spelling: name of the dialect.
+        dialect: name of the dialect.
     """
 
     key: str | None = None
     scope: str | None = None
-    spelling: str | None = None
+    dialect: str | None = None
 
 
 _FREE = Choice()
@@ -75,10 +75,10 @@ class Reading:
     unexpected: list[str] = field(default_factory=list)
 
     @property
-    def table(self) -> Mapping:
+    def mapping(self) -> Mapping:
         """The pair's rows at this reading's sizes."""
         assert self.config is not None
-        return table_of(self.pair, self.config).holding(self.entries)
+        return mapping_of(self.pair, self.config).holding(self.entries)
 
     @property
     def fits(self) -> bool:
@@ -93,7 +93,7 @@ class Reading:
 
 def readings(checkpoint: Checkpoint, pair: Pair, options: dict[str, Any], choice: Choice = _FREE) -> Iterator[Reading]:
     """Every way to read the checkpoint as `pair`'s network."""
-    tried = [one for one in (dialects.CANONICAL, *pair.dialects) if choice.spelling in (None, one.name)]
+    tried = [one for one in (dialects.CANONICAL, *pair.dialects) if choice.dialect in (None, one.name)]
     scopes = pair.scopes if choice.scope is None else (f"{choice.scope.rstrip('.')}.",)
     for state_key, state in checkpoint.states.items():
         if choice.key not in (None, state_key):
@@ -104,7 +104,7 @@ def readings(checkpoint: Checkpoint, pair: Pair, options: dict[str, Any], choice
         for name, entry in state.items():
             compiled.setdefault(dialects.strip_compiled(name), []).append(entry)
         wrappers = dialects.prefixes(compiled)
-        if len(compiled) * len(wrappers) > _MOST_SPELLINGS:
+        if len(compiled) * len(wrappers) > _MOST_READINGS:
             raise ConversionError(f"its names are wrapped in {len(wrappers)} different ways")
         for wrapper in wrappers:
             for scope in scopes:
@@ -148,13 +148,13 @@ def equal(entries: list[Entry], checkpoint: Checkpoint) -> bool:
 
 
 def _size(reading: Reading, options: dict[str, Any]) -> None:
-    """Read the sizes off the shapes, and hold the names against the table of that size."""
+    """Read the sizes off the shapes, and hold the names against the mapping of that size."""
     pair = reading.pair
     shapes: dict[str, tuple[int, ...]] = {}
     try:
         shapes.update((n, _torch_shape(reading.dialect, n, entry.shape)) for n, entry in reading.entries.items())
         reading.config = as_recorded(pair, pair.configure(shapes, options))
-        table_of(pair, reading.config)
+        mapping_of(pair, reading.config)
         reading.unsized = reading.dialect.refusal(reading.config)
     except PairError as error:
         reading.unsized, reading.failure = str(error), error
@@ -167,15 +167,15 @@ def _size(reading: Reading, options: dict[str, Any]) -> None:
         reading.config = pair.fallback
         if pair.fallback is not None:
             try:
-                table_of(pair, pair.fallback)
+                mapping_of(pair, pair.fallback)
             except PairError:
                 reading.config = None
     if reading.config is not None:
-        table = reading.table
-        for name, kept in table.ties().items():
+        mapping = reading.mapping
+        for name, kept in mapping.ties().items():
             if kept not in reading.entries and name in reading.entries:
                 reading.entries[kept] = reading.entries.pop(name)
-        needed, ignored = dict(table.tensors()), table.ignored()
+        needed, ignored = dict(mapping.tensors()), mapping.ignored()
         reading.missing = [name for name, optional in needed.items() if name not in reading.entries and not optional]
         reading.unexpected = [name for name in reading.entries if name not in needed and name not in ignored]
 
@@ -201,23 +201,23 @@ def _lacking(error: BaseException, known: Iterable[str]) -> str | None:
     return name if isinstance(name, str) and name not in known else None
 
 
-def table_of(pair: Pair, config: dict[str, Any]) -> Mapping:
+def mapping_of(pair: Pair, config: dict[str, Any]) -> Mapping:
     """The pair's rows at these sizes.
 
     Raises:
         PairError: a user's own `mapping` failed, or returned something else.
     """
     try:
-        table = pair.mapping(config)
+        mapping = pair.mapping(config)
     except (ConversionError, MemoryError):
         raise
     except Exception as error:
         if not where(error):
             raise
         raise PairError(told(pair.name, "mapping", error)) from error
-    if not isinstance(table, Mapping):
-        raise PairError(f"mapping of {pair.name} returned a {type(table).__name__}, not a converter.Mapping")
-    return table
+    if not isinstance(mapping, Mapping):
+        raise PairError(f"mapping of {pair.name} returned a {type(mapping).__name__}, not a converter.Mapping")
+    return mapping
 
 
 def _torch_shape(dialect: dialects.Dialect, name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -247,13 +247,13 @@ def read_as(checkpoint: Checkpoint, pair: Pair, options: dict[str, Any], choice:
         ConversionError: nothing in it is of this network, or two state dicts or two layouts fit alike.
         UsageError: what the user chose is not there.
     """
-    key, spelling = choice.key, choice.spelling
-    known_spellings = [dialects.CANONICAL.name, *(dialect.name for dialect in pair.dialects)]
-    if spelling not in (None, *known_spellings):
-        raise UsageError(f"{pair.name} has no spelling {printable(spelling)}; it has: {', '.join(known_spellings)}")
+    key, dialect = choice.key, choice.dialect
+    known = [dialects.CANONICAL.name, *(one.name for one in pair.dialects)]
+    if dialect not in (None, *known):
+        raise UsageError(f"{pair.name} has no dialect {printable(dialect)}; it has: {', '.join(known)}")
     if key is not None and key not in checkpoint.states:
-        known = listed([printable(name or "(the file itself)") for name in checkpoint.states], 8)
-        raise UsageError(f"the file has no state dict at {printable(key)}; it has: {known}")
+        there = listed([printable(name or "(the file itself)") for name in checkpoint.states], 8)
+        raise UsageError(f"the file has no state dict at {printable(key)}; it has: {there}")
     found = list(readings(checkpoint, pair, options, choice))
     fitting = [reading for reading in found if reading.fits]
     keys = list(dict.fromkeys(reading.key for reading in fitting))
@@ -266,7 +266,7 @@ def read_as(checkpoint: Checkpoint, pair: Pair, options: dict[str, Any], choice:
         if alike:
             shown = ", ".join(reading.dialect.name for reading in (best, *alike))
             raise Ambiguous(
-                f"its names and shapes fit several layouts of {pair.name}: {shown}; choose one with --spelling"
+                f"its names and shapes fit several layouts of {pair.name}: {shown}; choose one with --dialect"
             )
         return best
     # A reading that sizes itself tells more than one that fell back.
@@ -304,10 +304,10 @@ def recognise(
     known = [
         pair
         for pair in known
-        if choice.spelling is None or any(choice.spelling == one.name for one in (dialects.CANONICAL, *pair.dialects))
+        if choice.dialect is None or any(choice.dialect == one.name for one in (dialects.CANONICAL, *pair.dialects))
     ]
     if not known:
-        raise UsageError(f"no model has a spelling {printable(choice.spelling)}")
+        raise UsageError(f"no model has a dialect {printable(choice.dialect)}")
     beside = Beside.of(checkpoint)
     fitting: list[Reading] = []
     tried = []

@@ -12,10 +12,10 @@ from converter.blame import blaming
 from converter.checkpoints.checkpoint import Checkpoint
 from converter.errors import ConversionError, printable
 from converter.naming import listed
+from converter.pairs.pair import Probe
 from converter.planning.plan import Plan
-from converter.planning.reading import table_of
+from converter.planning.reading import mapping_of
 from converter.report import size
-from converter.tables.pair import Probe
 from converter.torch_side.questions import Proof, Reference, Source
 
 SEED = 20_240_229
@@ -30,7 +30,7 @@ def question_for(plan: Plan, checkpoint: Checkpoint, dtype: str, level: str = "f
     "full-size" adds probes of the size the model is meant for, where a pair has smaller ones; "train" adds training.
     """
     files = {path.name: str(path.resolve()) for path in checkpoint.files}
-    pair, table = plan.pair, table_of(plan.pair, plan.config)
+    pair, mapping = plan.pair, mapping_of(plan.pair, plan.config)
     sources = {
         name: Source(files[entry.file], entry.key, entry.name, plan.dialect.axes(name))
         for name, entry in plan.entries.items()
@@ -43,26 +43,26 @@ def question_for(plan: Plan, checkpoint: Checkpoint, dtype: str, level: str = "f
             f"{names} is folded with what torch computes anew in training: there is no training to compare "
             "(--verify full proves the rest)"
         )
-    called = {path: kind for path, _, kind in table.modules() if kind.callable_alone}
+    called = {path: kind for path, _, kind in mapping.modules() if kind.callable_alone}
     with blaming(pair.name, "probes"):
         probes = list(pair.probes(plan.config, np.random.default_rng(SEED)))
         if not all(isinstance(probe, Probe) for probe in probes):
             raise TypeError("it gives something other than a list of Probe(inputs)")
-    stages = {path for path, _, kind in table.modules() if kind.stage}
+    stages = {path for path, _, kind in mapping.modules() if kind.stage}
     for probe in probes:
         _check_probe(pair.name, probe, stages)
     if level == "full-size" and pair.full_size_probes is not None:
         with blaming(pair.name, "full_size_probes"):
             probes += pair.full_size_probes(plan.config, np.random.default_rng(SEED))
     return Proof(
-        reference=Reference(pair.name, pair.build_torch, plan.config, sources, dtype, set(table.ignored())),
+        reference=Reference(pair.name, pair.build_torch, plan.config, sources, dtype, set(mapping.ignored())),
         modules={path: kind.probe_scales for path, kind in called.items()},
         stages=frozenset(path for path, kind in called.items() if kind.stage),
         probes=[replace(probe, inputs=nested.each(_single, probe.inputs)) for probe in probes],
         copied=available_memory() > plan.values * _BYTES_COPIED + _BYTES_SPARE,
         train=level == "train",
         folded=frozenset(one.canonical for step in plan.steps if step.leaf.fold for one in step.sources),
-        shared={**table.ties(), **{name: kept for name, kept in table.equals.items() if isinstance(kept, str)}},
+        shared={**mapping.ties(), **{name: kept for name, kept in mapping.equals.items() if isinstance(kept, str)}},
     )
 
 

@@ -14,7 +14,7 @@ from converter.errors import ConversionError, printable
 from converter.files.weights_file import THREADS, cast, dense, laid_out, read
 from converter.naming import listed
 from converter.planning.plan import Plan, Step
-from converter.planning.reading import table_of
+from converter.planning.reading import mapping_of
 from converter.proof.rounding import UNITS
 from converter.report import Lossless
 from tf_models.runtime.weights_format import WeightsError, datasets
@@ -92,16 +92,16 @@ def lossless(
                 nbytes += count
                 progress(count)
                 differing += wrong
-    unequal, equal = _left_out(plan, checkpoint)
+    unequal, equal = _dropped(plan, checkpoint)
     return Lossless(plan.tensors, nbytes, tuple(differing), tuple(unequal), tuple(equal))
 
 
-def _left_out(plan: Plan, checkpoint: Checkpoint) -> tuple[list[str], list[str]]:
+def _dropped(plan: Plan, checkpoint: Checkpoint) -> tuple[list[str], list[str]]:
     """Of the tensors that TensorFlow computes itself: what is not as it says, in words; and the names of the rest.
 
     A table that is computed, of sines say, may be off by as many roundings as libraries differ by.
     """
-    table = table_of(plan.pair, plan.config)
+    mapping = mapping_of(plan.pair, plan.config)
     entries = plan.entries
     unequal, equal = [], []
 
@@ -109,7 +109,7 @@ def _left_out(plan: Plan, checkpoint: Checkpoint) -> tuple[list[str], list[str]]
         values, axes = checkpoint.read(entries[name]), plan.dialect.axes(name)
         return np.array(values if axes is None else rearrange(values, axes))
 
-    for name, wanted in table.equals.items():
+    for name, wanted in mapping.equals.items():
         if name not in plan.unused:
             continue
         values = torchs(name)
@@ -130,7 +130,7 @@ def _left_out(plan: Plan, checkpoint: Checkpoint) -> tuple[list[str], list[str]]
         if same:
             equal.append(name)
         else:
-            unequal.append(f"{printable(entries[name].name)} is left out, but does not equal {shown}")
+            unequal.append(f"{printable(entries[name].name)} is dropped, but does not equal {shown}")
     return unequal, equal
 
 

@@ -16,15 +16,15 @@ from converter.errors import ConversionError, printable
 from converter.kinds import Kind
 from converter.kinds.activations import arrange, arranged
 from converter.naming import listed
+from converter.pairs.mapping import join
+from converter.pairs.pair import Probe
 from converter.planning.plan import Plan, build_tf
-from converter.planning.reading import table_of
+from converter.planning.reading import mapping_of
 from converter.planning.variables import by_path, layers_of
 from converter.proof import rounding
 from converter.proof.causes import cause
 from converter.proof.watching import Forced, Seen, Watch, as_declared, distinct, watched
 from converter.report import Comparison, Numerical
-from converter.tables.mapping import join
-from converter.tables.pair import Probe
 from converter.torch_side import questions
 from converter.torch_side.answers import MOST_CALLS, WIDE, Call, Entry, Note, Seeded, Trained, Whole
 from converter.torch_side.process import TorchProcess
@@ -115,13 +115,13 @@ class Proof:
     _several: dict[str, list[np.ndarray]] | None = None
 
     def __post_init__(self) -> None:
-        table = table_of(self.plan.pair, self.plan.config)
+        mapping = mapping_of(self.plan.pair, self.plan.config)
         # Rows of tensors that lie beside one another may share a path with that of a module that is called.
         modules = sorted(self.plan.modules, key=lambda one: one[2].callable_alone)
         self.rows = {torch_path: _Row(keras_path, kind) for torch_path, keras_path, kind in modules}
         self.probes = list(self.question.probes)
         self.named.update(name for probe in self.probes if not probe.part for name in probe.inputs)
-        self.table = table
+        self.mapping = mapping
         self.owners: dict[str, str] = {}  # variable -> the torch path of the layer that is proven alone with it
         for torch_path, row in self.rows.items():
             if row.kind.callable_alone and not row.kind.stage:

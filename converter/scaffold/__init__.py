@@ -17,14 +17,14 @@ from converter.checkpoints.tensors import Entry
 from converter.errors import ConversionError, UsageError, printable
 from converter.files.atomic import NewFolder
 from converter.naming import listed
+from converter.pairs import registry
+from converter.pairs.dialects import strip_compiled
 from converter.scaffold import files
 from converter.scaffold.classes import Classes, pieces
 from converter.scaffold.guesses import NUM_HEADS, Guess, guesses
 from converter.scaffold.readme import readme
-from converter.scaffold.rows import Line, table
+from converter.scaffold.rows import Line, mapping
 from converter.scaffold.tree import grown, place_in_keras
-from converter.tables import registry
-from converter.tables.dialects import strip_compiled
 
 MARK = "pair.py"  # the file by which a folder is known as one that was written here
 _MOST_TENSORS = 10_000
@@ -44,7 +44,7 @@ class NewPair:
         checkpoint: what it was made of.
         key: which state dict of it, where that was told.
         tensors: how many there are.
-        rows: of the table.
+        rows: of the mapping.
         certain: how many of these names and shapes leave no choice of.
         guessed: each other one, as "path: kind, because ...".
     """
@@ -104,7 +104,7 @@ def new_pair(
 ) -> NewPair:
     """Write a pair of one's own for a checkpoint, to start from: `convert --verify lossless` runs at once.
 
-    The folder becomes a package of the table (`pair.py`), a torch module and a Keras model with the layers that names
+    The folder becomes a package of the mapping (`pair.py`), a torch module and a Keras model with the layers that names
     and shapes tell of, all built, and what is certain and what a guess (`README.md`). What they compute is to be
     written.
 
@@ -128,7 +128,7 @@ def new_pair(
         found = list(guesses(root))
         tensors = sum(len(module.tensors) for module in root.below())
     classes = Classes(pieces(root, {module.path: guess for module, guess in found}))
-    lines = table(found)
+    lines = mapping(found)
     if not any(line.kind for line in lines):
         raise ConversionError(f"{printable(str(checkpoint), 160)}: none of its tensors is of floats, as weights are")
     guessed = tuple(f"{line.path}: {line.kind or 'dropped'}, because {line.why}" for line in lines if not line.certain)

@@ -86,7 +86,7 @@ def _normal(*shape: object) -> str:
 
 def init(name: str) -> str:
     """`__init__.py`"""
-    return f'"""The pair {name}: `pair.py` has the table, `torch_side.py` and `keras_side.py` the two networks."""\n'
+    return f'"""The pair {name}: `pair.py` has the mapping, `torch_side.py` and `keras_side.py` the two networks."""\n'
 
 
 def pair(name: str, lines: list[Line], given: Input, heads: int) -> str:

@@ -24,7 +24,7 @@ class Guess:
     """A module's kind, and the layer of it on both sides.
 
     Attributes:
-        kind: the kind as the table names it, `kinds.CONV_2D`.
+        kind: the kind as the mapping names it, `kinds.CONV_2D`.
         why: what speaks for it.
         certain: names and shapes leave no other.
         rule: what `converter.scaffold.layers` writes.

@@ -1,14 +1,14 @@
-"""The rows of a pair's table, folded, each with what speaks for it."""
+"""The rows of a pair's mapping, folded, each with what speaks for it."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from converter.checkpoints.tensors import FLOATS
 from converter.naming import fold
+from converter.pairs.mapping import expand
 from converter.scaffold.code import call, written
 from converter.scaffold.guesses import Guess, alone
 from converter.scaffold.tree import Module
-from converter.tables.mapping import expand
 
 _LAYER_S = ("weight", "bias", "running_mean", "running_var")
 _WIDEST = 90  # characters of a path that lists words
@@ -17,7 +17,7 @@ _WHOLE = "whole numbers, or yes and no, that torch keeps beside its parameters"
 
 @dataclass(frozen=True)
 class Line:
-    """A row of the table.
+    """A row of the mapping.
 
     Attributes:
         path, keras: torch's path and Keras's, folded.
@@ -46,7 +46,7 @@ class Line:
         return [comment, *written("", call("Row", f'"{self.path}"', self.kind, **keras), ",", depth)]
 
 
-def table(found: Iterable[tuple[Module, Guess | None]]) -> list[Line]:
+def mapping(found: Iterable[tuple[Module, Guess | None]]) -> list[Line]:
     """The rows of all modules, in the file's order of the first that each stands for."""
     order: dict[str, int] = {}
     groups: dict[tuple[str, bool, str], dict[str, str]] = {}

@@ -10,7 +10,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from converter import nested
 from converter.blame import where_and_what
-from converter.tables.pair import Probe
+from converter.pairs.pair import Probe
 from converter.torch_side.answers import Module, Outputs, Recorded, Send, Step
 from converter.torch_side.questions import Inventory, Record, Run, Trace
 from converter.torch_side.reference import Filled, ReferenceFailed

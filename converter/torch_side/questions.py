@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from converter.tables.pair import Probe
+from converter.pairs.pair import Probe
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Reference:
         config: what the builder takes.
         sources: canonical name -> where the tensor is, of every tensor of the network that the checkpoint holds.
         dtype: what the values were written as; the reference computes with values rounded to it.
-        ignored: canonical names that the table leaves out: the checkpoint or the reference may lack them.
+        ignored: canonical names that the mapping drops: the checkpoint or the reference may lack them.
     """
 
     model: str

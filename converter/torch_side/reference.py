@@ -15,8 +15,8 @@ from converter.blame import where_and_what
 from converter.checkpoints.checkpoint import Checkpoint
 from converter.errors import printable
 from converter.naming import listed
-from converter.tables.pair import Probe
-from converter.tables.registry import locate
+from converter.pairs.pair import Probe
+from converter.pairs.registry import locate
 from converter.torch_side.answers import Note, Send
 from converter.torch_side.questions import Reference, Source
 
@@ -103,7 +103,7 @@ def _state(wanted: Reference, send: Send) -> dict[str, Any]:
 
 
 def _fill(model: Any, state: dict[str, Any], wanted: Reference) -> None:
-    """Fill the reference with everything that it and the checkpoint have, also what the table leaves out."""
+    """Fill the reference with everything that it and the checkpoint have, also what the mapping drops."""
     known = model.state_dict()
     surplus = {name for name in wanted.ignored if name not in known}
     try:

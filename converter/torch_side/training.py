@@ -9,8 +9,8 @@ import numpy as np
 import torch
 
 from converter.blame import where_and_what
+from converter.pairs.pair import Probe
 from converter.proof.rounding import runs_for
-from converter.tables.pair import Probe
 from converter.torch_side.answers import Send, Trained
 from converter.torch_side.questions import Proof
 from converter.torch_side.reference import Filled, ReferenceFailed
@@ -146,7 +146,7 @@ class _Training:
         ]
         parameters = {name: value for name, value in model.named_parameters() if value.requires_grad}
         first = {id(value): name for name, value in parameters.items()}
-        # A shared parameter has several names, and the table may know it by any of them.
+        # A shared parameter has several names, and the mapping may know it by any of them.
         alike = {
             name: first[id(value)]
             for name, value in model.named_parameters(remove_duplicate=False)

@@ -5,9 +5,9 @@ import pytest
 import converter
 import tf_models
 import torch_refs
-from converter.tables import registry
-from converter.tables.pair import Variant
-from converter.tables.registry import named
+from converter.pairs import registry
+from converter.pairs.pair import Variant
+from converter.pairs.registry import named
 from tests.support.pairs import registered
 
 

@@ -325,7 +325,7 @@ def test_what_goes_into_and_out_of_a_stage_is_arranged():
 
 def test_every_kind_in_the_module_is_exercised():
     """In CASES, also those of test_reordered_and_folded, or by the test that is named here; layouts of other libraries
-    (`of`) are those of test_spellings."""
+    (`of`) are those of test_dialects."""
     elsewhere = {
         "EMBEDDING": test_embedding,
         "TOKENS": test_embedding,

@@ -13,7 +13,7 @@ from torch import nn
 from converter import Row, kinds, nested
 from converter.kinds import leaf
 from tests.support.carrying import alone, carry
-from tests.support.networks import Model, converted, dense, net, normal, pair, refused, restored
+from tests.support.networks import Model, converted, dense, net, normal, pair, refused, restored, there_and_back
 from tests.support.rule import assert_allowed
 from tf_models.layers import recurrent
 
@@ -299,6 +299,109 @@ def test_the_last_step_only(kind, theirs, ours, merge, tmp_path):
 
 
 @every_kind
+def test_directions_that_are_not_merged(kind, theirs, ours, tmp_path):
+    """Keras then gives two results, and behind them its states."""
+
+    def forward(self, x):
+        y, state = self.rnn(x)
+        there, back = y.chunk(2, -1)
+        ends = state[0] if isinstance(state, tuple) else state
+        return self.fc(there - back), *ends
+
+    def call(self, x):
+        there, back, *states = self.rnn(x)
+        return self.fc(there - back), *states[:: len(states) // 2]
+
+    def layer():
+        return K.Bidirectional(ours(H, return_sequences=True, return_state=True), merge_mode=None)
+
+    def build():
+        return Model(call, rnn=(layer(), (None, None, C)), fc=dense(4, H))
+
+    def torch_side():
+        return net(forward, rnn=theirs(C, H, batch_first=True, bidirectional=True), fc=nn.Linear(H, 4))
+
+    one = pair(build, torch_side, rows(kind), normal(N, L, C), outputs=("y", "there", "back"))
+    report = converted(one, torch_side().state_dict(), tmp_path)
+    assert report.numerical.full
+    assert len(report.numerical.layers) == 2, "the recurrent layer is proven alone"
+
+
+CELLS = pytest.mark.parametrize(
+    ("kind", "theirs", "ours"),
+    [
+        (kinds.LSTM_CELL, nn.LSTMCell, K.LSTMCell),
+        (kinds.GRU_CELL, nn.GRUCell, K.GRUCell),
+        (kinds.RNN_CELL, nn.RNNCell, K.SimpleRNNCell),
+    ],
+    ids=["lstm", "gru", "rnn"],
+)
+
+
+def cell_pair(kind, theirs, cell, **given):
+    """A cell that is called for each of three steps, first without a state."""
+
+    def forward(self, x):
+        state = None
+        for step in range(3):
+            state = self.cell(x[:, step], state)
+        return self.fc(state[0] if isinstance(state, tuple) else state)
+
+    def call(self, x):
+        states = self.cell.get_initial_state(batch_size=keras.ops.shape(x)[0])
+        states = list(states) if isinstance(states, (list, tuple)) else [states]
+        for step in range(3):
+            h, states = self.cell(x[:, step], states)
+        return self.fc(h)
+
+    def build():
+        return Model(call, cell=(cell(), (None, C)), fc=dense(4, H))
+
+    def torch_side():
+        return net(forward, cell=theirs(C, H, **given), fc=nn.Linear(H, 4))
+
+    return pair(build, torch_side, [Row("cell", kind), Row("fc", kinds.DENSE)], normal(N, 3, C))
+
+
+@CELLS
+@pytest.mark.parametrize("bias", [True, False])
+def test_cells(kind, theirs, ours, bias, tmp_path):
+    one = cell_pair(kind, theirs, lambda: ours(H, use_bias=bias), bias=bias)
+    report = there_and_back(one, tmp_path, verify="train")
+    assert len(report.numerical.layers) == 2, "the cell is proven alone"
+    exact = not bias or kind is kinds.GRU_CELL
+    assert bool(report.folded) != exact, "two biases that become one come back as their sum"
+
+
+@CELLS
+@pytest.mark.parametrize("batch", [(), (N,)], ids=["single", "batch"])
+@pytest.mark.parametrize("state", [True, False])
+def test_a_cell_is_called_as_torch_s_is(kind, theirs, ours, batch, state):
+    torch.manual_seed(0)
+    made, cell = theirs(C, H).double(), ours(H, dtype="float64")
+    cell.build((None, C))
+    kind = kind.fitted(kind, {"": cell})
+    carry(made.state_dict(), cell, alone(kind))
+    x, start = torch.randn(*batch, C).double(), torch.randn(*batch, H).double()
+    given = (start, start.flip(-1)) if theirs is nn.LSTMCell else start
+    with torch.no_grad():
+        expected = made(x, given) if state else made(x)
+    arrays = nested.each(lambda one: one.numpy(), given)
+    found = kind.call(cell, x.numpy(), arrays) if state else kind.call(cell, x.numpy())
+    assert_equal(numbers(found), numbers(expected))
+
+
+def test_cells_that_compute_otherwise(tmp_path):
+    for cell, told in (
+        (lambda: K.GRUCell(H, reset_after=False), "at cell: it is a GRU with reset_after=False"),
+        (lambda: K.LSTMCell(H), "at cell: it is a LSTMCell, no GRUCell"),
+        (lambda: K.GRUCell(H, recurrent_activation="relu"), "the order of its gates, .*its activations"),
+    ):
+        one = cell_pair(kinds.GRU_CELL, nn.GRUCell, cell)
+        refused(one, one.build_torch().state_dict(), tmp_path, told)
+
+
+@every_kind
 @pytest.mark.parametrize("directions", [False, True], ids=["one", "both"])
 def test_states_that_keras_returns_and_takes(kind, theirs, ours, directions, tmp_path):
     count = 2 if directions else 1
@@ -503,8 +606,8 @@ def own_pair(kind, theirs, layer, **given):
         (lambda: K.GRU(H, return_sequences=True, use_bias=False), {}, r"unexpected: rnn\..*bias_[ih]h_l0"),
         (lambda: K.GRU(H, return_sequences=True), {"bias": False}, r"missing: rnn\.bias_ih_l0"),
         (lambda: K.Bidirectional(K.GRU(H, return_sequences=True)), {}, r"missing: rnn\.weight_ih_l0_reverse"),
-        (lambda: K.GRU(H, reset_after=False), {}, "at rnn: it is a GRU with reset_after=False"),
-        (lambda: K.LSTM(H), {}, "at rnn: it has a LSTMCell, not a GRUCell"),
+        (lambda: K.GRU(H, reset_after=False), {}, "at rnn: cell is a GRU with reset_after=False"),
+        (lambda: K.LSTM(H), {}, "at rnn: cell is a LSTMCell, no GRUCell"),
         (lambda: K.Dense(H), {}, "at rnn: it is a Dense, no recurrent layer"),
         (
             lambda: K.Bidirectional(K.GRU(H), merge_mode="mul"),

@@ -203,6 +203,54 @@ CASES = {
         lambda: layers.WeightNormalization(layers.Conv1DTranspose(6, 3, 2)),
         (2, 4, 5),
     ),
+    "weight norm kept, of the inputs": (
+        kinds.weight_norm_kept(kinds.CONV_2D, 1),
+        lambda: now.weight_norm(nn.Conv2d(4, 6, 3), dim=1),
+        lambda: layers.WeightNormalization(layers.Conv2D(6, 3), -2),
+        (2, 4, 5, 6),
+    ),
+    "weight norm kept, counted from the end": (
+        kinds.weight_norm_kept(kinds.CONV_2D, -1),
+        lambda: before.weight_norm(nn.Conv2d(4, 6, 3), dim=3),
+        lambda: layers.WeightNormalization(layers.Conv2D(6, 3), 1),
+        (2, 4, 5, 6),
+    ),
+    "weight norm kept, one length": (
+        kinds.weight_norm_kept(kinds.DENSE, None),
+        lambda: before.weight_norm(nn.Linear(4, 6), dim=None),
+        lambda: layers.WeightNormalization(K.Dense(6), ()),
+        (3, 4),
+    ),
+    "weight norm kept, of heads": (
+        kinds.weight_norm_kept(kinds.dense_from_heads(2)),
+        lambda: now.weight_norm(nn.Linear(8, 6)),
+        lambda: layers.WeightNormalization(K.EinsumDense("bhd,hdo->bo", (6,), bias_axes="o"), -1),
+        (3, 8),
+    ),
+    "layer norm over images": (
+        kinds.LAYER_NORM_WHOLE_2D,
+        lambda: seeded(nn.LayerNorm((4, 5, 6))),
+        lambda: layers.LayerNorm(axis=(1, 2, 3), epsilon=1e-5),
+        (3, 4, 5, 6),
+    ),
+    "layer norm over images, keras": (
+        kinds.LAYER_NORM_WHOLE_2D,
+        lambda: seeded(nn.LayerNorm((4, 5, 6), eps=1e-3)),
+        lambda: K.LayerNormalization(axis=(1, 2, 3), epsilon=1e-3),
+        (3, 4, 5, 6),
+    ),
+    "layer norm over two axes, without a shift": (
+        kinds.LAYER_NORM,
+        lambda: seeded(nn.LayerNorm((5, 6), bias=False)),
+        lambda: layers.LayerNorm(axis=(2, 3), epsilon=1e-5, center=False),
+        (3, 4, 5, 6),
+    ),
+    "layer norm without factors": (
+        kinds.LAYER_NORM,
+        lambda: nn.LayerNorm(6, elementwise_affine=False),
+        lambda: layers.LayerNorm(epsilon=1e-5, scale=False, center=False),
+        (3, 4, 6),
+    ),
 }
 for rank in (1, 2, 3):
     space = (4, 5, 6)[:rank]
@@ -229,6 +277,12 @@ MODULES = {
         lambda: nn.Conv2d(4, 8, 3, groups=4),
         lambda: K.DepthwiseConv2D(3, depth_multiplier=2),
         (2, 4, 5, 6),
+    ),
+    "to heads": (
+        kinds.dense_to_heads(2),
+        lambda: nn.Linear(4, 6),
+        lambda: K.EinsumDense("bi,ihd->bhd", (2, 3), bias_axes="hd"),
+        (3, 4),
     ),
     "transposed": (
         kinds.CONV_TRANSPOSE_2D,
@@ -297,7 +351,7 @@ def test_keras_computes_what_torch_does_and_so_do_gradients(case):
 @pytest.mark.parametrize("wrap", ["weight_norm", "spectral_norm"])
 @pytest.mark.parametrize("home", [before, now])
 @pytest.mark.parametrize("case", MODULES)
-def test_a_normalised_kernel_is_folded_in_both_spellings(case, home, wrap):
+def test_a_normalised_kernel_is_folded_under_both_names(case, home, wrap):
     torch.manual_seed(0)
     kind, make_torch, make_keras, shape = MODULES[case]
     theirs = getattr(home, wrap)(make_torch())
@@ -320,6 +374,15 @@ def test_what_has_no_kernel_is_not_normalised():
     for wrong in (kinds.weight_normed, kinds.weight_norm_kept):
         with pytest.raises(ValueError, match="LAYER_NORM has no kernel"):
             wrong(kinds.LAYER_NORM)
+    for make in (kinds.weight_norm_kept, lambda kind: kinds.batch_norm_folded(kind, "0", "1")):
+        with pytest.raises(ValueError, match="has several kernels"):
+            make(kinds.split_dense())
+
+
+def test_two_words_about_the_axis_of_weight_norm():
+    with pytest.raises(ValueError, match="CONV_2D is folded along another dim than 0: give weight_norm_kept the same"):
+        kinds.weight_norm_kept(kinds.weight_normed(kinds.CONV_2D, dim=1))
+    assert kinds.weight_norm_kept(kinds.weight_normed(kinds.CONV_2D, 1), 1) == kinds.weight_norm_kept(kinds.CONV_2D, 1)
 
 
 @pytest.mark.parametrize("case", MODULES)
@@ -331,7 +394,7 @@ def test_batch_norm_is_folded_into_what_stands_before_it(case, bias, affine):
     conv = make_torch()
     if not bias:
         conv.bias = None
-    channels = make_keras().units if case == "linear" else conv.out_channels
+    channels = getattr(conv, "out_channels", None) or conv.out_features
     batch = {2: nn.BatchNorm1d, 3: nn.BatchNorm1d, 4: nn.BatchNorm2d}[len(shape)]
     theirs = nn.Sequential(conv, seeded(batch(channels, eps=1e-3, affine=affine)))
     folded = kinds.batch_norm_folded(kind, "0", "1", 1e-3, bias, affine, alone=True)

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 import converter
-from converter.families.sam.mask_decoder import SAM_DECODER, decoder_table
+from converter.families.sam.mask_decoder import SAM_DECODER, decoder_mapping
 from converter.kinds import ACTIVATION_2D, DENSE, LAYER_NORM, Kind, leaf
-from converter.tables import registry
-from converter.tables.mapping import Mapping, Row
+from converter.pairs import registry
+from converter.pairs.mapping import Mapping, Row
 from tests.support.checkpoints import save
 from tests.support.small_sam import OPTIONS, decoder_state
 from tf_models.sam.mask_decoder import build_mask_decoder
@@ -39,18 +39,18 @@ def faulty(**changes) -> converter.Pair:
 
 
 def remapped(*rows: Row):
-    """The decoder's table with some modules under other rows."""
+    """The decoder's mapping with some modules under other rows."""
 
-    def table(config):
+    def mapping(config):
         replaced = {path for row in rows for path, _ in row.modules()}
         kept = [
             Row(path, kind, keras_path)
-            for path, keras_path, kind in decoder_table(config).modules()
+            for path, keras_path, kind in decoder_mapping(config).modules()
             if path not in replaced
         ]
         return Mapping([*kept, *rows])
 
-    return table
+    return mapping
 
 
 def altered(change):
@@ -177,7 +177,7 @@ def _some_bias(file):
 
 def test_layers_without_a_partner_are_named(tmp_path):
     def renamed(config):
-        rows = [Row(p, k, q) for p, q, k in decoder_table(config).modules() if p != "output_upscaling.2"]
+        rows = [Row(p, k, q) for p, q, k in decoder_mapping(config).modules() if p != "output_upscaling.2"]
         return Mapping([*rows, Row("output_upscaling.2", ACTIVATION_2D, "output_upscaling.nowhere")])
 
     pair = faulty(mapping=renamed)

@@ -523,5 +523,5 @@ def test_a_name_that_is_no_input_is_noted(tmp_path):
 
 
 def test_mapping_refuses_what_is_no_row():
-    with pytest.raises(ValueError, match="a table has rows Row"):
+    with pytest.raises(ValueError, match="a mapping has rows Row"):
         Mapping([("a", kinds.DENSE)])

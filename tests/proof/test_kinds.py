@@ -309,7 +309,7 @@ def test_normalised_kernels_fold_and_come_back(tmp_path, turn):
     assert converted(one, back, tmp_path / "again").numerical.full
 
 
-def test_a_checkpoint_of_the_old_spelling_fits_a_reference_of_the_new(tmp_path):
+def test_a_checkpoint_of_the_old_names_fits_a_reference_of_the_new(tmp_path):
     old, one = folded([before.weight_norm] * 4), folded([now.weight_norm] * 4)
     state = old.build_torch().state_dict()
     report = converted(one, state, tmp_path)

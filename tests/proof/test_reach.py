@@ -20,7 +20,7 @@ from tf_models import layers
 ops = keras.ops
 
 
-# --- What a table leaves out ------------------------------------------------------------------------------------------
+# --- What a mapping drops --------------------------------------------------------------------------------------------
 
 
 def shifted(shift):
@@ -58,7 +58,7 @@ def test_a_dropped_tensor_equals_what_the_table_says(tmp_path, equals):
     )
     assert converted(one, state, tmp_path).lossless.equal == ("shift",)
     state["shift"][2] = 1e-3
-    refused(one, state, tmp_path, "lossless: shift is left out, but does not equal", verify="lossless")
+    refused(one, state, tmp_path, "lossless: shift is dropped, but does not equal", verify="lossless")
 
 
 def test_a_dropped_tensor_may_be_another_s_equal(tmp_path):
@@ -75,7 +75,7 @@ def test_a_dropped_tensor_may_be_another_s_equal(tmp_path):
         report = converted(one, state, tmp_path)
         assert report.numerical.full
         assert report.lossless.equal == ("shift",)
-    refused(one, state | {"fc.bias": bias + 1}, tmp_path, r"shift is left out, but does not equal fc\.bias")
+    refused(one, state | {"fc.bias": bias + 1}, tmp_path, r"shift is dropped, but does not equal fc\.bias")
 
 
 def tied():

@@ -1,6 +1,6 @@
-"""Torch's tensors into a Keras model in memory, by a pair's table: the axes of a conversion, without its files.
+"""Torch's tensors into a Keras model in memory, by a pair's mapping: the axes of a conversion, without its files.
 
-What a test then finds is right only where table and model are: it computes with the model, and torch has the word.
+What a test then finds is right only where mapping and model are: it computes with the model, and torch has the word.
 """
 
 from collections.abc import Mapping
@@ -12,9 +12,9 @@ import converter
 import tf_models
 from converter import Row
 from converter.kinds import Kind
+from converter.pairs.mapping import join
+from converter.pairs.registry import get
 from converter.planning.variables import by_path
-from converter.tables.mapping import join
-from converter.tables.registry import get
 
 
 def twin(name: str, config: dict[str, Any], state: Mapping[str, Any], **more: Any) -> Any:
@@ -22,26 +22,26 @@ def twin(name: str, config: dict[str, Any], state: Mapping[str, Any], **more: An
     return carry(state, tf_models.create(name, **config, **more), get(name).mapping(config))
 
 
-def carry(state: Mapping[str, Any], model: Any, table: converter.Mapping) -> Any:
+def carry(state: Mapping[str, Any], model: Any, mapping: converter.Mapping) -> Any:
     """Fill the variables of a model or a layer, every one of them, and give it back.
 
     `state` is torch's names -> tensors or arrays.
     """
-    values = laid_out(state, model, table)
+    values = laid_out(state, model, mapping)
     for path, variable in by_path(model).items():
         variable.assign(values[path])
     return model
 
 
-def laid_out(state: Mapping[str, Any], model: Any, table: converter.Mapping) -> dict[str, np.ndarray]:
+def laid_out(state: Mapping[str, Any], model: Any, mapping: converter.Mapping) -> dict[str, np.ndarray]:
     """Attribute path -> array, for every variable, of a state dict or of the gradients to one.
 
-    Every tensor is used once or left out by the table, and comes back to the bit where nothing is folded.
+    Every tensor is used once or dropped by the mapping, and comes back to the bit where nothing is folded.
     """
-    table = table.holding(state)
-    variables, left = by_path(model), state.keys() - table.ignored().keys()
+    mapping = mapping.holding(state)
+    variables, left = by_path(model), state.keys() - mapping.ignored().keys()
     found: dict[str, np.ndarray] = {}
-    for torch_path, keras_path, kind in table.modules():
+    for torch_path, keras_path, kind in mapping.modules():
         for leaf in kind.leaves:
             places = [join(keras_path, name) for name in leaf.keras]
             names = [join(torch_path, name) for name in leaf.torch]
@@ -59,10 +59,10 @@ def laid_out(state: Mapping[str, Any], model: Any, table: converter.Mapping) -> 
             found.update(zip(places, values, strict=True))
             left -= set(names)
     assert not variables, f"not filled: {', '.join(variables)}"
-    assert not left, f"neither mapped nor left out: {', '.join(left)}"
+    assert not left, f"neither mapped nor dropped: {', '.join(left)}"
     return found
 
 
 def alone(kind: Kind) -> converter.Mapping:
-    """The table of a module that is all there is."""
+    """The mapping of a module that is all there is."""
     return converter.Mapping([Row("", kind)])

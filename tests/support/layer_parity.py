@@ -31,7 +31,7 @@ def torch_results(
     inputs: list[np.ndarray],
     upstream: np.ndarray,
     layer: Any,
-    table: Mapping,
+    mapping: Mapping,
     channels_first: bool = False,
     **options: Any,
 ) -> dict:
@@ -44,7 +44,9 @@ def torch_results(
     found = {"output": _last(output, channels_first)}
     found.update({f"input {i}": _last(g, channels_first) for i, g in enumerate(gradients[: len(tensors)])})
     names = [name for name, _ in module.named_parameters()]
-    found.update(laid_out(dict(zip(names, (g.double() for g in gradients[len(tensors) :]), strict=True)), layer, table))
+    found.update(
+        laid_out(dict(zip(names, (g.double() for g in gradients[len(tensors) :]), strict=True)), layer, mapping)
+    )
     return found
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import converter
 import tf_models
 import torch_refs
-from converter.tables import registry
+from converter.pairs import registry
 
 
 @contextmanager

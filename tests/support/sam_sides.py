@@ -15,7 +15,7 @@ from segment_anything import sam_model_registry
 from segment_anything.modeling import Sam
 
 from converter.files.weights_file import sign
-from converter.tables.registry import get
+from converter.pairs.registry import get
 from tests.support.carrying import twin
 from tests.support.seeded import seeded
 from tests.support.small_sam import CONFIG, upstream_sam

@@ -1,4 +1,4 @@
-"""Segment Anything: the image encoder's table, names, sizes and probe inputs."""
+"""Segment Anything: the image encoder's mapping, names, sizes and probe inputs."""
 
 from collections.abc import Mapping as Named
 from typing import Any
@@ -18,9 +18,9 @@ from converter.kinds import (
     STAGE,
     STAGE_2D,
 )
-from converter.tables.dialects import Dialect
-from converter.tables.mapping import Drop, Mapping, Row
-from converter.tables.pair import ConfigJson, Option, Pair, Probe
+from converter.pairs.dialects import Dialect
+from converter.pairs.mapping import Drop, Mapping, Row
+from converter.pairs.pair import ConfigJson, Option, Pair, Probe
 
 # Hugging Face's SamModel, below `vision_encoder`.
 HUGGING_FACE = (
@@ -108,8 +108,8 @@ def image_encoder_rows(config: dict[str, Any]) -> list[Row | Drop]:
     ]
 
 
-def image_encoder_table(config: dict[str, Any]) -> Mapping:
-    """The table of the image encoder."""
+def image_encoder_mapping(config: dict[str, Any]) -> Mapping:
+    """The mapping of the image encoder."""
     return Mapping(image_encoder_rows(config))
 
 
@@ -148,7 +148,7 @@ SAM_IMAGE_ENCODER = Pair(
     name="sam_image_encoder",
     tensors=177,
     summary="Segment Anything's image encoder (ViT-B, L, H or of other sizes)",
-    mapping=image_encoder_table,
+    mapping=image_encoder_mapping,
     probes=image_encoder_probes,
     full_size_probes=image_encoder_full_size_probes,
     outputs=("image_embeddings",),

@@ -1,4 +1,4 @@
-"""Segment Anything: the mask decoder's table, names, sizes and probe inputs."""
+"""Segment Anything: the mask decoder's mapping, names, sizes and probe inputs."""
 
 from collections.abc import Mapping as Named
 from dataclasses import replace
@@ -8,9 +8,9 @@ import numpy as np
 
 from converter.errors import UsageError
 from converter.kinds import ACTIVATION_2D, CONV_TRANSPOSE_2D, DENSE, LAYER_NORM, LAYER_NORM_2D, TOKENS
-from converter.tables.dialects import Dialect
-from converter.tables.mapping import Drop, Mapping, Row
-from converter.tables.pair import ConfigJson, Option, Pair, Probe
+from converter.pairs.dialects import Dialect
+from converter.pairs.mapping import Drop, Mapping, Row
+from converter.pairs.pair import ConfigJson, Option, Pair, Probe
 
 # The bias of keys adds the same to every score of a query, which softmax takes away. Keras leaves these layers
 # out where there are fewer tokens than positions, and multiplies the queries by their kernels.
@@ -84,8 +84,8 @@ def count(shapes: Named[str, tuple[int, ...]], before: str) -> int:
     return 1 + max((int(index) for index in indices if index.isdecimal() and len(index) < 5), default=0)
 
 
-def decoder_table(config: dict[str, Any]) -> Mapping:
-    """The table of the mask decoder."""
+def decoder_mapping(config: dict[str, Any]) -> Mapping:
+    """The mapping of the mask decoder."""
     return Mapping(decoder_rows(config))
 
 
@@ -147,7 +147,7 @@ PUBLISHED_DECODER = {
 SAM_DECODER = Pair(
     name="sam_decoder",
     summary="Segment Anything's mask decoder (any SAM checkpoint)",
-    mapping=decoder_table,
+    mapping=decoder_mapping,
     probes=decoder_probes,
     outputs=("masks", "iou"),
     channels_first=frozenset({"image_embeddings", "image_pe", "dense_prompt_embeddings", "masks"}),

@@ -1,4 +1,4 @@
-"""MobileSAM: the table of its image encoder, TinyViT, beside those of Segment Anything's other two parts."""
+"""MobileSAM: the mapping of its image encoder, TinyViT, beside those of Segment Anything's other two parts."""
 
 import math
 from collections.abc import Mapping as Named
@@ -25,8 +25,8 @@ from converter.kinds import (
     STAGE,
     STAGE_2D,
 )
-from converter.tables.mapping import Drop, Mapping, Row, under
-from converter.tables.pair import Option, Pair, Probe
+from converter.pairs.mapping import Drop, Mapping, Row, under
+from converter.pairs.pair import Option, Pair, Probe
 
 _STRIDE = 16  # pixels of the image along each side of one vector of its embedding
 
@@ -123,8 +123,8 @@ def mobile_sam_config(shapes: Named[str, tuple[int, ...]], options: dict[str, An
     }
 
 
-def mobile_sam_table(config: dict[str, Any]) -> Mapping:
-    """The tables of the parts, and each part as a stage."""
+def mobile_sam_mapping(config: dict[str, Any]) -> Mapping:
+    """The mappings of the parts, and each part as a stage."""
     return Mapping(
         [
             *under("image_encoder", tiny_vit_rows(config["image_encoder"])),
@@ -165,7 +165,7 @@ MOBILE_SAM = Pair(
     name="mobile_sam",
     tensors=408,
     summary="MobileSAM: TinyViT-5M image encoder, prompt encoder and mask decoder",
-    mapping=mobile_sam_table,
+    mapping=mobile_sam_mapping,
     probes=mobile_sam_probes,
     full_size_probes=mobile_sam_full_size_probes,
     outputs=("masks", "iou"),

@@ -1,4 +1,4 @@
-"""Segment Anything: the prompt encoder's table, names, sizes and probe inputs."""
+"""Segment Anything: the prompt encoder's mapping, names, sizes and probe inputs."""
 
 from collections.abc import Mapping as Named
 from typing import Any
@@ -7,9 +7,9 @@ import numpy as np
 
 from converter.errors import UsageError
 from converter.kinds import ACTIVATION_2D, CONV_2D, LAYER_NORM_2D, PARAMETER, SEQUENTIAL_2D, TOKENS
-from converter.tables.dialects import Dialect
-from converter.tables.mapping import Drop, Mapping, Row
-from converter.tables.pair import ConfigJson, Option, Pair, Probe
+from converter.pairs.dialects import Dialect
+from converter.pairs.mapping import Drop, Mapping, Row
+from converter.pairs.pair import ConfigJson, Option, Pair, Probe
 
 _MATRIX = "pe_layer.positional_encoding_gaussian_matrix"
 
@@ -56,8 +56,8 @@ def prompt_encoder_rows(config: dict[str, Any]) -> list[Row | Drop]:
     ]
 
 
-def prompt_encoder_table(config: dict[str, Any]) -> Mapping:
-    """The table of the prompt encoder."""
+def prompt_encoder_mapping(config: dict[str, Any]) -> Mapping:
+    """The mapping of the prompt encoder."""
     return Mapping(prompt_encoder_rows(config))
 
 
@@ -96,7 +96,7 @@ PUBLISHED_PROMPT_ENCODER = {"image_size": 1024, "patch_size": 16, "embed_dim": 2
 SAM_PROMPT_ENCODER = Pair(
     name="sam_prompt_encoder",
     summary="Segment Anything's prompt encoder (any SAM checkpoint)",
-    mapping=prompt_encoder_table,
+    mapping=prompt_encoder_mapping,
     probes=prompt_encoder_probes,
     outputs=("sparse", "dense"),
     channels_first=frozenset({"masks", "dense"}),

@@ -1,4 +1,4 @@
-"""Segment Anything as a whole: the tables of its three parts under one roof, for each size of its image encoder."""
+"""Segment Anything as a whole: the mappings of its three parts under one roof, for each size of its image encoder."""
 
 from collections.abc import Mapping as Named
 from dataclasses import replace
@@ -8,9 +8,9 @@ import numpy as np
 
 from converter.families.sam import image_encoder, mask_decoder, prompt_encoder
 from converter.kinds import STAGE_2D
-from converter.tables.dialects import Dialect, renamed_under
-from converter.tables.mapping import Mapping, Row, under
-from converter.tables.pair import ConfigJson, Pair, Probe, Variant
+from converter.pairs.dialects import Dialect, renamed_under
+from converter.pairs.mapping import Mapping, Row, under
+from converter.pairs.pair import ConfigJson, Pair, Probe, Variant
 
 HUGGING_FACE = Dialect(
     "hugging_face",
@@ -60,8 +60,8 @@ class _Part(dict[str, tuple[int, ...]]):
         raise KeyError(f"{self.part}.{name}")
 
 
-def sam_table(config: dict[str, Any]) -> Mapping:
-    """The tables of the parts, and each part as a stage."""
+def sam_mapping(config: dict[str, Any]) -> Mapping:
+    """The mappings of the parts, and each part as a stage."""
     return Mapping(
         [
             *under("image_encoder", image_encoder.image_encoder_rows(config["image_encoder"])),
@@ -132,7 +132,7 @@ _DECODER = dict(mask_decoder.PUBLISHED_DECODER)
 SAM = Pair(
     name="sam",
     summary="Segment Anything of any size: image encoder, prompt encoder and mask decoder",
-    mapping=sam_table,
+    mapping=sam_mapping,
     probes=sam_probes,
     full_size_probes=sam_full_size_probes,
     outputs=("masks", "iou"),

@@ -9,7 +9,7 @@ import torchvision
 
 import tf_models
 import torch_refs
-from converter.families.deform_conv import table
+from converter.families.deform_conv import mapping
 from converter.planning.variables import by_path
 from tests.support.carrying import carry
 from tests.support.judging import channels_first, channels_last
@@ -20,7 +20,7 @@ from tf_models.deform_conv.model import DCNv2, DeformConv2d, build_dcn_v2, build
 from torch_refs.deform_conv.model import DCNv2 as TorchDCNv2
 from torch_refs.deform_conv.model import DeformConv2d as TorchDeformConv2d
 
-TABLE = table({})
+MAPPING = mapping({})
 # name -> (configuration, height and width)
 CASES = {
     "as the module has it by default": ({}, (8, 6)),
@@ -42,7 +42,7 @@ def case(name, dtype="float64", batch=2):
     config = {"in_channels": 6, "out_channels": 12, **config}
     module = seeded(TorchDeformConv2d(**config)).double()
     layer = build_deform_conv2d(**config, dtype=dtype)
-    carry(module.state_dict(), layer, TABLE)
+    carry(module.state_dict(), layer, MAPPING)
     rng = np.random.default_rng(0)
     x = 1.5 * rng.standard_normal((batch, *size, 6))
     upstream = rng.standard_normal(layer(tf.constant(x, layer.variable_dtype)).shape)
@@ -50,7 +50,7 @@ def case(name, dtype="float64", batch=2):
 
 
 def torchs(module, layer, x, upstream):
-    return torch_results(module, [x], upstream, layer, TABLE, channels_first=True)
+    return torch_results(module, [x], upstream, layer, MAPPING, channels_first=True)
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -128,7 +128,7 @@ def test_a_step_of_training_is_torchs():
     torch.nn.functional.mse_loss(module(image), target).backward()
     optimizer.step()
     trained = build_deform_conv2d(**layer.get_config() | {"dtype": "float64", "name": "trained"})
-    carry(module.state_dict(), trained, TABLE)
+    carry(module.state_dict(), trained, MAPPING)
     ours, theirs = ({name: value.numpy() for name, value in by_path(one).items()} for one in (layer, trained))
     assert_equal(ours, theirs)
 
@@ -140,7 +140,7 @@ def test_configuration_goes_round_and_a_saved_model_computes_the_same(build, ref
         "groups": 2, "offset_groups": 2, "bias": False,
     }  # fmt: skip
     layer, module = build(**config), seeded(reference(**config)).double()
-    carry(module.state_dict(), layer, TABLE)
+    carry(module.state_dict(), layer, MAPPING)
     x = np.random.default_rng(0).standard_normal((2, 9, 8, 4)).astype(np.float32)
     made = again(layer)
     assert made.get_config() == layer.get_config()

@@ -11,8 +11,8 @@ import torch
 
 import tf_models
 import torch_refs
+from converter.pairs.registry import get
 from converter.planning.variables import by_path
-from converter.tables.registry import get
 from tests.support.carrying import laid_out, twin
 from tests.support.deformable import OTHER, SMALL, SPATIAL, VARIANTS, defined, inputs, reference, upstream
 from tests.support.rule import as_held, assert_allowed

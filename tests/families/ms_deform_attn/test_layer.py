@@ -11,7 +11,7 @@ import torch
 
 import tf_models
 import torch_refs
-from converter.families.ms_deform_attn import table
+from converter.families.ms_deform_attn import mapping
 from tests.support.carrying import carry
 from tests.support.layer_parity import again, assert_equal, tf_results, torch_results
 from tests.support.rule import as_held, assert_allowed, assert_same
@@ -19,7 +19,7 @@ from tests.support.seeded import seeded
 from tf_models.ms_deform_attn.model import MSDeformAttn, build_ms_deform_attn
 from torch_refs.ms_deform_attn.model import MSDeformAttn as TorchMSDeformAttn
 
-TABLE = table({})
+MAPPING = mapping({})
 SHAPES = ((6, 4), (3, 2), (1, 5))
 CONFIG = {"d_model": 12, "n_levels": 3, "n_heads": 2, "n_points": 2}
 PIXELS = sum(height * width for height, width in SHAPES)
@@ -35,7 +35,7 @@ def arrays(coordinates=2, batch=2, queries=7):
 
 def both(dtype="float64"):
     module, layer = seeded(TorchMSDeformAttn(**CONFIG)).double(), build_ms_deform_attn(**CONFIG, dtype=dtype)
-    carry(module.state_dict(), layer, TABLE)
+    carry(module.state_dict(), layer, MAPPING)
     return layer, module
 
 
@@ -94,7 +94,7 @@ def test_outputs_and_gradients_are_torchs(coordinates, masked):
     inputs, mask, upstream = arrays(coordinates)
     mask = mask if masked else None
     ours = tf_results(layer, inputs, upstream, **tf_options(mask))
-    assert_equal(ours, torch_results(module, inputs, upstream, layer, TABLE, **torch_options(mask)))
+    assert_equal(ours, torch_results(module, inputs, upstream, layer, MAPPING, **torch_options(mask)))
 
 
 @pytest.mark.parametrize("coordinates", [2, 4])
@@ -104,7 +104,7 @@ def test_float32_is_as_near_to_the_truth_as_it_can_be(coordinates):
     *inputs, upstream = [value.astype(np.float32).astype(np.float64) for value in (*inputs, upstream)]
     module.float().double()
     ours = tf_results(layer, inputs, upstream, **tf_options(mask))
-    assert_allowed(ours, lambda: torch_results(module, inputs, upstream, layer, TABLE, **torch_options(mask)))
+    assert_allowed(ours, lambda: torch_results(module, inputs, upstream, layer, MAPPING, **torch_options(mask)))
 
 
 @pytest.mark.parametrize("jit", [False, True])
@@ -118,7 +118,7 @@ def test_one_trace_serves_all_lengths(jit):
 
     for batch, queries in ((2, 7),) if jit else ((2, 7), (3, 5)):  # XLA takes seconds for each
         inputs, _, upstream = arrays(batch=batch, queries=queries)
-        theirs = torch_results(module, inputs, upstream, layer, TABLE, **torch_options(None))
+        theirs = torch_results(module, inputs, upstream, layer, MAPPING, **torch_options(None))
         assert_equal(tf_results(layer, inputs, upstream, call), theirs)
 
 
@@ -137,7 +137,7 @@ def test_mixed_precision_computes_locations_in_full(policy):
     inputs, mask, upstream = arrays()
     inputs = [torch.from_numpy(value).to(getattr(torch, half)).double().numpy() for value in inputs]
     module = as_held(module, half)
-    truth = lambda: [torch_results(module, inputs, upstream, layer, TABLE, **torch_options(mask))["output"]]  # noqa: E731
+    truth = lambda: [torch_results(module, inputs, upstream, layer, MAPPING, **torch_options(mask))["output"]]  # noqa: E731
     output = layer(*(tf.constant(value, tf.float32) for value in inputs), **tf_options(mask))
     assert output.dtype == layer.compute_dtype
     assert_allowed([tf.cast(output, tf.float64).numpy()], truth, half)

@@ -13,7 +13,7 @@ import torch
 
 import tf_models
 from converter import Mapping, Row
-from converter.families.sam.mask_decoder import decoder_table
+from converter.families.sam.mask_decoder import decoder_mapping
 from converter.kinds import CONV_TRANSPOSE_2D, DENSE
 from converter.planning.variables import by_path, layer_at
 from tests.support.carrying import alone, carry, laid_out
@@ -50,7 +50,7 @@ class Case:
         self.torch = seeded(build_torch(**config))
         self.double = deepcopy(self.torch).double()
         self.model = build_mask_decoder(**config)
-        carry(self.torch.state_dict(), self.model, decoder_table(self.model.get_config()))
+        carry(self.torch.state_dict(), self.model, decoder_mapping(self.model.get_config()))
         self.c = self.model.transformer_dim
 
     def check(self, call, args: list[torch.Tensor], multimask_output: bool = True) -> None:
@@ -197,7 +197,7 @@ def test_gradients_of_every_variable_are_torchs(prompts):
     args = decoder_inputs(32, prompts, 6, 5, 2)
     module = seeded(build_torch(**OTHER_DECODER)).double()
     model = build_mask_decoder(**OTHER_DECODER, dtype="float64")
-    carry(module.state_dict(), model, decoder_table(OTHER_DECODER))
+    carry(module.state_dict(), model, decoder_mapping(OTHER_DECODER))
     outputs = module(*(arg.double() for arg in args))
     factors = [torch.randn(output.shape, dtype=torch.float64) for output in outputs]
     sum((factor * output).sum() for factor, output in zip(factors, outputs, strict=True)).backward()
@@ -207,7 +207,7 @@ def test_gradients_of_every_variable_are_torchs(prompts):
         loss = sum(tf.reduce_sum(factor * output) for factor, output in zip(factors, outputs, strict=True))
     gradients = tape.gradient(loss, {path: variable.value for path, variable in by_path(model).items()})
     wanted = {name: parameter.grad for name, parameter in module.named_parameters()}
-    for path, want in laid_out(wanted, model, decoder_table(OTHER_DECODER)).items():
+    for path, want in laid_out(wanted, model, decoder_mapping(OTHER_DECODER)).items():
         assert gradients[path] is not None, path
         np.testing.assert_allclose(gradients[path], want, rtol=1e-9, atol=1e-9, err_msg=path)
 
@@ -226,7 +226,7 @@ def test_gradients_under_jit(tiny):
         masks, iou = tiny.double(*doubled(*given))
         named = dict(tiny.double.named_parameters())
         found = torch.autograd.grad(masks.square().sum() + iou.square().sum(), list(named.values()))
-        return laid_out(dict(zip(named, found, strict=True)), tiny.model, decoder_table(TINY))
+        return laid_out(dict(zip(named, found, strict=True)), tiny.model, decoder_mapping(TINY))
 
     for function in (gradients, tf.function(gradients, jit_compile=True)):
         assert_allowed(function(), compute)
@@ -234,7 +234,7 @@ def test_gradients_under_jit(tiny):
 
 def test_mixed_float16(sam):
     half = build_mask_decoder(dtype="mixed_float16")
-    carry(sam.torch.state_dict(), half, decoder_table(half.get_config()))
+    carry(sam.torch.state_dict(), half, decoder_mapping(half.get_config()))
     assert {variable.dtype for variable in half.variables} == {"float32"}
     args = [arg.half().float() for arg in decoder_inputs(256, 2, 9, 7, 2)]
     got, held = half(*map(last, args)), as_held(sam.torch, "float16")
@@ -244,7 +244,7 @@ def test_mixed_float16(sam):
 
 def test_float64(small):
     model = build_mask_decoder(**OTHER_DECODER, dtype="float64")
-    carry(small.double.state_dict(), model, decoder_table(OTHER_DECODER))
+    carry(small.double.state_dict(), model, decoder_mapping(OTHER_DECODER))
     args = [arg.double() for arg in decoder_inputs(32, 2, 4, 5, 3)]
     with torch.inference_mode():
         truth = small.double(*args)

@@ -499,7 +499,7 @@ def test_an_older_checkpoint_s_indices_must_be_those_that_are_computed(tmp_path)
     )
     assert report.lossless.equal == (name,)
     wrong = right.flip(0)
-    with pytest.raises(converter.ProofError, match="attention_bias_idxs is left out, but does not equal the table"):
+    with pytest.raises(converter.ProofError, match="attention_bias_idxs is dropped, but does not equal the table"):
         converter.convert(
             "mobile_sam",
             save(mobile_state() | {name: wrong}, tmp_path),

@@ -229,7 +229,7 @@ def hugging_face():
 
 
 @pytest.mark.parametrize("form", ["safetensors", "bin"])
-def test_hugging_faces_spelling(hugging_face, form, tmp_path):
+def test_hugging_faces_dialect(hugging_face, form, tmp_path):
     """The safetensors file holds the matrix of the positions once, a torch one twice."""
     if form == "safetensors":
         hugging_face.save_pretrained(tmp_path / "model")
@@ -259,7 +259,7 @@ def test_hugging_faces_spelling(hugging_face, form, tmp_path):
 
 
 @pytest.mark.parametrize("part", ["sam_image_encoder", "sam_prompt_encoder", "sam_decoder"])
-def test_a_part_of_hugging_faces_spelling(hugging_face, part, tmp_path):
+def test_a_part_of_hugging_faces_dialect(hugging_face, part, tmp_path):
     hugging_face.save_pretrained(tmp_path / "model")
     options = {
         "sam_image_encoder": {},

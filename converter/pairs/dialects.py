@@ -1,8 +1,8 @@
-"""Foreign spellings of names, and the wrappings around them, undone before the plan is made.
+"""Dialects: the names of other libraries, and the wrappings around them, undone before the plan is made.
 
-A dialect is a table of renames from another library's paths to the canonical ones. `{i}` in a path stands for any
-number and carries over. The rules have no order: a name that two rules claim is an error in the table. Where a library
-also lays a module's tensors out otherwise, the dialect names the kind that says how.
+A dialect is a list of renames from another library's paths to the canonical ones. `{i}` in a path stands for any
+number and carries over. The rules have no order: a name that two rules claim is an error of the dialect. Where a
+library also lays a module's tensors out otherwise, the dialect names the kind that says how.
 """
 
 import re
@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from converter.kinds import Kind
-from converter.tables.mapping import join
+from converter.pairs.mapping import join
 
 # Keys that training scripts, DataParallel and torch.compile put before every name.
 WRAPPERS = ("module", "_orig_mod", "model", "state_dict")
@@ -22,7 +22,7 @@ _Rules = tuple[tuple[re.Pattern, str], ...]
 
 @dataclass(frozen=True)
 class Dialect:
-    """A spelling.
+    """How another library spells a network's names, and lays its tensors out.
 
     Attributes:
         name: what the report calls it, and what `--dialect` takes.
@@ -65,7 +65,7 @@ class Dialect:
         """Why a network of this configuration cannot be this library's, or None."""
         for name, value in self.fixed:
             if any(given != value for given in config[name]):
-                return f"in the spelling {self.name} {name} is always {value}: at any other it is another network"
+                return f"in the dialect {self.name} {name} is always {value}: at any other it is another network"
         return None
 
     def claims(self, name: str) -> bool:

@@ -7,7 +7,7 @@ from importlib import import_module
 from typing import Any
 
 from converter.errors import UsageError, printable
-from converter.tables.pair import Pair
+from converter.pairs.pair import Pair
 
 # Names that a user may well ask for, and why there is nothing to convert.
 _WITHOUT_WEIGHTS = {

@@ -14,8 +14,8 @@ import converter
 import tf_models
 from converter import Dialect, Mapping, Pair, Probe, Row, kinds
 from converter.kinds import CONV_2D, CONV_2D_HWIO, DENSE, DENSE_IN_OUT, Kind, leaf, relaid_shape
-from converter.tables.mapping import join
-from converter.tables.registry import pairs
+from converter.pairs.mapping import join
+from converter.pairs.registry import pairs
 from tests.support.checkpoints import save
 from tests.support.pairs import registered
 from tf_models import layers
@@ -111,13 +111,13 @@ def test_a_foreign_layout_gives_the_same_weights_and_both_proofs(classes, name, 
         save(official, tmp_path),
         tmp_path / "a.weights.h5",
         verify="none",
-        spelling="official" if classes == 5 else None,
+        dialect="official" if classes == 5 else None,
     )
     assert expected.dialect == "official"
-    spelling = "paddle" if name == "paddle" and classes == 5 else None  # 5 x 5: either way round
+    dialect = "paddle" if name == "paddle" and classes == 5 else None  # 5 x 5: either way round
     level = "full" if classes == 5 else "lossless"
     checkpoint, output = save(spell(official), tmp_path, "b.pth"), tmp_path / "b.weights.h5"
-    report = converter.convert("spelled", checkpoint, output, verify=level, spelling=spelling)
+    report = converter.convert("spelled", checkpoint, output, verify=level, dialect=dialect)
     assert (report.dialect, report.config) == (name, expected.config)
     assert report.lossless
     if level == "full":
@@ -131,20 +131,20 @@ def test_a_foreign_layout_gives_the_same_weights_and_both_proofs(classes, name, 
 
 def test_a_layout_that_nothing_tells_must_be_chosen(tmp_path):
     checkpoint = save(state(5), tmp_path)
-    told = "its names and shapes fit several layouts of spelled: official, paddle; choose one with --spelling"
+    told = "its names and shapes fit several layouts of spelled: official, paddle; choose one with --dialect"
     with pytest.raises(converter.ConversionError, match=told):
         converter.plan("spelled", checkpoint)
-    assert converter.plan("spelled", checkpoint, spelling="paddle").to_dict()["dialect"] == "paddle"
-    with pytest.raises(converter.UsageError, match="no spelling keras; it has: official, handmade, paddle"):
-        converter.plan("spelled", checkpoint, spelling="keras")
-    with pytest.raises(converter.UsageError, match="no model has a spelling keras"):
-        converter.plan("auto", checkpoint, spelling="keras")
+    assert converter.plan("spelled", checkpoint, dialect="paddle").to_dict()["dialect"] == "paddle"
+    with pytest.raises(converter.UsageError, match="no dialect keras; it has: official, handmade, paddle"):
+        converter.plan("spelled", checkpoint, dialect="keras")
+    with pytest.raises(converter.UsageError, match="no model has a dialect keras"):
+        converter.plan("auto", checkpoint, dialect="keras")
 
 
 def test_the_wrong_choice_is_refused_where_shapes_tell(tmp_path):
     checkpoint = save(in_paddle(state(7)), tmp_path)
     with pytest.raises(converter.PlanError, match="bias is as long as"):
-        converter.plan("spelled", checkpoint, spelling="official")
+        converter.plan("spelled", checkpoint, dialect="official")
     with pytest.raises(converter.PlanError):
         converter.plan("spelled", save({**in_hand(state(7)), "w": torch.zeros(3)}, tmp_path, "flat.pth"))
 
@@ -160,13 +160,15 @@ def test_a_plan_names_the_layout(tmp_path):
     assert "kh kw i o -> kh kw i o" in str(plan)
 
 
-def test_the_command_takes_and_records_a_spelling(tmp_path):
+def test_the_command_takes_and_records_a_dialect(tmp_path):
     checkpoint, output = save(in_paddle(state(5)), tmp_path), tmp_path / "o.weights.h5"
     command = ["--model", "spelled", str(checkpoint), "-o", str(output), "--verify", "none"]
-    assert "choose one with --spelling" in CliRunner().invoke(cli.convert, command).output
+    assert "choose one with --dialect" in CliRunner().invoke(cli.convert, command).output
     done = CliRunner().invoke(cli.convert, [*command, "--spelling", "paddle"])
     assert done.exit_code == 0, done.output
     assert provenance(output)["dialect"] == "paddle"
+    again = CliRunner().invoke(cli.convert, [*command, "--dialect", "paddle", "--overwrite"])
+    assert again.exit_code == 0, again.output
 
 
 @pytest.mark.parametrize("kind", FOREIGN_KINDS, ids=repr)

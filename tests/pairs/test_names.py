@@ -5,8 +5,8 @@ import pytest
 from converter.errors import printable, shorten
 from converter.kinds import BATCH_NORM, DENSE
 from converter.naming import fold, listed, nearest
-from converter.tables.dialects import Dialect, prefixes, strip_compiled
-from converter.tables.mapping import Drop, Mapping, Row, expand, join
+from converter.pairs.dialects import Dialect, prefixes, strip_compiled
+from converter.pairs.mapping import Drop, Mapping, Row, expand, join
 
 
 @pytest.mark.parametrize(

@@ -8,8 +8,8 @@ import numpy as np
 
 from converter.errors import UsageError, printable
 from converter.kinds.activations import IMAGES, Axes
-from converter.tables.dialects import Dialect
-from converter.tables.mapping import Mapping as Table
+from converter.pairs.dialects import Dialect
+from converter.pairs.mapping import Mapping as Rows
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -121,8 +121,8 @@ class Pair:
     Attributes:
         name: what `--model` takes.
         summary: a line for the list of models.
-        tensors: how many tensors of the usual checkpoint it takes, where the table's optional ones are not all there.
-        mapping: configuration -> the table of rows.
+        tensors: how many tensors of the usual checkpoint it takes, where optional ones are not all there.
+        mapping: configuration -> the rows.
         probes: (configuration, seeded generator) -> sets of probe inputs; lengths of all axes should differ.
         full_size_probes: the same at the size the model is meant for, where `probes` are smaller.
         outputs: names of the outputs, in the order both sides return them.
@@ -137,14 +137,14 @@ class Pair:
         options: what the state dict cannot reveal.
         scopes: prefixes under which a checkpoint may hold the model; tensors outside are out of scope. "" is a
             checkpoint of the model alone.
-        dialects: other spellings of its names.
+        dialects: how other libraries spell its names.
         variants: published sizes by name, each of them a name to convert by; other sizes go by the family's.
         config_json: what a `config.json` beside the weights says of it.
         family: of a variant, the name of its family.
     """
 
     name: str
-    mapping: Callable[[dict[str, Any]], Table]
+    mapping: Callable[[dict[str, Any]], Rows]
     probes: Callable[[dict[str, Any], np.random.Generator], list[Probe]]
     outputs: tuple[str, ...] = ("output",)
     channels_first: frozenset[str] = frozenset()

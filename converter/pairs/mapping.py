@@ -1,4 +1,4 @@
-"""Rows and their table: which module is of which kind. Braces in a path expand: `layers.{0-1}.{q,k}_proj`."""
+"""Rows and their mapping: which module is of which kind. Braces in a path expand: `layers.{0-1}.{q,k}_proj`."""
 
 import copy
 import re
@@ -79,7 +79,7 @@ class Drop:
 
 
 class Mapping:
-    """The table of a pair: rows and drops, each torch path at most once.
+    """The mapping of a pair: rows and drops, each torch path at most once.
 
     Raises:
         ValueError: a path stands in two rows.
@@ -89,7 +89,7 @@ class Mapping:
         rows = list(rows)
         for row in rows:
             if not isinstance(row, (Row, Drop)) or (isinstance(row, Row) and not isinstance(row.kind, Kind)):
-                raise ValueError(f"a table has rows Row(path, kind) and Drop(path, reason), not {row!r}")
+                raise ValueError(f"a mapping has rows Row(path, kind) and Drop(path, reason), not {row!r}")
         self.rows = [row for row in rows if isinstance(row, Row)]
         drops = {path: row for row in rows if isinstance(row, Drop) for path in expand(row.path)}
         self.dropped = {path: row.reason for path, row in drops.items()}
@@ -103,13 +103,13 @@ class Mapping:
             seen.add(key)
 
     def modules(self) -> Iterator[tuple[str, str, Kind]]:
-        """(torch path, Keras path, kind) of every module, in the table's order."""
+        """(torch path, Keras path, kind) of every module, in the mapping's order."""
         for row in self.rows:
             for torch_path, keras_path in row.modules():
                 yield torch_path, keras_path, row.kind
 
     def holding(self, names: Container[str]) -> "Mapping":
-        """The table of a checkpoint that has tensors of these names, where kinds let it hold others instead."""
+        """The mapping of a checkpoint that has tensors of these names, where kinds let it hold others instead."""
         rows = []
         for row in self.rows:
             modules, tied = row.modules(), expand(row.tied) if row.tied else []
@@ -124,7 +124,7 @@ class Mapping:
         return found
 
     def tensors(self) -> Iterator[tuple[str, bool]]:
-        """(torch name, is optional) of every tensor the table maps."""
+        """(torch name, is optional) of every tensor the mapping maps."""
         for path, _, kind in self.modules():
             for part in kind.leaves:
                 for name in part.torch:
@@ -151,7 +151,7 @@ class Mapping:
         return found
 
     def ignored(self) -> dict[str, str]:
-        """Torch name -> reason, of every tensor the table leaves out."""
+        """Torch name -> reason, of every tensor the mapping leaves out."""
         ignored = dict(self.dropped)
         for path, _, kind in self.modules():
             ignored.update({join(path, name): reason for name, reason in kind.ignored})

@@ -1,4 +1,4 @@
-"""Checkpoints of deformable convolutions and attention: every spelling gives the weights of the official one."""
+"""Checkpoints of deformable convolutions and attention: every dialect gives the weights of the official one."""
 
 import h5py
 import numpy as np
@@ -74,7 +74,7 @@ def in_a_detector(prefix, spell):
     return whole
 
 
-# pair, dialect, spelling, further arguments
+# pair, dialect, how it spells a state dict, further arguments
 CASES = {
     "mmcv": ("dcn_v2", "mmcv", of_dcn("", "conv_offset."), ()),
     "detectron2": ("dcn_v2", "detectron2", detectron2, ()),
@@ -123,7 +123,7 @@ def convert(pair, checkpoint, output, *more):
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_every_spelling_gives_the_weights_of_the_official_one(case, tmp_path):
+def test_every_dialect_gives_the_weights_of_the_official_one(case, tmp_path):
     pair, dialect, spell, more = CASES[case]
     config, options = SETTINGS[pair]
     official = state(pair, config)
@@ -146,7 +146,7 @@ def test_the_whole_proof_is_run_by_default_and_passes(case, tmp_path):
     layers = 4 if pair == "ms_deform_attn" else 1
     assert f"{layers} of {layers} agree with torch" in done.output
     assert "equal bit for bit" in done.output
-    assert converter.verify(None, checkpoint, output, level="lossless"), "options and spelling are in the record"
+    assert converter.verify(None, checkpoint, output, level="lossless"), "options and dialect are in the record"
 
 
 @pytest.mark.parametrize("config", [
@@ -183,11 +183,11 @@ def test_paddles_offsets_are_never_dilated(tmp_path):
     official = state("dcn_v2", DCN)
     theirs = save(of_dcn("conv_dcn.", "conv_offset.")(official), tmp_path, "theirs.pth")
     assert converter.plan("dcn_v2", theirs, {"padding": 1}).dialect.name == "paddle"
-    with pytest.raises(converter.PlanError, match="in the spelling paddle dilation is always 1"):
+    with pytest.raises(converter.PlanError, match="in the dialect paddle dilation is always 1"):
         converter.plan("dcn_v2", theirs, {"dilation": (1, 2)})
     output = tmp_path / "o.weights.h5"
     converter.convert("dcn_v2", save(official, tmp_path), output, "lossless", options={"dilation": 2})
-    with pytest.raises(converter.ConversionError, match="in the spelling paddle dilation is always 1"):
+    with pytest.raises(converter.ConversionError, match="in the dialect paddle dilation is always 1"):
         converter.restore(output, tmp_path / "back.pth", dialect="paddle")
 
 

@@ -123,11 +123,11 @@ def test_a_conversion_with_the_child(tmp_path):
 
 
 def test_pairs_are_known_for_as_long_as_they_are_needed():
-    known = converter.tables.registry.names()
+    known = converter.pairs.registry.names()
     with registered(smallest_pair.PAIR) as pair:
         assert pair is smallest_pair.PAIR
         other = dataclasses.replace(smallest_pair.PAIR, summary="another")
         with registered(other):
-            assert converter.tables.registry.get("vector") is other
-        assert converter.tables.registry.get("vector") is smallest_pair.PAIR
-    assert converter.tables.registry.names() == known
+            assert converter.pairs.registry.get("vector") is other
+        assert converter.pairs.registry.get("vector") is smallest_pair.PAIR
+    assert converter.pairs.registry.names() == known
