@@ -267,6 +267,7 @@ class _Session(ExitStack):
             out_of_scope=plan.out_of_scope,
             dropped=plan.dropped,
             folded=plan.folded,
+            notes=plan.taken,
         )
 
     def prove(self, report: Report, plan: "Plan", weights: Path, level: str, dtype: str) -> None:

@@ -20,6 +20,7 @@ from converter.pairs.dialects import Dialect
 from converter.pairs.mapping import Mapping, join
 from converter.pairs.pair import Pair
 from converter.pairs.registry import locate
+from converter.planning.config_json import NAME
 from converter.planning.reading import Reading, equal
 from converter.planning.variables import by_path, layers_of
 from tf_models.runtime.abstract import TooLarge, abstract
@@ -96,6 +97,7 @@ class Plan:
         unused: canonical name -> the tensor, of those that TensorFlow does not need.
         places: attribute path -> the variable's dataset in a weights file, as Keras lays it out.
         modules: (torch path, Keras path, kind) of all in the mapping, each as the model's layer has it.
+        beside: options that the `config.json` beside the checkpoint gave.
     """
 
     pair: Pair
@@ -110,6 +112,7 @@ class Plan:
     unused: dict[str, Entry]
     places: dict[str, str] = field(repr=False)
     modules: list[tuple[str, str, Kind]] = field(default_factory=list, repr=False)
+    beside: dict[str, Any] = field(default_factory=dict)
 
     @property
     def layout(self) -> dict[str, tuple[str, tuple[int, ...]]]:
@@ -145,6 +148,12 @@ class Plan:
         return [f"folded: {_folded(names)}: {told}" for told, names in costs.items()]
 
     @property
+    def taken(self) -> list[str]:
+        """What the configuration has from the `config.json` beside the checkpoint, in a line or none."""
+        given = ", ".join(f"{name} {printable(value, 40)}" for name, value in self.beside.items())
+        return [f"{given}: from the {NAME} beside the checkpoint"] if given else []
+
+    @property
     def values(self) -> int:
         """Count of all values written."""
         return sum(prod(shape) for shape in self.variables.values())
@@ -175,6 +184,7 @@ class Plan:
             "dropped": self.dropped,
             "folded": self.folded,
             "out_of_scope": self.out_of_scope,
+            "from_config_json": self.beside,
         }
 
     def __str__(self) -> str:
@@ -198,6 +208,7 @@ class Plan:
         )
         lines += [f"dropped {printable(name)}: {reason}" for name, reason in self.dropped.items()]
         lines += [f"folded {printable(name)}: {cost}" for name, cost in self.folded.items()]
+        lines += self.taken
         if self.out_of_scope:
             lines.append(f"out of scope: {counted(self.out_of_scope)}")
         return "\n".join(map(one_line, lines))
@@ -240,6 +251,7 @@ def make_plan(checkpoint: Checkpoint, reading: Reading) -> Plan:
         match.unused,
         places_of(reading.pair, model),
         [(path, where, fitted(kind, model, where)) for path, where, kind in reading.mapping.modules()],
+        reading.beside,
     )
 
 

@@ -56,6 +56,7 @@ class Reading:
         doubled: canonical name -> source names, where several spell the same.
         copies: source name -> the one it is a copy of and that is read instead.
         out_of_scope: first word of the name -> how many tensors under it are not of this network.
+        beside: options that the `config.json` beside the checkpoint gave.
         config: the sizes, or None where they could not be read; `unsized` says why.
         failure: what the pair's own function raised, where that is why.
     """
@@ -68,6 +69,7 @@ class Reading:
     doubled: dict[str, list[str]] = field(default_factory=dict)
     copies: dict[str, str] = field(default_factory=dict)
     out_of_scope: dict[str, int] = field(default_factory=dict)
+    beside: dict[str, Any] = field(default_factory=dict)
     config: dict[str, Any] | None = None
     unsized: str | None = None
     failure: BaseException | None = field(default=None, repr=False)
@@ -333,6 +335,7 @@ def recognise(
         reading = chosen[0]
         reading.pair.check_determined(options, reading.config)
         beside.check(reading.pair, reading.config or {}, options)
+        reading.beside = _taken(beside, reading.pair, options)
         variant = reading.pair.published(reading.config or {})
         if variant is not None:
             reading.pair = get(variant)
@@ -359,4 +362,10 @@ def find_reading(checkpoint: Checkpoint, model: str | None, options: dict[str, A
     pair.check_determined(options, reading.config)
     if reading.fits:
         beside.check(pair, reading.config or {}, options)
+        reading.beside = _taken(beside, pair, options)
     return reading
+
+
+def _taken(beside: Beside, pair: Pair, options: dict[str, Any]) -> dict[str, Any]:
+    """The options that the user did not give and that the `config.json` did."""
+    return {name: value for name, value in beside.options(pair).items() if name not in options}

@@ -65,6 +65,16 @@ def test_config_json_tells_what_shapes_do_not(folder):
     assert converter.plan("sam_prompt_encoder", folder).config["image_size"] == 64
 
 
+def test_what_it_gave_is_told(folder, tmp_path):
+    taken = "num_heads 4: from the config.json beside the checkpoint"
+    plan = converter.plan("sam_decoder", folder)
+    assert taken in str(plan).splitlines()
+    assert plan.to_dict()["from_config_json"] == {"num_heads": 4}
+    report = converter.convert("sam_decoder", folder, tmp_path / "o.weights.h5", verify="none")
+    assert ("note", taken) in report.lines()
+    assert "config.json" not in str(converter.plan("sam_decoder", folder, {"num_heads": 4}))
+
+
 def test_an_option_against_it_is_refused(folder):
     with pytest.raises(converter.UsageError, match=r"num_attention_heads is 4, and --option num_heads is 2"):
         converter.plan("auto", folder, HEADS)
