@@ -310,7 +310,7 @@ def _probed(name: str, config: dict[str, Any], model: Any) -> list[Part]:
         ConversionError: there is no such pair, or it has no probe of plain arrays.
     """
     from converter.proof.asking import SEED
-    from converter.proof.numerical import call_model
+    from converter.proof.calling import call_model
 
     pair = registry.get(name)
     with blaming(name, "probes"):

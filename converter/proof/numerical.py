@@ -1,6 +1,5 @@
 """The numerical proof: both networks on the same seeded inputs, layer by layer, between the layers, and as a whole."""
 
-import inspect
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -22,7 +21,9 @@ from converter.planning.plan import Plan, build_tf
 from converter.planning.reading import mapping_of
 from converter.planning.variables import by_path, layers_of
 from converter.proof import rounding
+from converter.proof.calling import activated, activation_of, call_model, called, layer_results
 from converter.proof.causes import cause
+from converter.proof.comparing import LARGEST, Unpaired, compare, compare_allowed, numbers, paired, pool
 from converter.proof.watching import Forced, Seen, Watch, as_declared, distinct, watched
 from converter.report import Comparison, Numerical
 from converter.torch_side import questions
@@ -30,14 +31,10 @@ from converter.torch_side.answers import MOST_CALLS, WIDE, Call, Entry, Note, Se
 from converter.torch_side.process import TorchProcess
 
 _MOST_MISPLACED = 6  # layers whose input differs that are looked at one by one
-_LARGEST = float(np.finfo(np.float32).max)
 _SURE = 1.5  # times what is allowed: less accuses nothing in particular
 # Times what is allowed where layers give more than they do: a picture that is sampled far outside hangs on few numbers,
 # of which a few roundings say little, and another function is off by far more.
 _ROOM_IN_WIDE = 16.0
-# Times what is allowed that torch's own float32 result may be off: its kernels are other programs, and some of them sum
-# one value after another. Another function in float64 is off by far more somewhere.
-_STRANGE = 16.0
 
 
 def numerical(
@@ -232,7 +229,7 @@ class Proof:
     def _compare_call(self, call: Call) -> None:
         row = self.rows[call.path]
         layer = self._layer(row)
-        ours = _layer_results(call, layer, row.kind)
+        ours = layer_results(call, layer, row.kind)
         self.place += 1
         if isinstance(ours, Comparison):
             self._note_layer(call, ours)
@@ -240,8 +237,8 @@ class Proof:
         results, compute = ours
         theirs = (call.result, call.truth, *call.moved)
         try:
-            every = list(_paired(call.path, results, row.kind, theirs, call.batch_second))
-        except _Unpaired as error:
+            every = list(paired(call.path, results, row.kind, theirs, call.batch_second))
+        except Unpaired as error:
             self._note_layer(call, Comparison(call.path, note=str(error)))
             return
         for one in every:
@@ -344,8 +341,8 @@ class Proof:
         part = self.probe.part
         kind = self.rows[part].kind if part else _WHOLE
         try:
-            rows = list(_paired(part, results, kind, (run.outputs, run.truth, *moved)))
-        except _Unpaired as error:
+            rows = list(paired(part, results, kind, (run.outputs, run.truth, *moved)))
+        except Unpaired as error:
             raise ConversionError(
                 f"the two sides of {self.plan.pair.name} do not return the same (its `outputs`): {error}"
             ) from None
@@ -426,7 +423,7 @@ class Proof:
                         note = f"TensorFlow's has shape {ours.shape}, torch's {truth.shape}"
                         otherwise.setdefault(index, (Comparison(entry.path, note=note), ours, truth))
                     continue
-                one = _compare_allowed(entry.path, ours, truth, allowed)
+                one = compare_allowed(entry.path, ours, truth, allowed)
                 compared.append((index, place, one, ours, truth, allowed))
         rows = self._rows_of(results, run, run.near if own >= len(self.entries) else run.moved)
         # Torch's own float32 result carries the roundings of all layers, which are not in this run.
@@ -470,7 +467,7 @@ class Proof:
                 continue
             for _, ours, truth, allowed in self._reaching(entry, watch, entry.wide, entry.wide_near):
                 if ours.shape == truth.shape and _far_from_overflow(truth):
-                    one = _compare_allowed(entry.path, ours, truth, _ROOM_IN_WIDE * allowed)
+                    one = compare_allowed(entry.path, ours, truth, _ROOM_IN_WIDE * allowed)
                     pool(self.between, one)
                     if not one:
                         self._note_found(0, index, self._between_text(index, one, ours, truth, watch) + told)
@@ -480,7 +477,7 @@ class Proof:
         for name, ours, _, truth, moved in self._rows_of(results, wide, run.wide_near):
             if ours.shape != truth.shape or not _far_from_overflow(truth):
                 continue
-            one = _compare_allowed(name, ours, truth, _ROOM_IN_WIDE * rounding.allowance(truth, moved))
+            one = compare_allowed(name, ours, truth, _ROOM_IN_WIDE * rounding.allowance(truth, moved))
             if not one:
                 text = self._between_text(len(self.entries), one, ours, truth, watch, name, run.between)
                 self._note_found(0, len(self.entries), text + told)
@@ -507,7 +504,7 @@ class Proof:
 
         def look(path: str, index: int, seen: Seen) -> None:
             for place, usual, allowed in reached.get((path, index), ()):
-                if _beyond([_numbers(seen.arrays()[place])], [usual], [allowed]):
+                if _beyond([numbers(seen.arrays()[place])], [usual], [allowed]):
                     raise _Moved
 
         def moves() -> bool:
@@ -528,7 +525,7 @@ class Proof:
         """What the Keras layer would be given of torch's arguments; None where that is not one call."""
         row, capture = self.rows[entry.path], _Capture()
         try:
-            _call(capture, kind or row.kind, args, kwargs, entry.batch_second)
+            called(capture, kind or row.kind, args, kwargs, entry.batch_second)
         except Exception:  # a kind whose call wants the layer itself
             return None
         layer = self._layer(row)
@@ -558,8 +555,8 @@ class Proof:
             layer = self._layer(row)
             if factor != 1 and result is not None:
                 result = nested.each(lambda part: _times(part, factor), result)
-            if result is not None and row.kind.activated and _activation(layer) is not None:
-                result = _activated(_activation(layer), result)
+            if result is not None and row.kind.activated and activation_of(layer) is not None:
+                result = activated(activation_of(layer), result)
             given = self._given(entry, entry.args, entry.kwargs)
             sizes = None if given is None else [{given[place].size} for place in distinct(given)]
             if sizes and entry.padded is not None:
@@ -609,7 +606,7 @@ class Proof:
                 if plain and ours[place].shape == plain[0][of].shape:
                     runs = plain
             whole = truth[of].dtype.kind in "iub"
-            value, true, *others = _numbers(ours[place]), *(_numbers(run[of]) for run in runs)
+            value, true, *others = numbers(ours[place]), *(numbers(run[of]) for run in runs)
             with np.errstate(invalid="ignore"):
                 moved = [other - true for other in others]
             allowed: Any = 0.0 if whole else rounding.allowance(true, moved)
@@ -619,7 +616,7 @@ class Proof:
                 and entry.padded is not None
                 and moved_by is not entry.wide_near
             ):
-                true = _numbers(arranged(entry.padded, "0", kind.inputs, kind.sizes))  # Keras pads before the layer
+                true = numbers(arranged(entry.padded, "0", kind.inputs, kind.sizes))  # Keras pads before the layer
                 allowed = np.max(allowed, axis=tuple(range(true.ndim - 1)))
             yield place, value, true, allowed
 
@@ -630,7 +627,7 @@ class Proof:
 
         def outputs(watch: Watch) -> list[np.ndarray]:
             with _eagerly():
-                return [_numbers(value) for value in nested.arrays(self._root(watch))]
+                return [numbers(value) for value in nested.arrays(self._root(watch))]
 
         rng = np.random.default_rng(0)
         usual = outputs(Watch())
@@ -678,7 +675,7 @@ class Proof:
         if one.ratio > _SURE and not one.note:
             left = _left(watch, before)
             earlier = {
-                entry.path: _numbers(watch.calls(entry.path)[entry.index].arrays()[0])
+                entry.path: numbers(watch.calls(entry.path)[entry.index].arrays()[0])
                 for entry in self.entries[:index]
                 if len(watch.calls(entry.path)) > entry.index and watch.calls(entry.path)[entry.index].arrays()
             }
@@ -703,16 +700,7 @@ def _left(watch: Watch, entry: Entry | None) -> np.ndarray | None:
     if entry is None or len(watch.calls(entry.path)) <= entry.index:
         return None
     found = nested.arrays(watch.calls(entry.path)[entry.index].result)
-    return _numbers(found[0]) if found else None
-
-
-def _numbers(value: Any) -> np.ndarray:
-    """In float64; a complex number is two real ones, along a last axis, and what float32 has no number for infinite."""
-    array = np.asarray(value)
-    if array.dtype.kind == "c":
-        array = np.stack([array.real, array.imag], -1)
-    array = array.astype(np.float64)
-    return np.where(np.abs(array) >= _LARGEST, np.copysign(np.inf, array), array) if array.size else array
+    return numbers(found[0]) if found else None
 
 
 @contextmanager
@@ -752,7 +740,7 @@ def _beyond(results: list[np.ndarray], usual: list[np.ndarray], allowed: list[An
 
 
 def _far_from_overflow(truth: np.ndarray) -> bool:
-    return bool((np.abs(truth) < np.sqrt(_LARGEST)).all())
+    return bool((np.abs(truth) < np.sqrt(LARGEST)).all())
 
 
 class _Capture:
@@ -763,193 +751,9 @@ class _Capture:
         return args[0]
 
 
-def _paired(name: str, ours: Any, kind: Kind, results: tuple[Any, ...], batch_second: bool = False) -> Iterator[Any]:
-    """(name, ours, torch's, truth, moved) of each result, one to one; a Comparison of one of whole numbers.
-
-    `results` are torch's own, the truth, and what roundings moved it by. Where Keras's result has the shape that it has
-    in torch and not that of the kind's pattern, as an attention map among images, it is compared as it is.
-    """
-    truth = kind.kept(results[1])
-    theirs = [list(nested.flat(kind.returned(each, batch_second))) for each in results]
-    mine = list(nested.flat(ours))
-    for laid, each in zip(theirs, results, strict=True):
-        for index, (key, value) in enumerate(nested.flat(kind.kept(each))):
-            shape = np.shape(mine[index][1]) if index < len(mine) else None
-            if shape != np.shape(laid[index][1]) and shape == np.shape(value):
-                laid[index] = key, value
-    if len(mine) < len(theirs[0]):
-        theirs = [[one for one in each if one[0] not in kind.may_lack] for each in theirs]
-    if len(mine) != len(theirs[0]):
-        raise _Unpaired(f"TensorFlow returns {_count(mine)}, torch {_count(theirs[0])}")
-    places = [[key for key, _ in side] for side in (mine, theirs[0])]
-    if places[0] != places[1] and _as_long(ours, truth):
-        shown = [listed(side, 6) for side in places]
-        raise _Unpaired(f"TensorFlow returns something at place {shown[0]}, torch at {shown[1]}")
-    if isinstance(ours, Mapping) and isinstance(truth, Mapping):
-        if {key for key, _ in mine} != {key for key, _ in theirs[1]}:
-            shown = [listed([printable(key) for key, _ in side], 6) for side in (mine, theirs[1])]
-            raise _Unpaired(f"TensorFlow returns {shown[0]}, torch {shown[1]}")
-        by_name = dict(mine)
-        mine = [(key, by_name[key]) for key, _ in theirs[1]]
-    for index, (key, value) in enumerate(mine):
-        place = key if isinstance(truth, Mapping) or len(mine) > 1 else ""
-        label = f"{name}.{place}" if name and place else name or place
-        true = np.asarray(theirs[1][index][1])
-        if true.dtype.kind in "iub" and np.shape(value) == true.shape:
-            runs = [theirs[0][index][1], *(true + each[index][1] for each in theirs[2:])]
-            yield _whole(label, np.asarray(value), true, runs)
-            continue
-        yield (
-            label,
-            _numbers(value),
-            _numbers(theirs[0][index][1]),
-            _numbers(true),
-            [_numbers(each[index][1]) for each in theirs[2:]],
-        )
-
-
-def _whole(label: str, ours: np.ndarray, truth: np.ndarray, runs: list[np.ndarray]) -> Comparison:
-    """Whole numbers are equal; but where roundings decide, as for a number that is cut, so many may differ."""
-    allowed = max(int(np.count_nonzero(run != truth)) for run in runs)
-    allowed += int(np.sqrt(allowed) * rounding.SAFETY)
-    differing = int(np.count_nonzero(ours != truth))
-    told = f"{differing} of {truth.size} whole numbers differ, {allowed} by roundings"
-    return Comparison(label, note=told if differing > allowed else "")
-
-
-class _Unpaired(Exception):
-    """The two sides do not return as many results, or not by the same names."""
-
-
-def _as_long(some: Any, other: Any) -> bool:
-    return all(isinstance(one, (tuple, list)) for one in (some, other)) and len(some) == len(other)
-
-
-def _count(results: list[Any]) -> str:
-    return "nothing" if not results else "1 result" if len(results) == 1 else f"{len(results)} results"
-
-
-def call_model(model: Any, inputs: dict[str, Any], options: dict[str, Any]) -> Any:
-    """A Functional model takes all its inputs as one argument, a subclassed one each as its own.
-
-    By name where `call` has the names that torch has, so that some may be left out; else by place.
-    """
-    values = list(inputs.values())
-    if any(base.__name__ == "Functional" for base in type(model).__mro__):
-        names = [one.name for one in model.inputs]
-        if isinstance(model._inputs_struct, dict) and set(model._inputs_struct) == set(inputs):
-            return model(inputs, **options)
-        if len(values) > 1 and set(names) == set(inputs):
-            values = [inputs[name] for name in names]
-        return model(values if len(values) > 1 else values[0], **options)
-    if set(inputs) <= set(inspect.signature(model.call).parameters):
-        return model(**inputs, **options)
-    return model(*values, **options)
-
-
 def _times(part: Any, factor: float) -> Any:
     """Of floats; what is left out (None), and whole numbers, as they are."""
     return part * np.float32(factor) if getattr(part, "dtype", np.dtype(bool)).kind == "f" else part
-
-
-def _activation(layer: Any) -> Any:
-    """The activation inside a Keras layer, or None where there is none."""
-    found = getattr(layer, "activation", None)
-    return None if found is None or getattr(found, "__name__", "") == "linear" else found
-
-
-def _activated(activation: Any, result: Any) -> Any:
-    return nested.each(lambda part: np.asarray(activation(part)), result)
-
-
-@contextmanager
-def _without_activation(layer: Any, kind: Kind) -> Iterator[None]:
-    """The layer computes what torch's does, which has its activation apart; that is proven between the layers."""
-    import keras
-
-    kept = _activation(layer) if kind.activated else None
-    if kept is None:
-        yield
-        return
-    layer.activation = keras.activations.linear
-    try:
-        yield
-    finally:
-        layer.activation = kept
-
-
-def _layer_results(call: Call, layer: Any, kind: Kind) -> Comparison | tuple[Any, Callable[[], list[np.ndarray]]]:
-    """The layer's results on torch's input and how to compute them again, or a Comparison that says why there is none.
-
-    Where Keras pads before the layer, or torch did, the input is taken with, or without, that padding: the one whose
-    result has torch's shape. That both pad alike is shown by what reaches the layer.
-    """
-    if layer is None:
-        return Comparison(call.path, note="the TensorFlow model has no layer there")
-    wanted = [value.shape for value in nested.arrays(kind.returned(call.truth, call.batch_second))]
-    first: Any = None
-    for args in _inputs(call, kind):
-        try:
-            with _without_activation(layer, kind):
-                results = _call(layer, kind, args, call.kwargs, call.batch_second)
-        except Exception as error:  # whatever a user's layer raises on inputs that torch's takes
-            told = Comparison(call.path, note=f"the TensorFlow layer fails on torch's input: {where_and_what(error)}")
-            first = told if first is None else first
-            continue
-
-        def compute(args: tuple = args) -> list[np.ndarray]:
-            with _without_activation(layer, kind):
-                again = _call(layer, kind, args, call.kwargs, call.batch_second)
-                return [_numbers(value) for value in nested.arrays(again)]
-
-        if [tuple(value.shape) for value in nested.arrays(results)] == wanted:
-            return results, compute
-        first = (results, compute) if first is None or isinstance(first, Comparison) else first
-    return first
-
-
-def _inputs(call: Call, kind: Kind) -> Iterator[tuple]:
-    yield call.args
-    if call.padded is not None:
-        yield (call.padded, *call.args[1:])
-    elif kind.activated and kind.inputs and call.args and isinstance(call.args[0], np.ndarray):
-        cut = _without_zeros(call.args[0])
-        if cut is not None:
-            yield (cut, *call.args[1:])
-
-
-def _without_zeros(image: np.ndarray) -> np.ndarray | None:
-    """(N, C, ...) without the border of zeros that a padding put there, or None where there is none."""
-    places = [slice(None), slice(None)]
-    for axis in range(2, image.ndim):
-        filled = np.flatnonzero(np.any(image != 0, axis=tuple(other for other in range(image.ndim) if other != axis)))
-        if not filled.size:
-            return None
-        places.append(slice(int(filled[0]), int(filled[-1]) + 1))
-    cut = image[tuple(places)]
-    return None if cut.shape == image.shape else cut
-
-
-def _call(layer: Any, kind: Kind, args: tuple, kwargs: dict[str, Any], batch_second: bool = False) -> Any:
-    args, kwargs = kind.given(args, kwargs, batch_second)
-    if kind.call is not None:
-        return kind.call(layer, *args, **kwargs)
-    if kind.stage:
-        return layer(*args, **_known(layer, kwargs))
-    return layer(*args, *kwargs.values())
-
-
-def _known(layer: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
-    """Torch's keywords without those that ask for nothing (None, False) and that the Keras stage does not have."""
-    if all(value is not None and value is not False for value in kwargs.values()):
-        return kwargs
-    parameters = inspect.signature(getattr(layer, "call", layer)).parameters.values()
-    if any(one.kind is one.VAR_KEYWORD for one in parameters):
-        return kwargs
-    names = {one.name for one in parameters}
-    return {
-        name: value for name, value in kwargs.items() if name in names or (value is not None and value is not False)
-    }
 
 
 def _nudged(values: np.ndarray) -> np.ndarray:
@@ -957,38 +761,3 @@ def _nudged(values: np.ndarray) -> np.ndarray:
     size = float(np.sqrt(np.mean(np.square(values, dtype=np.float64)))) if values.size else 0.0
     rng = np.random.default_rng(values.size)
     return (values + rng.uniform(0.05, 0.25, values.shape) * (size or 0.5)).astype(values.dtype)
-
-
-def compare(name: str, ours: np.ndarray, single: np.ndarray, truth: np.ndarray, moved: list[np.ndarray]) -> Comparison:
-    """One result on both sides, all of them float64 arrays, channels last."""
-    if ours.shape != truth.shape:
-        return Comparison(name, note=f"TensorFlow's shape is {ours.shape}, torch's {truth.shape}")
-    finite = np.isfinite(truth)
-    if not np.isfinite(single[finite]).all():
-        return Comparison(name, note="torch's own float32 result overflows here, and cannot tell what is allowed")
-    with np.errstate(invalid="ignore"):
-        own_error = np.where(finite, single - truth, 0.0)
-    own = float(np.abs(own_error).max(initial=0.0))
-    strange = rounding.worst(own_error, np.zeros_like(own_error), rounding.allowance(truth, moved))
-    if strange.ratio > _STRANGE:
-        told = f"is off by {strange.error:.1e} from its float64 one, and roundings explain {strange.allowed:.1e}"
-        return Comparison(
-            name, torch_error=own, note=f"torch's float32 result {told}: build_torch computes something else in float64"
-        )
-    # Torch's own float32 is one more run with roundings, and those are real.
-    one = _compare_allowed(name, ours, truth, rounding.allowance(truth, [*moved, own_error]))
-    return replace(one, torch_error=own)
-
-
-def _compare_allowed(name: str, ours: np.ndarray, truth: np.ndarray, allowed: Any) -> Comparison:
-    finite = np.isfinite(truth)
-    if not (np.isfinite(ours) == finite).all() or not np.array_equal(ours[~finite], truth[~finite], equal_nan=True):
-        return Comparison(name, note="TensorFlow and torch are not finite at the same places")
-    one = rounding.worst(np.where(finite, ours, 0.0), np.where(finite, truth, 0.0), allowed)
-    return Comparison(name, one.error, one.allowed, 0.0, float(np.abs(truth[finite]).max(initial=0.0)))
-
-
-def pool(found: dict[str, Comparison], one: Comparison) -> None:
-    """Join what several probes show of the same output or layer."""
-    known = found.get(one.name)
-    found[one.name] = one if known is None else known.joined(one)

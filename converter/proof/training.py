@@ -81,7 +81,7 @@ def compare_training(proof: "Proof", message: Trained) -> None:
 
 def _gradients(proof: "Proof", message: Trained) -> dict[str, Any]:
     """Keras variable -> the gradient of the same loss as torch's; those that are trained."""
-    from converter.proof.numerical import call_model
+    from converter.proof.calling import call_model
 
     probe, pair = proof.question.probes[message.probe], proof.plan.pair
     inputs = arrange(probe.inputs, pair.activations)
@@ -136,7 +136,7 @@ def _without_row(gradients: dict[str, Any], steps: list[Step], name: str, row: i
 
 def _compare_statistics(proof: "Proof", message: Trained, steps: list[Step], before: dict[str, np.ndarray]) -> None:
     """Moving means and variances after one step; Keras's variance of a batch is by n, torch's by n - 1."""
-    from converter.proof.numerical import compare
+    from converter.proof.comparing import compare
 
     apart: list[float] = []
     for step in steps:
@@ -167,7 +167,7 @@ def _compare(
     proof: "Proof", name: str, step: Step, ours: dict[str, np.ndarray], theirs: dict[str, tuple[Any, Any, list[Any]]]
 ) -> None:
     """The gradients, or the weights, of a step's variables."""
-    from converter.proof.numerical import compare
+    from converter.proof.comparing import compare
 
     for target, (own, truth, moved) in zip(step.targets, _laid_out(step, theirs), strict=True):
         label = name.format(target.path)

@@ -16,7 +16,7 @@ from converter.checkpoints.checkpoint import Checkpoint
 from converter.families.sam.mask_decoder import SAM_DECODER
 from converter.files.atomic import scratch
 from converter.planning.reading import read_as
-from converter.proof.numerical import compare
+from converter.proof.comparing import compare
 from tests.support.checkpoints import save
 from tests.support.pairs import registered
 from tests.support.small_sam import OPTIONS, decoder_state
