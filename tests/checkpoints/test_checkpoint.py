@@ -17,7 +17,7 @@ import converter
 from converter.checkpoints.checkpoint import Checkpoint
 from converter.errors import printable
 from converter.naming import fold
-from tests.support.files import FOUR, P, checkpoint_legacy, checkpoint_zip, put, zip_bytes
+from tests.support.checkpoint_bytes import FOUR, P, checkpoint_legacy, checkpoint_zip, put, zip_bytes
 
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 FORMATS = ("zip", "legacy", "safetensors")

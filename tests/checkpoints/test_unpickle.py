@@ -12,7 +12,7 @@ import torch
 
 from converter.checkpoints.unpickle import Inert, StorageRef, TensorRef, load
 from converter.errors import ConversionError
-from tests.support.files import P
+from tests.support.checkpoint_bytes import P
 
 
 def loads(body: bytes) -> object:

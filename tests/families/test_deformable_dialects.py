@@ -15,7 +15,6 @@ from tf_models.runtime.weights_format import datasets, provenance
 
 DCN = {"in_channels": 6, "out_channels": 10, "kernel_size": (3, 2), "offset_groups": 2, "groups": 2}
 ATTENTION = {"d_model": 24, "n_levels": 2, "n_heads": 3, "n_points": 4}  # 24 samples a query: square, too
-KEYS = ("sampling_offsets", "attention_weights", "value_proj", "output_proj")
 DCN_OPTIONS = ("--option", "stride=2", "--option", "padding=1,0")
 ATTENTION_OPTIONS = ("--option", "n_heads=3", "--option", "n_levels=2")
 

@@ -6,7 +6,7 @@ import os
 import pytest
 
 import converter
-from tests.support.files import P, checkpoint_zip
+from tests.support.checkpoint_bytes import P, checkpoint_zip
 from tests.support.running import run
 
 

@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.support.judging import DTYPES, assert_exact, assert_near
-from tests.support.sides import (
+from tests.support.op_sides import (
     always_compiled,
     as_precise,
     assert_equal_sums,

@@ -1,6 +1,6 @@
 """Torch's tensors into a Keras model in memory, by a pair's mapping: the axes of a conversion, without its files.
 
-What a test then finds is right only where mapping and model are: it computes with the model, and torch has the word.
+Tests compare what the model then computes with torch, so a wrong mapping fails them as a wrong model does.
 """
 
 from collections.abc import Mapping

@@ -7,7 +7,7 @@ import zipfile
 import zlib
 from collections.abc import Callable, Iterator
 
-from tests.support.files import (
+from tests.support.checkpoint_bytes import (
     FOUR,
     ORDERED,
     P,
