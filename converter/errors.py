@@ -1,5 +1,7 @@
 """Errors meant for users, and how untrusted text is made fit to print."""
 
+from collections.abc import Sequence
+
 _LONGEST = 480  # characters of a message
 
 
@@ -40,6 +42,12 @@ class ProofError(ConversionError):
 def one_line(text: str) -> str:
     """`text` with everything that does not simply print (line ends, control characters, reversed text) escaped."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
+
+
+def aligned(rows: Sequence[tuple[str, str]]) -> list[str]:
+    """(heading, text) of each line, as lines that print, one below the other."""
+    width = max(9, *(len(heading) for heading, _ in rows))
+    return [f"{heading:<{width}} {one_line(text)}" for heading, text in rows]
 
 
 def shorten(text: str, limit: int) -> str:

@@ -14,13 +14,13 @@ import numpy as np
 
 from converter import nested
 from converter.blame import blaming
-from converter.errors import ConversionError, ProofError, UsageError, printable
+from converter.errors import ConversionError, ProofError, UsageError, aligned, printable
 from converter.files.atomic import NewFile, NewFolder
 from converter.kinds.activations import arrange
 from converter.naming import listed
 from converter.pairs import registry
 from converter.proof import rounding
-from converter.report import aligned, size
+from converter.report import size
 from tf_models.runtime import exporting
 from tf_models.runtime.exporting import DTYPES, ExportError, Input, Part, Signature
 from tf_models.runtime.loading import load

@@ -1,12 +1,11 @@
 """What happened, as data: of a conversion or a verification; rendered as text or JSON."""
 
 import json
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from converter.errors import one_line, printable
+from converter.errors import aligned, printable
 from converter.naming import fold, listed
 from converter.proof.rounding import ratio
 
@@ -244,12 +243,6 @@ class Report:
 
     def __str__(self) -> str:
         return "\n".join(aligned(self.lines()))
-
-
-def aligned(rows: Sequence[tuple[str, str]]) -> list[str]:
-    """(heading, text) of each line, as lines that print, one below the other."""
-    width = max(9, *(len(heading) for heading, _ in rows))
-    return [f"{heading:<{width}} {one_line(text)}" for heading, text in rows]
 
 
 def size(nbytes: int) -> str:

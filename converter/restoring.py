@@ -15,7 +15,7 @@ from converter.blame import PairError, where_and_what
 from converter.checkpoints.checkpoint import Checkpoint
 from converter.checkpoints.tensors import FLOATS, Entry, Scratch
 from converter.checkpoints.writing import ENDINGS, ZIPPED, Named, write_checkpoint
-from converter.errors import ConversionError, ProofError, UsageError, printable
+from converter.errors import ConversionError, ProofError, UsageError, aligned, printable
 from converter.files.atomic import NewFile
 from converter.naming import fold, listed
 from converter.pairs.dialects import CANONICAL, Dialect
@@ -25,7 +25,7 @@ from converter.pairs.registry import get
 from converter.planning.origin import SMALL, Origin
 from converter.planning.reading import Reading, mapping_of
 from converter.progress import Progress, Silent
-from converter.report import aligned, size
+from converter.report import size
 
 if TYPE_CHECKING:
     from converter.planning.plan import Plan, Step, Target

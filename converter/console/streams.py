@@ -10,8 +10,7 @@ from typing import Any
 import click
 
 from converter.console.signals import replaced
-from converter.errors import one_line
-from converter.report import aligned
+from converter.errors import aligned, one_line
 
 
 def print_lines(*lines: str) -> None:

@@ -10,7 +10,7 @@ from torch import nn
 
 from converter import Mapping, Row, kinds
 from converter.kinds import Kind, channels_last, leaf
-from tests.kinds import test_attention, test_reordered_and_folded
+from tests.kinds import test_attention, test_recurrent, test_reordered_and_folded
 from tests.support.carrying import alone, carry
 from tests.support.networks import Conv1D
 from tests.support.rule import assert_allowed
@@ -339,6 +339,9 @@ def test_every_kind_in_the_module_is_exercised():
         "LSTM": test_recurrent_layers,
         "GRU": test_recurrent_layers,
         "RNN": test_recurrent_layers,
+        "LSTM_CELL": test_recurrent.test_an_lstm_cell,
+        "GRU_CELL": test_recurrent.test_a_gru_cell,
+        "RNN_CELL": test_recurrent.test_an_rnn_cell,
         "STAGE": test_what_goes_into_and_out_of_a_stage_is_arranged,
         "STAGE_2D": test_what_goes_into_and_out_of_a_stage_is_arranged,
     }

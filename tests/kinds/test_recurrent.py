@@ -363,14 +363,28 @@ def cell_pair(kind, theirs, cell, **given):
     return pair(build, torch_side, [Row("cell", kind), Row("fc", kinds.DENSE)], normal(N, 3, C))
 
 
-@CELLS
-@pytest.mark.parametrize("bias", [True, False])
-def test_cells(kind, theirs, ours, bias, tmp_path):
+def assert_proven(kind, theirs, ours, bias, folder):
     one = cell_pair(kind, theirs, lambda: ours(H, use_bias=bias), bias=bias)
-    report = there_and_back(one, tmp_path, verify="train")
+    report = there_and_back(one, folder, verify="train")
     assert len(report.numerical.layers) == 2, "the cell is proven alone"
-    exact = not bias or kind is kinds.GRU_CELL
-    assert bool(report.folded) != exact, "two biases that become one come back as their sum"
+    return report
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_an_lstm_cell(bias, tmp_path):
+    report = assert_proven(kinds.LSTM_CELL, nn.LSTMCell, K.LSTMCell, bias, tmp_path)
+    assert bool(report.folded) == bias, "two biases that become one come back as their sum"
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_gru_cell(bias, tmp_path):
+    assert not assert_proven(kinds.GRU_CELL, nn.GRUCell, K.GRUCell, bias, tmp_path).folded
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_an_rnn_cell(bias, tmp_path):
+    report = assert_proven(kinds.RNN_CELL, nn.RNNCell, K.SimpleRNNCell, bias, tmp_path)
+    assert bool(report.folded) == bias
 
 
 @CELLS
