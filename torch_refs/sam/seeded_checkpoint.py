@@ -146,6 +146,7 @@ def write_seeded_checkpoint(path: str | os.PathLike[str], variant: str, seed: in
         ValueError: no such variant.
     """
     tensors = {name: seeded_tensor(name, shape, seed) for name, shape in official_shapes(variant).items()}
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
     torch.save(tensors, path)
     return tensors
 

@@ -111,7 +111,7 @@ def test_unknown_variant():
 
 @pytest.fixture(scope="module")
 def written(tmp_path_factory):
-    path = tmp_path_factory.mktemp("sam") / "vit_b.pth"
+    path = tmp_path_factory.mktemp("sam") / "new" / "vit_b.pth"
     command = [sys.executable, "-m", "torch_refs.sam.seeded_checkpoint", "vit_b", str(path)]
     printed = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     return path, printed
