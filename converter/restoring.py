@@ -185,7 +185,7 @@ def _plan(path: Path, pair: Pair, about: dict[str, Any], origin: Origin, dialect
     match = Match(Reading(pair, origin.key, origin.prefix, dialect, entries, config=config), model)
     if match.problems():
         raise ConversionError(f"{pair.name} does not fit the file: {'; '.join(match.problems())}")
-    steps = list(_with_ties(match.steps, mapping.ties(), about, origin, dialect))
+    steps = list(_with_ties(match.steps, mapping.shared(), about, origin, dialect))
     return Plan(pair, config, dialect, origin.key, origin.prefix, steps, {}, {}, variables, {}, places_of(pair, model))
 
 
@@ -224,16 +224,17 @@ def _entries(
 
 
 def _with_ties(
-    steps: "list[Step]", ties: dict[str, str], about: dict[str, Any], origin: Origin, dialect: Dialect
+    steps: "list[Step]", shared: dict[str, str], about: dict[str, Any], origin: Origin, dialect: Dialect
 ) -> "Iterator[Step]":
-    """The steps, each followed by those for the names under which the checkpoint had its tensor too."""
+    """The steps, each followed by those for the names under which the checkpoint had one of its tensors too."""
     for step in steps:
         yield step
-        for tied, kept in ties.items():
-            if kept == step.sources[0].canonical and tied in origin.ties:
-                name = _name(origin, about, dialect, tied)
-                source = replace(step.sources[0], name=name, canonical=tied)
-                yield replace(step, sources=(replace(source, entry=replace(source.entry, name=name)),))
+        for source in step.sources:
+            for tied in origin.ties:
+                if shared.get(tied) == source.canonical:
+                    name = _name(origin, about, dialect, tied)
+                    other = replace(source, name=name, entry=replace(source.entry, name=name))
+                    yield replace(step, sources=(other,))
 
 
 def _name(origin: Origin, about: dict[str, Any], dialect: Dialect, canonical: str) -> str:
@@ -286,12 +287,13 @@ def _arrays(path: Path, plan: "Plan", progress: Progress) -> Generator[np.ndarra
     scratch = Scratch()
     try:
         with closing(values(path, places)) as found:
-            held: tuple[tuple[Target, ...], list[np.ndarray]] = ((), [])
+            held: tuple[tuple[Target, ...], dict[str, np.ndarray]] = ((), {})
             for step in plan.steps:
-                if step.targets != held[0]:  # else it shares the tensor of the step before
-                    held = step.targets, step.undo([next(found) for _ in step.targets])
-                for source, back in zip(step.sources, held[1], strict=True):
-                    result = _typed(dense(back, scratch), source.entry.dtype)
+                if step.targets != held[0]:  # else it is another name for a tensor of the step before
+                    undone = step.undo([next(found) for _ in step.targets])
+                    held = step.targets, dict(zip((one.canonical for one in step.sources), undone, strict=True))
+                for source in step.sources:
+                    result = _typed(dense(held[1][source.canonical], scratch), source.entry.dtype)
                     yield result
                     progress.advance(result.nbytes)
     except WeightsError as error:

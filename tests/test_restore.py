@@ -18,13 +18,13 @@ import cli
 import converter
 import tf_models
 import torch_refs
-from converter import Dialect, Drop, Mapping, Pair, Row
+from converter import Dialect, Drop, Mapping, Pair, Probe, Row, kinds
 from converter.checkpoints.checkpoint import Checkpoint
 from converter.kinds import BATCH_NORM, CONV_2D, CONV_2D_HWIO, DENSE, DENSE_IN_OUT, MULTIHEAD_ATTENTION
 from converter.pairs.dialects import CANONICAL
 from converter.pairs.registry import pairs
 from converter.planning.origin import Origin
-from tests.support import small_mobile_sam, small_sam
+from tests.support import networks, small_mobile_sam, small_sam
 from tests.support.checkpoints import prefixed, save
 from tests.support.deformable import SMALL, reference
 from tests.support.pairs import registered
@@ -457,3 +457,52 @@ def test_safetensors_come_back_in_the_other_format(tmp_path):
                       options=CASES["ms_deform_attn"][1], dialect="official")  # fmt: skip
     _, found = back(weights, tmp_path / "back.bin")
     assert bits(found) == bits(state)
+
+
+def shared_pair():
+    """One table under three names, and two linear layers of which one is dropped as the other: all above 1 KB."""
+
+    def torchs():
+        made = networks.net(
+            lambda self, x: self.second(self.first(self.head(self.embed(x)))),
+            embed=nn.Embedding(300, 40),
+            again=nn.Embedding(300, 40),
+            head=nn.Linear(40, 300, bias=False),
+            first=nn.Linear(300, 300),
+            second=nn.Linear(300, 300),
+        )
+        made.again.weight = made.head.weight = made.embed.weight
+        made.second.weight, made.second.bias = made.first.weight, made.first.bias
+        return made
+
+    def call(self, x):
+        x = keras.ops.matmul(self.embed(x), keras.ops.transpose(self.embed.embeddings))
+        return self.first(self.first(x))
+
+    def build():
+        return networks.Model(call, embed=(keras.layers.Embedding(300, 40), (None,)), first=networks.dense(300, 300))
+
+    rows = [
+        Row("embed", kinds.EMBEDDING, tied="head.weight"),
+        Drop("again.weight", "the table once more", equals="head.weight"),
+        Row("first", kinds.DENSE),
+        Drop("second.weight", "shared", equals="first.weight"),
+        Drop("second.bias", "shared", equals="first.bias"),
+    ]
+    return networks.pair(build, torchs, rows, lambda config, rng: [Probe({"x": rng.integers(0, 300, (2, 3))})])
+
+
+def test_every_name_of_a_shared_tensor_comes_back_whatever_its_size(tmp_path):
+    one = shared_pair()
+    networks.there_and_back(one, tmp_path)
+
+
+def test_a_dropped_tensor_that_is_another_after_all_is_not_restored_as_it(tmp_path):
+    """Without a proof nothing has compared them."""
+    one = shared_pair()
+    state = one.build_torch().state_dict()
+    state["second.weight"] = state["second.weight"] + 1
+    report = networks.converted(one, state, tmp_path, verify="none")
+    back = networks.restored(one, report, tmp_path)
+    assert sorted(set(state) - set(back)) == ["second.weight"]
+    assert torch.equal(back["second.bias"], state["second.bias"])

@@ -75,6 +75,11 @@ def write(
         if infinite and not allow_nonfinite:
             raise ConversionError(f"{printable(infinite[0])} holds NaN or Inf; --allow-nonfinite converts it as it is")
         laid, losses = laid_out(step, tensors, dtype)
+        if step.leaf.fold is not None and not infinite and not all(map(is_finite, laid)):
+            infinite = [step.name]
+            if not allow_nonfinite:
+                told = f"{printable(step.name)} gives NaN or Inf where it is folded ({step.leaf.fold})"
+                raise ConversionError(f"{told}; --allow-nonfinite converts it as it is")
         digests = {}
         for target, value in zip(step.targets, laid, strict=True):
             value = dense(value, scratch)

@@ -150,8 +150,19 @@ class Mapping:
             )
         return found
 
+    def shared(self) -> dict[str, str]:
+        """Torch name -> the name of the mapped tensor whose values it has: ties, and what is dropped as another's."""
+        shared = {**self.ties(), **{name: kept for name, kept in self.equals.items() if isinstance(kept, str)}}
+        for name, kept in shared.items():
+            seen = {name}
+            while kept in shared and kept not in seen:
+                seen.add(kept)
+                kept = shared[kept]
+            shared[name] = kept
+        return shared
+
     def ignored(self) -> dict[str, str]:
-        """Torch name -> reason, of every tensor the mapping leaves out."""
+        """Torch name -> reason, of every tensor the mapping drops."""
         ignored = dict(self.dropped)
         for path, _, kind in self.modules():
             ignored.update({join(path, name): reason for name, reason in kind.ignored})

@@ -19,7 +19,7 @@ from converter.checkpoints.tensors import FLOATS, NUMBERS, Entry
 from converter.errors import ConversionError
 from converter.naming import fold
 from converter.pairs.mapping import expand
-from converter.planning.reading import Reading, mapping_of
+from converter.planning.reading import Reading, equal, mapping_of
 
 SMALL = 1024  # bytes of a tensor that is kept though the model does not need it
 _LONGEST = 40_000  # characters of the record; an attribute holds 60,000 with all that the escapes add
@@ -92,12 +92,13 @@ class Origin:
         origin.dtypes = {name: dtype for name, dtype in needed.items() if dtype != origin.dtype}
         usual = {name for name, _ in mapping_of(reading.pair, reading.config or {}).tensors()}
         origin.spelled = [name for name in needed if name not in usual]
-        ties = reading.mapping.ties()
+        shared = reading.mapping.shared()
         for name in ignored:
             entry = reading.entries.get(name)
             if entry is None:
                 continue
-            if name in ties:
+            same = reading.entries.get(shared.get(name, ""))
+            if same is not None and equal([entry, same], checkpoint):
                 origin.ties.append(name)
                 continue
             kept = _kept_of(entry, checkpoint)

@@ -62,7 +62,7 @@ def question_for(plan: Plan, checkpoint: Checkpoint, dtype: str, level: str = "f
         copied=available_memory() > plan.values * _BYTES_COPIED + _BYTES_SPARE,
         train=level == "train",
         folded=frozenset(one.canonical for step in plan.steps if step.leaf.fold for one in step.sources),
-        shared={**mapping.ties(), **{name: kept for name, kept in mapping.equals.items() if isinstance(kept, str)}},
+        shared=mapping.shared(),
     )
 
 

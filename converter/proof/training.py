@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+import keras
 import numpy as np
 import tensorflow as tf
 
@@ -41,15 +42,8 @@ def compare_training(proof: "Proof", message: Trained) -> None:
     try:
         for number in range(message.steps):
             gradients = _gradients(proof, message)
-            removed = [_without_row(gradients, trained, name, row) for name, row in message.kept.items()]
             if number == 0:
-                _check_padding(proof, trained, message.kept)
-            if number == 0 and any(removed):
-                proof.by_design.append(
-                    f"{sum(map(bool, removed))} rows of embeddings: torch's padding_idx keeps them, Keras trains them; "
-                    f"their gradient here is up to {max(removed):.1e}, left out of the comparison"
-                )
-            if number == 0:
+                _check_padding(proof, trained, message.padding)
                 for step in trained:
                     _compare(proof, "gradient of {}", step, gradients, message.gradients)
                 for path in (one.path for step in steps if step not in trained for one in step.targets):
@@ -111,27 +105,17 @@ def _gradients(proof: "Proof", message: Trained) -> dict[str, Any]:
     return {path: np.asarray(tf.convert_to_tensor(value), np.float64) for path, value in found.items()}
 
 
-def _check_padding(proof: "Proof", steps: list[Step], kept: Mapping[str, int]) -> None:
-    """A Keras embedding that keeps a row from training must keep the one that torch does."""
+def _check_padding(proof: "Proof", steps: list[Step], padding: Mapping[str, int]) -> None:
+    """An embedding keeps the row from training that torch's keeps, also where no probe looks it up."""
     for step in steps:
+        layer = layer_at(proof.model, step.targets[0].path.rpartition(".")[0])
+        if not isinstance(layer, keras.layers.Embedding):
+            continue
         for source in step.sources:
-            layer = layer_at(proof.model, step.targets[0].path.rpartition(".")[0])
-            row, own = kept.get(source.canonical), getattr(layer, "padding_idx", None)
-            if own is not None and own != row:
-                told = f"its padding_idx is {own}, torch's {row}"
+            row, own = padding.get(source.canonical), getattr(layer, "padding_idx", None)
+            if own != row:
+                told = f"its padding_idx is {own}, torch's {row}: tf_models.layers.Embedding has it"
                 proof.note_trained(Comparison(f"gradient of {step.targets[0].path}", note=told), "")
-
-
-def _without_row(gradients: dict[str, Any], steps: list[Step], name: str, row: int) -> float:
-    """Take a row's gradient away from an embedding; how large it was."""
-    for step in steps:
-        if [one.canonical for one in step.sources] == [name] and all(one.path in gradients for one in step.targets):
-            [table] = (np.array(one) for one in step.undo([gradients[target.path] for target in step.targets]))
-            largest = float(np.abs(table[row]).max(initial=0))
-            table[row] = 0
-            gradients.update(zip((target.path for target in step.targets), step.lay_out([table]), strict=True))
-            return largest
-    return 0.0
 
 
 def _compare_statistics(proof: "Proof", message: Trained, steps: list[Step], before: dict[str, np.ndarray]) -> None:

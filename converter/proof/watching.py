@@ -1,5 +1,6 @@
 """Watching a Keras network while it runs: what reaches each layer, and what becomes of other values there."""
 
+import functools
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -74,22 +75,27 @@ class Watch:
 def watched(layers: Iterable[tuple[str, Any]], watch: Watch) -> Iterator[Watch]:
     """In the block, every call of these layers (path, layer) is noted in `watch.seen` and changed as `watch` says.
 
-    Calls inside a graph that is being traced carry no values, and are left alone.
+    One layer may stand for several of torch's modules, and so under several paths. Calls inside a graph that is being
+    traced carry no values, and are left alone.
     """
-    changed: list[Any] = []
+    changed: list[tuple[Any, Any]] = []
     try:
         for path, layer in layers:
-            if layer is None or not callable(getattr(layer, "call", None)) or "call" in vars(layer):
+            if layer is None or not callable(getattr(layer, "call", None)):
                 continue
+            changed.append((layer, vars(layer).get("call")))
             object.__setattr__(layer, "call", _watching(path, layer.call, watch))
-            changed.append(layer)
         yield watch
     finally:
-        for layer in changed:
-            object.__delattr__(layer, "call")
+        for layer, before in reversed(changed):
+            if before is None:
+                object.__delattr__(layer, "call")
+            else:
+                object.__setattr__(layer, "call", before)
 
 
 def _watching(path: str, call: Callable[..., Any], watch: Watch) -> Callable[..., Any]:
+    @functools.wraps(call)
     def watching(*args: Any, **kwargs: Any) -> Any:
         if not _all_known((args, kwargs)):
             return call(*args, **kwargs)

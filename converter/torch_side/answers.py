@@ -172,7 +172,7 @@ class Trained:
         weights: the same for the parameters after the last step.
         steps: how many.
         batches: path of a batch normalisation -> how many values of a channel it saw, and its momentum.
-        kept: canonical name -> the row of an embedding that gets no gradient (torch's `padding_idx`).
+        padding: canonical name -> the row of an embedding that looking it up does not train (torch's `padding_idx`).
     """
 
     probe: int
@@ -183,7 +183,7 @@ class Trained:
     weights: dict[str, tuple[np.ndarray, np.ndarray, list[np.ndarray]]]
     steps: int = 3
     batches: dict[str, tuple[int, float]] = field(default_factory=dict)
-    kept: dict[str, int] = field(default_factory=dict)
+    padding: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass

@@ -98,18 +98,17 @@ def _trained(index: int, probe: Probe, model: Any, folded: frozenset[str]) -> Tr
         }
 
     given = dict(zip((name for name, _ in outputs), upstream, strict=True))
-    kept = _kept(model, truth.gradients)
-    return Trained(index, given, rates, each("gradients"), each("buffers"), each("weights"), STEPS, truth.batches, kept)
+    found = each("gradients"), each("buffers"), each("weights")
+    return Trained(index, given, rates, *found, STEPS, truth.batches, _padding(model))
 
 
-def _kept(model: Any, gradients: Values) -> dict[str, int]:
-    """The rows of embeddings that stay as they are; not where the table is used for something else too."""
-    found = {
+def _padding(model: Any) -> dict[str, int]:
+    """Name of an embedding's table -> its `padding_idx`, where it has one."""
+    return {
         f"{path}.weight" if path else "weight": module.padding_idx
-        for path, module in model.named_modules()
+        for path, module in model.named_modules(remove_duplicate=False)
         if isinstance(module, torch.nn.Embedding) and module.padding_idx is not None
     }
-    return {name: row for name, row in found.items() if name in gradients and not gradients[name][row].any()}
 
 
 def _outputs(model: Any, inputs: dict[str, Any], probe: Probe) -> list[tuple[str, torch.Tensor]]:

@@ -137,6 +137,11 @@ CASES = {
         [Row("attn", kinds.separate_attention(out="proj"))],
     ),
     "three Dense": ({}, of_ours("apart"), [Row("attn.qkv", kinds.split_dense(), keras="attn"), PROJ]),
+    "three Dense, in a stage": (
+        {},
+        of_ours("apart"),
+        [Row("attn", kinds.STAGE), Row("attn.qkv", kinds.split_dense(), keras="attn"), PROJ],
+    ),
     "three Dense, no bias": (
         {"bias": False},
         of_ours("apart", bias=False),

@@ -338,6 +338,17 @@ def test_a_kernel_of_another_length_is_refused(tmp_path):
     )
 
 
+def test_a_fold_that_gives_no_number_is_refused_before_anything_is_written(tmp_path):
+    """Each of the tensors is finite, and so no look at them shows it."""
+    one = folded([now.weight_norm] * 4)
+    state = one.build_torch().state_dict()
+    state["conv.parametrizations.weight.original1"][0] = 0
+    told = r"conv\.parametrizations\.weight\.original0 gives NaN or Inf where it is folded \(weight_norm\)"
+    refused(one, state, tmp_path, told, verify="none")
+    report = converted(one, state, tmp_path, verify="none", allow_nonfinite=True)
+    assert "1 tensors hold NaN or Inf, as allowed" in str(report)
+
+
 def test_what_is_folded_is_not_trained(tmp_path):
     plain = [lambda x: x] * 3
     one = folded([now.weight_norm, *plain])

@@ -437,16 +437,39 @@ def test_training_shows_a_momentum_and_names_what_keras_does_otherwise(tmp_path)
     assert converted(default, torchs().state_dict(), tmp_path).numerical.full
 
 
-def test_training_names_the_row_that_padding_keeps(tmp_path):
-    one = pair(
-        lambda: Model(lambda self, x: self.b(self.e(x)), e=(keras.layers.Embedding(9, 4), (None,)), b=dense(5, 4)),
-        lambda: net(lambda self, x: self.b(self.e(x)), e=nn.Embedding(9, 4, padding_idx=0), b=nn.Linear(4, 5)),
-        [Row("e", kinds.EMBEDDING), Row("b", kinds.DENSE)],
-        lambda config, rng: [Probe({"x": np.array([[0, 1, 2, 0], [3, 3, 4, 0]])})],
-    )
-    report = converted(one, one.build_torch().state_dict(), tmp_path, verify="train")
-    assert report.numerical.full
-    assert "padding_idx keeps them" in report.numerical.by_design[0]
+def looking_up(layer, tied, padding_idx=3):
+    """An embedding, whose table may be the output layer's too, against a Keras layer for it."""
+
+    def torchs():
+        made = net(
+            lambda self, x: self.b(self.e(x)), e=nn.Embedding(9, 4, padding_idx), b=nn.Linear(4, 9, bias=not tied)
+        )
+        if tied:
+            made.b.weight = made.e.weight
+        return made
+
+    def tied_call(self, x):
+        return keras.ops.matmul(self.e(x), keras.ops.transpose(self.e.embeddings))
+
+    def build():
+        more = {} if tied else {"b": dense(9, 4)}
+        return Model(tied_call if tied else lambda self, x: self.b(self.e(x)), e=(layer(), (None,)), **more)
+
+    rows = [Row("e", kinds.EMBEDDING, tied="b.weight" if tied else "")]
+    rows += [] if tied else [Row("b", kinds.DENSE)]
+    return pair(build, torchs, rows, lambda config, rng: [Probe({"x": np.array([[0, 1, 2, 3], [3, 3, 4, 0]])})])
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_an_embedding_that_keras_trains_throughout(tied, tmp_path):
+    """Torch's padding_idx keeps a row from what looking it up would train; Keras's own layer knows no such thing."""
+    one = looking_up(lambda: layers.Embedding(9, 4, padding_idx=3), tied)
+    state = one.build_torch().state_dict()
+    assert converted(one, state, tmp_path, verify="train").numerical.full
+    plain = looking_up(lambda: keras.layers.Embedding(9, 4), tied)
+    told = r"its padding_idx is None, torch's 3: tf_models\.layers\.Embedding has it"
+    refused(plain, state, tmp_path, told, verify="train")
+    assert converted(plain, state, tmp_path).numerical.full, "which is not for inference"
 
 
 @pytest.mark.parametrize("sparse", [False, True])
