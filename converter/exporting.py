@@ -12,14 +12,13 @@ from typing import Any
 
 import numpy as np
 
-from converter import nested
+from converter import nested, rounding
 from converter.blame import blaming
 from converter.errors import ConversionError, ProofError, UsageError, aligned, printable
 from converter.files.atomic import NewFile, NewFolder
 from converter.kinds.activations import arrange
 from converter.naming import listed
 from converter.pairs import registry
-from converter.proof import rounding
 from converter.report import size
 from tf_models.runtime import exporting
 from tf_models.runtime.exporting import DTYPES, ExportError, Input, Part, Signature
@@ -40,7 +39,7 @@ class Difference:
     Attributes:
         name: signature and output.
         error: the difference.
-        allowed: the largest that passes: what roundings explain (`converter.proof.rounding`); in a lossy dtype, a
+        allowed: the largest that passes: what roundings explain (`converter.rounding`); in a lossy dtype, a
             part of the scale.
         scale: largest magnitude of Keras's output.
         dtype: of the export.

@@ -7,7 +7,7 @@ from typing import Any
 
 from converter.errors import aligned, printable
 from converter.naming import fold, listed
-from converter.proof.rounding import ratio
+from converter.rounding import ratio
 
 _BARELY = 1.5  # an error so little beyond what is allowed accuses nothing in particular
 
@@ -19,7 +19,7 @@ class Comparison:
     Attributes:
         name: an output's name, or a layer's path.
         error: difference of TensorFlow's float32 result from the truth.
-        allowed: the largest that float32 explains there (`converter.proof.rounding`).
+        allowed: the largest that float32 explains there (`converter.rounding`).
         torch_error: largest difference of torch's own float32 result.
         scale: largest magnitude of the truth.
         note: why the results could not even be compared, or "".

@@ -11,7 +11,11 @@ import numpy as np
 from benchmarks.soundness.faults import Fault
 from benchmarks.soundness.networks import Network
 from converter import Mapping
-from converter.kinds import channels_last
+
+
+def channels_last(value: np.ndarray) -> np.ndarray:
+    """(N, C, ...) -> (N, ..., C)"""
+    return np.moveaxis(value, 1, -1)
 
 
 def carried(model: Any, rows: Any, state: dict[str, Any]) -> Any:

@@ -17,7 +17,7 @@ from converter.kinds.attention import (
 )
 from converter.kinds.folded import batch_norm_folded, weight_norm_kept, weight_normed
 from converter.kinds.folds import Fold
-from converter.kinds.kind import Kind, Leaf, channels_last, leaf, relaid_shape
+from converter.kinds.kind import Kind, Leaf, leaf
 from converter.kinds.plain import (
     ACTIVATION,
     ACTIVATION_2D,
@@ -129,7 +129,6 @@ __all__ = [
     "Kind",
     "Leaf",
     "batch_norm_folded",
-    "channels_last",
     "dense_from_heads",
     "dense_to_heads",
     "leaf",
@@ -137,7 +136,6 @@ __all__ = [
     "packed_dense",
     "parameter",
     "patches",
-    "relaid_shape",
     "separate_attention",
     "split_dense",
     "stacked",

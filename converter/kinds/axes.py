@@ -318,3 +318,23 @@ def _shown(axis: Axis) -> str:
     if len(axis) == 1 and len(axis[0]) == 1:
         return words[0]
     return f"({' '.join(f'({word})' if '+' in word and len(words) > 1 else word for word in words)})"
+
+
+def relaid(array: np.ndarray, text: str) -> np.ndarray:
+    """One array in the other axes of a pattern, `text`; a view where numpy can make one.
+
+    Raises:
+        ValueError: it does not have the pattern's axes.
+    """
+    found = pattern(text)
+    return found.apply([array], [relaid_shape(array.shape, text)])[0]
+
+
+def relaid_shape(shape: tuple[int, ...], text: str) -> tuple[int, ...]:
+    """Its shape, without the values.
+
+    Raises:
+        ValueError: it does not have the pattern's axes.
+    """
+    [found] = pattern(text).reversed().shapes([shape])
+    return found

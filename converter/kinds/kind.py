@@ -12,7 +12,6 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
-from einops import EinopsError, rearrange
 
 from converter.errors import ConversionError
 from converter.kinds.activations import IMAGES, SEQUENCES, Axes, arrange
@@ -162,8 +161,8 @@ class Kind:
             ours = torch_leaves[theirs.torch]
             if theirs == ours:
                 continue
-            if len(theirs.torch) != 1 or len(theirs.keras) != 1 or theirs.keras != ours.keras:
-                raise ValueError(f"{self} and {self.of} do not fill one variable each with {theirs.torch[0]}")
+            if len(theirs.torch) != 1 or theirs.keras != ours.keras:
+                raise ValueError(f"{self} and {self.of} do not fill the same variables with {theirs.torch[0]} alone")
             (their_axes, their_keras), (our_axes, our_keras) = theirs.pattern.sides, ours.pattern.sides
             if their_keras != our_keras:
                 raise ValueError(f"{self} and {self.of} name the axes of {theirs.keras[0]} differently")
@@ -227,22 +226,5 @@ class Kind:
         return self.name
 
 
-def relaid_shape(shape: tuple[int, ...], axes: str) -> tuple[int, ...]:
-    """A tensor's shape after `axes` ("these -> those"), without its values.
-
-    Raises:
-        ValueError: the shape does not have these axes.
-    """
-    try:
-        return rearrange(np.broadcast_to(np.float32(0), shape), axes).shape
-    except EinopsError:
-        raise ValueError(f"a tensor of shape {shape} does not have the axes ({axes.split('->')[0].strip()})") from None
-
-
 IMAGE: Axes = {"": IMAGES}
 IMAGE_2D = {"": "n c h w -> n h w c"}
-
-
-def channels_last(array: np.ndarray) -> np.ndarray:
-    """(N, C, ...) -> (N, ..., C); arrays of rank below 3 have no spatial axes and stay."""
-    return np.moveaxis(array, 1, -1) if array.ndim > 2 else array

@@ -10,7 +10,7 @@ from converter.blame import PairError, told, where, where_and_what
 from converter.checkpoints.checkpoint import Checkpoint
 from converter.checkpoints.tensors import Entry
 from converter.errors import ConversionError, UsageError, printable
-from converter.kinds import relaid_shape
+from converter.kinds.axes import relaid_shape
 from converter.naming import listed
 from converter.pairs import dialects
 from converter.pairs.mapping import Mapping

@@ -6,11 +6,10 @@ from typing import Any
 
 import numpy as np
 
-from converter import nested
+from converter import nested, rounding
 from converter.errors import printable
 from converter.kinds import Kind
 from converter.naming import listed
-from converter.proof import rounding
 from converter.report import Comparison
 
 LARGEST = float(np.finfo(np.float32).max)

@@ -6,17 +6,17 @@ from pathlib import Path
 
 import h5py
 import numpy as np
-from einops import rearrange
 
 from converter.checkpoints.checkpoint import Checkpoint
 from converter.checkpoints.tensors import FLOATS, Scratch
 from converter.errors import ConversionError, printable
 from converter.files.weights_file import THREADS, cast, dense, laid_out, read
+from converter.kinds.axes import relaid
 from converter.naming import listed
 from converter.planning.plan import Plan, Step
 from converter.planning.reading import mapping_of
-from converter.proof.rounding import UNITS
 from converter.report import Lossless
+from converter.rounding import UNITS
 from tf_models.runtime.weights_format import WeightsError, datasets
 from tf_models.runtime.weights_format import stored_dtype as dtype_of
 
@@ -107,7 +107,7 @@ def _dropped(plan: Plan, checkpoint: Checkpoint) -> tuple[list[str], list[str]]:
 
     def torchs(name: str) -> np.ndarray:
         values, axes = checkpoint.read(entries[name]), plan.dialect.axes(name)
-        return np.array(values if axes is None else rearrange(values, axes))
+        return np.array(values if axes is None else relaid(values, axes))
 
     for name, wanted in mapping.equals.items():
         if name not in plan.unused:

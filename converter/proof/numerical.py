@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from converter import nested
+from converter import nested, rounding
 from converter.blame import where_and_what
 from converter.errors import ConversionError, printable
 from converter.kinds import Kind
@@ -20,7 +20,6 @@ from converter.pairs.pair import Probe
 from converter.planning.plan import Plan, build_tf
 from converter.planning.reading import mapping_of
 from converter.planning.variables import by_path, layers_of
-from converter.proof import rounding
 from converter.proof.calling import activated, activation_of, call_model, called, layer_results
 from converter.proof.causes import cause
 from converter.proof.comparing import LARGEST, Unpaired, compare, compare_allowed, numbers, paired, pool

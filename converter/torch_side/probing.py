@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 from converter import nested
 from converter.blame import where_and_what
 from converter.pairs.pair import Probe
-from converter.proof.rounding import runs_for
+from converter.rounding import runs_for
 from converter.torch_side.answers import MOST_CALLS, WIDE, Call, Entry, Seeded, Send, Whole
 from converter.torch_side.questions import Proof
 from converter.torch_side.reference import Filled, ReferenceFailed

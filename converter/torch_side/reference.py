@@ -8,12 +8,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from einops import rearrange
 
 import torch_refs
 from converter.blame import where_and_what
 from converter.checkpoints.checkpoint import Checkpoint
 from converter.errors import printable
+from converter.kinds.axes import relaid
 from converter.naming import listed
 from converter.pairs.pair import Probe
 from converter.pairs.registry import locate
@@ -97,7 +97,8 @@ def _state(wanted: Reference, send: Send) -> dict[str, Any]:
         for canonical, source in sources.items():
             tensor = values[source.name].detach()
             if source.axes is not None:
-                tensor = rearrange(tensor, source.axes).contiguous()
+                numbers = tensor.float() if tensor.dtype == torch.bfloat16 else tensor  # which numpy does not have
+                tensor = torch.from_numpy(np.array(relaid(numbers.numpy(), source.axes)))
             state[canonical] = tensor.to(written).to(torch.float32) if tensor.is_floating_point() else tensor
     return state
 

@@ -11,7 +11,7 @@ each value:
 - a resampling also by what the coordinates, sums themselves, are off;
 - what only moves or selects values by nothing.
 
-Imported where torch is; `converter.proof.rounding` has the rule that uses it.
+Imported where torch is; `converter.rounding` has the rule that uses it.
 """
 
 import contextlib
@@ -24,7 +24,7 @@ from torch._decomp import decomposition_table
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from converter.proof.rounding import UNITS
+from converter.rounding import UNITS
 
 _LOW = (torch.float32, torch.float16, torch.bfloat16)
 _HALF = _LOW[1:]

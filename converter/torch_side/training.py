@@ -10,7 +10,7 @@ import torch
 
 from converter.blame import where_and_what
 from converter.pairs.pair import Probe
-from converter.proof.rounding import runs_for
+from converter.rounding import runs_for
 from converter.torch_side.answers import Send, Trained
 from converter.torch_side.questions import Proof
 from converter.torch_side.reference import Filled, ReferenceFailed

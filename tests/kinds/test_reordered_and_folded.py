@@ -293,6 +293,11 @@ MODULES = {
 }
 
 
+def channels_last(value):
+    """(N, C, ...) -> (N, ..., C)"""
+    return np.moveaxis(value, 1, -1)
+
+
 @pytest.fixture(autouse=True)
 def in_float64():
     kept = keras.config.dtype_policy()
@@ -445,7 +450,7 @@ def test_instance_norm_keeps_the_statistics_that_torch_keeps():
     ours.build((None, 4, 5, 6))
     carry(theirs.state_dict(), ours, alone(kinds.INSTANCE_NORM))
     x = torch.randn(3, 6, 4, 5, dtype=torch.float64)
-    near(ours(kinds.channels_last(x.numpy()), training=True), kinds.channels_last(theirs(x).detach().numpy()))
+    near(ours(channels_last(x.numpy()), training=True), channels_last(theirs(x).detach().numpy()))
     near(ours.moving_mean, theirs.running_mean)
     near(ours.moving_variance, theirs.running_var)
 

@@ -20,14 +20,19 @@ TRANSPOSED = {
 }
 
 
+def channels_last(value):
+    """(N, C, ...) -> (N, ..., C)"""
+    return np.moveaxis(value, 1, -1)
+
+
 def assert_equal(theirs: nn.Module, ours: keras.Layer, kind: kinds.Kind, x: np.ndarray) -> None:
     """Both sides on the same input, in float64."""
-    ours.build(kinds.channels_last(x).shape)
+    ours.build(channels_last(x).shape)
     carry(theirs.state_dict(), ours, alone(kind))
-    expected = kinds.channels_last(theirs(torch.from_numpy(x)).detach().numpy())
-    got = ours(kinds.channels_last(x))
+    expected = channels_last(theirs(torch.from_numpy(x)).detach().numpy())
+    got = ours(channels_last(x))
     assert got.shape == expected.shape
-    assert tuple(ours.compute_output_shape(kinds.channels_last(x).shape)) == expected.shape
+    assert tuple(ours.compute_output_shape(channels_last(x).shape)) == expected.shape
     np.testing.assert_allclose(got, expected, rtol=0, atol=1e-12)
     again = type(ours).from_config(ours.get_config())
     assert again.get_config() == ours.get_config()

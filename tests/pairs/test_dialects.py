@@ -13,7 +13,8 @@ import cli
 import converter
 import tf_models
 from converter import Dialect, Mapping, Pair, Probe, Row, kinds
-from converter.kinds import CONV_2D, CONV_2D_HWIO, DENSE, DENSE_IN_OUT, Kind, leaf, relaid_shape
+from converter.kinds import CONV_2D, CONV_2D_HWIO, DENSE, DENSE_IN_OUT, Kind, leaf
+from converter.kinds.axes import relaid, relaid_shape
 from converter.pairs.mapping import join
 from converter.pairs.registry import pairs
 from tests.support.checkpoints import save
@@ -175,16 +176,17 @@ def test_the_command_takes_and_records_a_dialect(tmp_path):
 def test_a_foreign_kind_and_torch_s_fill_a_variable_alike(kind):
     """By way of the Keras variable, as the plan goes, and straight, as the proof goes."""
     rng = np.random.default_rng(0)
-    relaid = dict(kind.relaid())
+    otherwise = dict(kind.relaid())
     torch_leaves = {one.torch: one for one in kind.of.leaves}
-    assert relaid, "it differs somewhere"
+    assert otherwise, "it differs somewhere"
     for one in kind.leaves:
         ours = torch_leaves[one.torch]
         variable = rng.standard_normal(range(2, 2 + len(ours.pattern.sides[1].split())))
         [foreign], [canonical] = one.to_torch([variable]), ours.to_torch([variable])
         np.testing.assert_array_equal(one.to_keras([foreign], [variable.shape])[0], variable)
-        axes = relaid.get(one.torch[0])
+        axes = otherwise.get(one.torch[0])
         assert relaid_shape(foreign.shape, axes or "... -> ...") == canonical.shape
+        np.testing.assert_array_equal(relaid(foreign, axes or "... -> ..."), canonical)
         assert axes is not None or foreign.shape == canonical.shape
     assert (kind.inputs, kind.results, kind.call, kind.callable_alone) == (
         kind.of.inputs,
@@ -192,6 +194,21 @@ def test_a_foreign_kind_and_torch_s_fill_a_variable_alike(kind):
         kind.of.call,
         kind.of.callable_alone,
     )
+
+
+GATES = Kind("GATES", (leaf("weight", "kernel", "(r + z) i -> i (z + r)", sizes={"r": 1, "z": 1}),))
+PACKED = Kind("PACKED", (leaf("weight", ("a.kernel", "b.kernel"), "(a + b) i -> i a, i b"),))
+
+
+def test_a_layout_of_blocks_and_one_of_several_variables():
+    blocks = Kind("BLOCKS", (leaf("weight", "kernel", "i (r + z) -> i (z + r)"),), of=GATES)
+    ((name, axes),) = blocks.relaid()
+    x = np.arange(24.0).reshape(6, 4)
+    assert name == "weight"
+    np.testing.assert_array_equal(relaid(x, axes), x.T)
+    several = Kind("SEVERAL", (leaf("weight", ("a.kernel", "b.kernel"), "i (a + b) -> i a, i b"),), of=PACKED)
+    ((_, axes),) = several.relaid()
+    np.testing.assert_array_equal(relaid(x, axes), x.T)
 
 
 def test_a_layout_must_be_one_of_the_module_s_kind():

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from converter.proof import rounding
+from converter import rounding
 from converter.torch_side.rounded import Exact, Rounded, exactly
 from tests.support.rule import assert_allowed
 

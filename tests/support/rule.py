@@ -1,4 +1,4 @@
-"""The rule of `converter.proof.rounding` for tests: a result in low precision against torch's in float64."""
+"""The rule of `converter.rounding` for tests: a result in low precision against torch's in float64."""
 
 import copy
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from converter.proof import rounding
+from converter import rounding
 from converter.torch_side.rounded import Exact, Rounded, exactly
 
 Results = Sequence[Any] | Mapping[str, Any]
