@@ -2,9 +2,9 @@
 
     python benchmarks/sam_predict.py [rounds]
 
-The image encoder is small, for it does not run in `predict`; the embedding is 64 x 64 as in every published SAM. A call
-takes prompts in pixels and returns masks of the picture's size as numpy arrays. Each round runs both sides once, one
-after the other, so that other load of the machine falls on both; both have the same number of threads (the variable
+The image encoder is small, because it does not run in `predict`; the embedding is 64 x 64 as in every published SAM. A
+call takes prompts in pixels and returns masks of the picture's size as numpy arrays. Each round runs both sides once,
+one after the other, so that other load of the machine falls on both; both have the same number of threads (the variable
 THREADS, or all cores).
 """
 

@@ -17,7 +17,7 @@ class PairError(ConversionError):
 def blaming(pair: str, field: str, passing: tuple[type[BaseException], ...] = ()) -> Iterator[None]:
     """Have what the pair's `field` (as `build_tf`) raises in this block told as its own.
 
-    Errors that are meant for users, want of memory, and those of the types `passing` pass as they are.
+    Errors that are meant for users, a lack of memory, and those of the types `passing` pass as they are.
 
     Raises:
         PairError: anything else was raised.

@@ -19,7 +19,7 @@ UNITS = {"float64": 2.0**-53, "float32": 2.0**-24, "float16": 2.0**-11, "bfloat1
 SAFETY = 4.0
 # Runs with roundings go on until a result has so many values in all: the largest of six normal numbers is below 0.15
 # standard deviations, which still allows more than float32 is off by, three times in 10^6. A small result is tried
-# several times in any case, for its values may all hang on one number.
+# several times in any case, because its values may all hang on one number.
 _ENOUGH, _SMALL, _AGAIN = 6, 100, 3
 _OWN = 32  # values of a channel from which on it is judged by what moved in it alone
 # Values in a channel are judged apart from ones that are larger by so many powers of two, with none in between.

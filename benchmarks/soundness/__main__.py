@@ -225,7 +225,7 @@ def power(given: argparse.Namespace) -> int:
             one = {"fault": fault.name, "network": fault.network, "seen_by": fault.seen_by, "caught": not passed}
             found.append({**one, "place": place, "places": fault.places, "text": text, "seconds": round(seconds, 2)})
             if given.json:
-                given.json.write_text(json.dumps(found, indent=1))  # each time, for it is long
+                given.json.write_text(json.dumps(found, indent=1))  # each time, because it is long
             words = ("caught" if not passed else "MISSED", "named" if place else "no" if not passed else "")
             rows.append((fault.name, fault.network, fault.seen_by, *words, f"{seconds:.1f}"))
             if passed:

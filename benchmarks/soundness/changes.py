@@ -1,7 +1,7 @@
 """What makes a right Keras model wrong: each function returns a change to make on the built model, or is one.
 
 A change gives one layer another method, on a class of its own, or another attribute; nothing else is touched. Keras is
-imported when a change is made, for torch must be imported before it.
+imported when a change is made, because torch must be imported before it.
 """
 
 from collections.abc import Callable

@@ -178,7 +178,7 @@ def _hdf5(path: Path, mode: str) -> Iterator[h5py.File]:
     with open(path, "w+b" if mode == "w" else "r+b", buffering=0) as raw:
         patient = _Patient(raw)
         try:
-            # A signal waits, for HDF5 cannot pass on what is raised where it calls us.
+            # A signal waits, because HDF5 cannot pass on what is raised where it calls us.
             with undisturbed(), h5py.File(patient, mode) as file:
                 yield file
         finally:

@@ -113,7 +113,7 @@ class Kind:
         stage: the module is a part of the network with layers of its own.
         suspects: what is usually wrong where the two sides differ, for the error message.
         returns: which of torch's results the Keras layer has, by place, or a function that takes them out of all (it
-            must be linear, for it is given differences too); None: all of them, one to one.
+            must be linear, because it is given differences too); None: all of them, one to one.
         may_lack: paths among the results that a Keras layer may not give; those that it gives are compared.
         activated: the Keras layer may apply an `activation` that torch has apart; the proof takes it off.
         without_effect: Keras variables on which no result ever depends, whatever their values.

@@ -17,7 +17,7 @@ import numpy as np
 from converter.kinds.folds import Fold
 from converter.kinds.kind import Kind, Leaf, leaf
 
-_MOST_LAYERS = 16  # of one module; the names of more are not known
+MOST_LAYERS = 64  # of one module; the names of more are not known
 _SUSPECTS = "the order of its gates, which direction is which, its activations"
 # What torch calls with, and gives, where the time is first.
 _SEQUENCES = (("0", "input"), ("0",))
@@ -76,7 +76,7 @@ class _Layout:
 
 def _own_leaves() -> Iterator[Leaf]:
     """Of the layers of `tf_models.layers`."""
-    for layer in range(_MOST_LAYERS):
+    for layer in range(MOST_LAYERS):
         for suffix in (f"l{layer}", f"l{layer}_reverse"):
             absent = suffix != "l0"
             yield leaf(f"weight_ih_{suffix}", f"kernel_{suffix}", "o i -> i o", absent)

@@ -564,8 +564,8 @@ class Proof:
         return forced
 
     def _own(self, watch: Watch) -> int:
-        """Index of the first entry of a layer that gave its own result, for Keras computes it otherwise: in a graph, or
-        for several calls at once. What comes after it carries the roundings of layers."""
+        """Index of the first entry of a layer that gave its own result, because Keras computes it otherwise: in a
+        graph, or for several calls at once. What comes after it carries the roundings of layers."""
         for index, entry in enumerate(self.entries):
             calls = sum(other.path == entry.path for other in self.entries)
             forced = sum(seen.forced for seen in watch.seen.get(entry.path, []))

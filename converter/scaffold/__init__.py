@@ -4,6 +4,7 @@ Nothing of the checkpoint is run, and no value is read. What stands in the writt
 and numbers; any other name is refused.
 """
 
+import keyword
 import os
 import shlex
 import sys
@@ -161,7 +162,7 @@ def _check_name(name: str) -> None:
     Raises:
         UsageError: a folder of this name is no package, or one that hides another.
     """
-    if not (name.isidentifier() and name.isascii()) or name in sys.stdlib_module_names:
+    if not (name.isidentifier() and name.isascii()) or keyword.iskeyword(name) or name in sys.stdlib_module_names:
         raise UsageError(f"the folder's name is the pair's, so a Python identifier, not {printable(name) or 'nothing'}")
     if name in _TAKEN or name in registry.names():
         raise UsageError(f"{printable(name)} is the name of something else already; name the folder otherwise")

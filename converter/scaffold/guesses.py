@@ -7,6 +7,7 @@ from math import gcd, prod
 from typing import Any
 
 from converter.checkpoints.tensors import FLOATS
+from converter.kinds.recurrent import MOST_LAYERS
 from converter.scaffold.tree import Module
 
 Shape = tuple[int, ...]
@@ -15,7 +16,6 @@ _TABLE = re.compile("emb|tok|wte|wpe|pos|vocab|table|lookup", re.I)
 _UPWARDS = re.compile("(^|_)up(?!d|p)|deconv|transp|convt|tconv|upscal", re.I)
 _ACTIVATES = re.compile("act|relu", re.I)
 _NORMALISES = re.compile("norm|ln|rms|bn|gn|layer_?norm", re.I)
-_MOST_LAYERS = 16  # of a recurrent module; the kinds know no more
 NUM_HEADS = "num_heads"
 
 
@@ -170,8 +170,10 @@ def _attention(module: Module, known: Evidence) -> Guess | None:
 
 
 def _recurrent(module: Module, known: Evidence) -> Guess | None:
-    """torch.nn.LSTM, GRU and RNN."""
+    """torch.nn.LSTM, GRU and RNN, and their cells."""
     shapes = _floats(module)
+    if "weight_ih" in shapes:
+        return _cell(module, shapes)
     first, again = shapes.get("weight_ih_l0", ()), shapes.get("weight_hh_l0", ())
     if len(first) != 2 or len(again) != 2 or module.parts or len(module.tensors) != len(shapes):
         return None
@@ -181,7 +183,7 @@ def _recurrent(module: Module, known: Evidence) -> Guess | None:
     kind = {4: "LSTM", 3: "GRU", 1: "RNN"}.get(gates)
     both, bias = "weight_ih_l0_reverse" in shapes, "bias_ih_l0" in shapes
     layers = sum(1 for name in shapes if re.fullmatch("weight_ih_l[0-9]+", name))
-    if kind is None or layers > _MOST_LAYERS:
+    if kind is None or layers > MOST_LAYERS:
         return None
     wanted: dict[str, Shape] = {}
     width = projection[0] or units
@@ -200,6 +202,21 @@ def _recurrent(module: Module, known: Evidence) -> Guess | None:
     sizes = (("inputs", first[1]), ("units", units), *([("projection", projection[0])] if projection[0] else []))
     why = f"weight_ih has {gates} times as many rows as there are units" if gates > 1 else "weight_ih has a row a unit"
     return Guess(f"kinds.{kind}", why, True, "recurrent", flags, sizes)
+
+
+def _cell(module: Module, shapes: dict[str, Shape]) -> Guess | None:
+    first, again, bias = shapes["weight_ih"], shapes.get("weight_hh", ()), "bias_ih" in shapes
+    if len(first) != 2 or len(again) != 2 or not again[1] or module.parts or len(module.tensors) != len(shapes):
+        return None
+    gates, units = first[0] // again[1], again[1]
+    kind = {4: "LSTM", 3: "GRU", 1: "RNN"}.get(gates)
+    rows = gates * units
+    wanted = {"weight_ih": (rows, first[1]), "weight_hh": (rows, units)}
+    if kind is None or shapes != wanted | ({"bias_ih": (rows,), "bias_hh": (rows,)} if bias else {}):
+        return None
+    why = f"weight_ih has {gates} times as many rows as there are units" if gates > 1 else "weight_ih has a row a unit"
+    sizes = (("inputs", first[1]), ("units", units))
+    return Guess(f"kinds.{kind}_CELL", why, True, "cell", (("kind", kind), ("bias", bias)), sizes)
 
 
 def _normalised(module: Module, known: Evidence) -> Guess | None:
@@ -250,9 +267,8 @@ def _batch_norm(shapes: Mapping[str, Shape], known: Evidence) -> Guess | None:
     if set(shapes) - factors != {"running_mean", "running_var"} or not channels[0]:
         return None
     flags = (("axes", known.images or 1), ("affine", bool(factors)))
-    return Guess(
-        "kinds.BATCH_NORM", "running_mean and running_var", True, "batch_norm", flags, (("channels", *channels),)
-    )
+    why = "running_mean and running_var; it could be INSTANCE_NORM with statistics"
+    return Guess("kinds.BATCH_NORM", why, False, "batch_norm", flags, (("channels", *channels),))
 
 
 def _factors(module: Module, weight: Shape, bias: Shape | None, known: Evidence) -> Guess | None:
@@ -312,8 +328,9 @@ def _matrix(module: Module, weight: Shape, bias: Shape | None, known: Evidence) 
     if known.images and before and columns != before and columns % before == 0:
         why = "a matrix and a bias for each of its rows; behind a flatten of images it is DENSE_FLATTENED"
         return Guess("kinds.DENSE", why, False, "linear", linear, sizes)
-    if rows == columns and known.linear_in_out:
-        return Guess("kinds.DENSE", "square; it could be (in, out), as others here are", False, "linear", linear, sizes)
+    if rows == columns:
+        told = ", as others here are" if known.linear_in_out else ": CONV1D_GPT2"
+        return Guess("kinds.DENSE", f"square; it could be (in, out){told}", False, "linear", linear, sizes)
     return Guess("kinds.DENSE", "a matrix and a bias for each of its rows", True, "linear", linear, sizes)
 
 

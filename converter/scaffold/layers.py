@@ -145,9 +145,17 @@ def _recurrent(flags: dict[str, Any], s: _Sizes) -> _Both:
     return module, _built(layer, _images(1, s["inputs"]))
 
 
+def _cell(flags: dict[str, Any], s: _Sizes) -> _Both:
+    torch = {} if flags["bias"] else {"bias": "False"}
+    keras = {} if flags["bias"] else {"use_bias": "False"}
+    layer = call(f"keras.layers.{'SimpleRNN' if flags['kind'] == 'RNN' else flags['kind']}Cell", s["units"], **keras)
+    return call(f"nn.{flags['kind']}Cell", s["inputs"], s["units"], **torch), _built(layer, _sequences(s["inputs"]))
+
+
 _RULES: dict[str, Callable[[dict[str, Any], _Sizes], _Both]] = {
     "attention": _attention,
     "batch_norm": _batch_norm,
+    "cell": _cell,
     "convolution": _convolution,
     "depthwise": _depthwise,
     "embedding": _embedding,

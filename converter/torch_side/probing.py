@@ -187,7 +187,7 @@ class _Probing:
 
         def hook(layer: Any, args: tuple, kwargs: dict, result: Any) -> None:
             if not seen:
-                seen.append(path)  # first, for the layer is called again
+                seen.append(path)  # first, because the layer is called again
                 args, kwargs = self.given[path]
                 for factor in self.modules[path]:
                     self.send(self._call(path, layer, args, kwargs, copied(result), factor))

@@ -45,7 +45,7 @@ class Worker:
         self._wanted = b""
 
     def answer(self, question: Question, send: Send) -> None:
-        """Send every answer; each is to be taken at once, for torch goes on with its arrays.
+        """Send every answer; each is to be taken at once, because torch goes on with its arrays.
 
         Raises:
             ReferenceFailed: it cannot be done, for a reason a user can act on.

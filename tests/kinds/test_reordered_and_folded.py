@@ -227,6 +227,18 @@ CASES = {
         lambda: layers.WeightNormalization(K.EinsumDense("bhd,hdo->bo", (6,), bias_axes="o"), -1),
         (3, 8),
     ),
+    "convolution 3d in groups": (
+        kinds.CONV_3D,
+        lambda: nn.Conv3d(4, 6, 3, 2, 1, 2, groups=2),
+        lambda: layers.Conv3D(6, 3, 2, padding=1, dilation_rate=2, groups=2),
+        (2, 4, 7, 6, 8),
+    ),
+    "depthwise 3d, two for each, dilated": (
+        kinds.DEPTHWISE_CONV_3D,
+        lambda: nn.Conv3d(4, 8, (2, 3, 2), (1, 2, 1), (1, 2, 0), (2, 3, 2), groups=4),
+        lambda: layers.DepthwiseConv3D((2, 3, 2), (1, 2, 1), (1, 2, 0), depth_multiplier=2, dilation_rate=(2, 3, 2)),
+        (2, 4, 5, 8, 6),
+    ),
     "layer norm over images": (
         kinds.LAYER_NORM_WHOLE_2D,
         lambda: seeded(nn.LayerNorm((4, 5, 6))),

@@ -46,7 +46,7 @@ class OneProcess:
         failure = None
         try:
             with _torch_as_imported():
-                # Pickled at once, for torch goes on with the arrays that are sent.
+                # Pickled at once, because torch goes on with the arrays that are sent.
                 # Without the child's watch over the memory, which would end this process.
                 question = cloudpickle.loads(self._question)
                 self._worker.answer(question, lambda answer: answers.append(pickle.dumps(answer, 5)))

@@ -98,7 +98,7 @@ class CPB(keras.layers.Layer):
         if self.log_distance:
             distance = tf.sign(distance) * tf.math.log1p(tf.abs(distance))
         rows = ops.reshape(ops.cast(distance, self.compute_dtype), (-1, self.axes))  # (B*G*I*J, r)
-        # Tensors, for a custom gradient knows variables apart from its arguments.
+        # Tensors, because a custom gradient knows variables apart from its arguments.
         weights = [tf.identity(ops.convert_to_tensor(w)) for layer in self.mlp for w in (layer.kernel, layer.bias)]
         bias = _mlp_by_chunks(rows, *weights)  # (B*G*I*J, heads/G)
         g, each = self.offset_groups, self.heads // self.offset_groups

@@ -126,9 +126,19 @@ class Conv2D(_Dilated, keras.layers.Conv2D):
 
 @keras.saving.register_keras_serializable(package="weightbridge")
 class Conv3D(_Dilated, keras.layers.Conv3D):
-    """torch.nn.Conv3d: (N, D, H, W, I) -> (N, D', H', W', O); kernel (kd, kh, kw, I/groups, O)."""
+    """torch.nn.Conv3d: (N, D, H, W, I) -> (N, D', H', W', O); kernel (kd, kh, kw, I/groups, O).
+
+    TensorFlow's own knows no groups on CPU; here each is a convolution of its own.
+    """
 
     _axes = 3
+
+    def convolution_op(self, inputs: Any, kernel: Any) -> Any:
+        convolve = super().convolution_op
+        if self.groups == 1:
+            return convolve(inputs, kernel)
+        pairs = zip(ops.split(inputs, self.groups, -1), ops.split(kernel, self.groups, -1), strict=True)
+        return ops.concatenate([convolve(*pair) for pair in pairs], -1)
 
 
 @keras.saving.register_keras_serializable(package="weightbridge")
@@ -147,10 +157,10 @@ class DepthwiseConv2D(_Padded, keras.layers.DepthwiseConv2D):
 
 @keras.saving.register_keras_serializable(package="weightbridge")
 class DepthwiseConv3D(keras.layers.Layer):
-    """torch.nn.Conv3d with groups = I = O: (N, D, H, W, C) -> (N, D', H', W', C).
+    """torch.nn.Conv3d with groups = I: (N, D, H, W, C) -> (N, D', H', W', C*m).
 
-    The kernel is (kd, kh, kw, C, 1). Keras has no such layer, and TensorFlow's 3-d convolution knows no groups on CPU:
-    it is a sum over kd of 2-d ones.
+    The kernel is (kd, kh, kw, C, m), m being `depth_multiplier`. Keras has no such layer, and TensorFlow's 3-d
+    convolution knows no groups on CPU: it is a sum over kd of 2-d ones.
     """
 
     def __init__(
@@ -160,6 +170,8 @@ class DepthwiseConv3D(keras.layers.Layer):
         padding: int | tuple[int, ...] = 0,
         use_bias: bool = True,
         padding_mode: str = "zeros",
+        depth_multiplier: int = 1,
+        dilation_rate: int | tuple[int, ...] = 1,
         depthwise_initializer: Any = "glorot_uniform",
         bias_initializer: Any = "zeros",
         **kwargs: Any,
@@ -170,40 +182,47 @@ class DepthwiseConv3D(keras.layers.Layer):
         self.padding = per_axis(padding, 3, "padding")
         if padding_mode not in PADDING_MODES:
             raise ValueError(f"padding_mode: expected one of {', '.join(PADDING_MODES)}, got {padding_mode!r}")
-        self.use_bias, self.padding_mode = use_bias, padding_mode
+        self.use_bias, self.padding_mode, self.depth_multiplier = use_bias, padding_mode, depth_multiplier
+        self.dilation_rate = per_axis(dilation_rate, 3, "dilation_rate")
         self.depthwise_initializer = keras.initializers.get(depthwise_initializer)
         self.bias_initializer = keras.initializers.get(bias_initializer)
 
     def build(self, input_shape: Any) -> None:
         channels = input_shape[-1]
-        shape = (*self.kernel_size, channels, 1)
+        shape = (*self.kernel_size, channels, self.depth_multiplier)
         self.kernel = self.add_weight(name="kernel", shape=shape, initializer=self.depthwise_initializer)
-        bias = {"name": "bias", "shape": (channels,), "initializer": self.bias_initializer}
+        bias = {"name": "bias", "shape": (channels * shape[-1],), "initializer": self.bias_initializer}
         self.bias = self.add_weight(**bias) if self.use_bias else None
 
     def call(self, inputs: Any) -> Any:
         inputs = padded(inputs, [(n, n) for n in self.padding], self.padding_mode)
         batch, depth, height, width, channels = ops.shape(inputs)
-        count = (depth - self.kernel_size[0]) // self.strides[0] + 1  # D'
+        rate = self.dilation_rate[0]
+        count = (depth - rate * (self.kernel_size[0] - 1) - 1) // self.strides[0] + 1  # D'
+        kernel = ops.convert_to_tensor(self.kernel)
+        for axis, dilation in enumerate(self.dilation_rate[1:], 1):  # which 2-d ones know at a stride of 1 alone
+            kernel = _spread(kernel, axis, dilation)
         # The 2-d kernel takes one stride for both axes; what a common one gives too much is left out.
         step = math.gcd(*self.strides[1:])
         rows, columns = (stride // step for stride in self.strides[1:])
         total: Any = 0
         for tap in range(self.kernel_size[0]):
-            slabs = inputs[:, tap : tap + (count - 1) * self.strides[0] + 1 : self.strides[0]]
+            first = tap * rate
+            slabs = inputs[:, first : first + (count - 1) * self.strides[0] + 1 : self.strides[0]]
             slabs = ops.reshape(slabs, (batch * count, height, width, channels))  # (N, D', H, W, C) -> (N*D', H, W, C)
-            total += tf.nn.depthwise_conv2d(slabs, self.kernel[tap], (1, step, step, 1), "VALID")
+            total += tf.nn.depthwise_conv2d(slabs, kernel[tap], (1, step, step, 1), "VALID")
         total = total[:, ::rows, ::columns]
-        total = ops.reshape(total, (batch, count, *ops.shape(total)[1:]))  # (N*D', H', W', C) -> (N, D', H', W', C)
+        total = ops.reshape(total, (batch, count, *ops.shape(total)[1:]))  # (N*D', ...) -> (N, D', ...)
         return total if self.bias is None else total + self.bias
 
     def compute_output_shape(self, input_shape: Any) -> Any:
-        axes = zip(input_shape[1:-1], self.kernel_size, self.strides, self.padding, strict=True)
+        taps = (rate * (k - 1) + 1 for rate, k in zip(self.dilation_rate, self.kernel_size, strict=True))
+        axes = zip(input_shape[1:-1], taps, self.strides, self.padding, strict=True)
         spatial = (n if n is None else (n + 2 * zeros - k) // stride + 1 for n, k, stride, zeros in axes)
-        return (input_shape[0], *spatial, input_shape[-1])
+        return (input_shape[0], *spatial, input_shape[-1] * self.depth_multiplier)
 
     def get_config(self) -> dict[str, Any]:
-        names = ("kernel_size", "strides", "padding", "use_bias", "padding_mode")
+        names = ("kernel_size", "strides", "padding", "use_bias", "padding_mode", "depth_multiplier", "dilation_rate")
         return {
             **super().get_config(),
             **{name: getattr(self, name) for name in names},
@@ -354,7 +373,7 @@ class _Transposed(keras.layers.Layer):
 
 
 def _spread(kernel: Any, axis: int, dilation: int) -> Any:
-    """The kernel with `dilation - 1` zeros between its taps, for TensorFlow's CPU kernels know no dilation here."""
+    """The kernel with `dilation - 1` zeros between its taps, because TensorFlow's CPU kernels know no dilation here."""
     if dilation == 1:
         return kernel
     shape = tuple(kernel.shape)
