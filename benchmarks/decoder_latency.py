@@ -1,6 +1,6 @@
 """Latency of the SAM mask decoder on this CPU: TensorFlow against the torch reference, same weights and inputs.
 
-    python benchmarks/decoder_latency.py [rounds with 1 prompt] [rounds with 64 prompts]
+    python -m benchmarks.decoder_latency [rounds with 1 prompt] [rounds with 64 prompts]
 
 Each round runs every contender once, one after another, so that other load of the machine falls on all of them.
 Embeddings are 64 x 64, a prompt is one click (N = 2 tokens), and dense embeddings differ from prompt to prompt.
@@ -27,7 +27,8 @@ from torch_refs.sam.seeded_checkpoint import seeded_tensor
 
 # TensorFlow after torch: the other order aborts the process in a library that torchvision loads.
 import tensorflow as tf  # isort: skip
-import tf_models  # isort: skip
+from converter.pairs.registry import get  # isort: skip
+from tests.support.carrying import twin  # isort: skip
 
 THREADS = int(os.environ.get("THREADS", os.cpu_count() or 1))
 Decoder = Callable[..., Any]
@@ -45,24 +46,6 @@ def torch_decoders() -> tuple[torch.nn.Module, torch.nn.Module]:
     return reference, upstream
 
 
-def carry(reference: torch.nn.Module, model: Any) -> None:
-    """Give the Keras model the reference's weights."""
-    for name, tensor in reference.state_dict().items():
-        path, _, leaf = name.rpartition(".")
-        layer: Any = model
-        for part in path.split("."):
-            layer = layer[int(part)] if part.isdecimal() else getattr(layer, part)
-        named = {variable.name: variable for variable in layer.variables}
-        if len(named) == 1:
-            named["embeddings"].assign(tensor.numpy())
-        elif leaf == "bias":
-            named["beta" if "beta" in named else "bias"].assign(tensor.numpy())
-        elif tensor.ndim == 1:
-            named["gamma"].assign(tensor.numpy())
-        else:  # (O, I) -> (I, O), (I, O, kh, kw) -> (kh, kw, O, I)
-            named["kernel"].assign(tensor.permute((1, 0) if tensor.ndim == 2 else (2, 3, 1, 0)).numpy())
-
-
 def contenders(prompts: int) -> dict[str, Callable[[], Any]]:
     rng = torch.Generator().manual_seed(0)
     shapes = [(1, 256, 64, 64), (1, 256, 64, 64), (prompts, 2, 256), (prompts, 256, 64, 64)]
@@ -70,8 +53,9 @@ def contenders(prompts: int) -> dict[str, Callable[[], Any]]:
     tf_args = [tf.constant((x.movedim(1, -1) if x.ndim == 4 else x).contiguous().numpy()) for x in args]
 
     reference, upstream = torch_decoders()
-    model = tf_models.create("sam_decoder")
-    carry(reference, model)
+    pair, state = get("sam_decoder"), reference.state_dict()
+    config = pair.configure({name: tuple(one.shape) for name, one in state.items()}, pair.parse_options({}))
+    model = twin(pair.name, config, state)
     plain, jitted = tf.function(model), tf.function(model, jit_compile=True)
 
     def of_torch(decoder: Decoder) -> Callable[[], Any]:

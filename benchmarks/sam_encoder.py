@@ -1,6 +1,6 @@
 """SAM's image encoder (ViT-B, 1024 x 1024) on this CPU: latency and memory of TensorFlow against segment-anything.
 
-    python benchmarks/sam_encoder.py [--rounds 3] [--variant vit_b]
+    python -m benchmarks.sam_encoder [--rounds 3] [--variant vit_b]
 
 Each side runs in a child process of its own with the same seeded weights and image. The rounds alternate between them,
 so that other load of the machine falls on both; the ratio is of the medians. Memory is the peak resident memory of all

@@ -1,6 +1,6 @@
 """Latency of `predict` after `set_image`: TensorFlow's predictor against segment-anything's, same weights and picture.
 
-    python benchmarks/sam_predict.py [rounds]
+    python -m benchmarks.sam_predict [rounds]
 
 The image encoder is small, because it does not run in `predict`; the embedding is 64 x 64 as in every published SAM. A
 call takes prompts in pixels and returns masks of the picture's size as numpy arrays. Each round runs both sides once,
@@ -27,7 +27,8 @@ from torch_refs.sam.seeded_checkpoint import seeded_tensor
 
 # TensorFlow after torch: the other order aborts the process in a library that torchvision loads.
 import tensorflow as tf  # isort: skip
-import tf_models  # isort: skip
+from converter.pairs.registry import get  # isort: skip
+from tests.support.carrying import twin  # isort: skip
 from tf_models.sam import Predictor  # isort: skip
 
 THREADS = int(os.environ.get("THREADS", os.cpu_count() or 1))
@@ -43,26 +44,6 @@ def official() -> Sam:
     )
     sam.load_state_dict({name: seeded_tensor(name, tuple(value.shape)) for name, value in sam.state_dict().items()})
     return sam.eval()
-
-
-def carry(sam: Sam, model: object) -> None:
-    """Give the Keras model the torch model's weights."""
-    for name, tensor in sam.state_dict().items():
-        path, _, leaf = name.rpartition(".")
-        layer = model
-        for part in path.split("."):
-            layer = layer[int(part)] if part.isdecimal() else getattr(layer, part)  # type: ignore[index]
-        named = {variable.name: variable for variable in layer.variables}  # type: ignore[attr-defined]
-        if leaf not in ("weight", "bias"):
-            named[leaf].assign(tensor.numpy())
-        elif "embeddings" in named:
-            named["embeddings"].assign(tensor.numpy())
-        elif leaf == "bias":
-            named["beta" if "beta" in named else "bias"].assign(tensor.numpy())
-        elif tensor.ndim == 1:
-            named["gamma"].assign(tensor.numpy())
-        else:  # (O, I) -> (I, O), (O, I, kh, kw) -> (kh, kw, I, O)
-            named["kernel"].assign(tensor.permute((1, 0) if tensor.ndim == 2 else (2, 3, 1, 0)).numpy())
 
 
 def prompts(height: int, width: int) -> dict[str, dict[str, np.ndarray]]:
@@ -93,10 +74,9 @@ def main() -> None:
     tf.config.threading.set_intra_op_parallelism_threads(THREADS)
     rounds = int(sys.argv[1]) if len(sys.argv) > 1 else 15
     sam = official()
-    model = tf_models.create(
-        "sam_vit_b", image_encoder=ENCODER | {"mlp_dim": 2 * ENCODER["embed_dim"], "global_attn_indexes": ()}
-    )
-    carry(sam, model)
+    pair, state = get("sam"), sam.state_dict()
+    config = pair.configure({name: tuple(one.shape) for name, one in state.items()}, pair.parse_options({}))
+    model = twin(pair.name, config, state)
     theirs, ours = SamPredictor(sam), Predictor(model)
     print(f"torch {torch.__version__}, tensorflow {tf.__version__}, {THREADS} threads on {os.cpu_count()} cores\n")
     print("| picture | prompt | torch ms, median (min) | TensorFlow ms, median (min) | ratio of medians (of minima) |")

@@ -1,6 +1,6 @@
 """A checkpoint of SAM ViT-H's size through plan, layout and file: time against `cp`, memory, and bytes read.
 
-    python benchmarks/streaming.py [--keep FOLDER] [--rounds 3]
+    python -m benchmarks.streaming [--keep FOLDER] [--rounds 3]
 
 Writes a seeded checkpoint of the 594 official tensors (2.5 GB), then measures in child processes, alternating with a
 warm `cp` of the file: `converter.convert` with the lossless proof (`convert`), its parts, which are plan and file
