@@ -161,10 +161,10 @@ class AutomaticMaskGenerator:
 
     def _stable_mask(self, low: np.ndarray) -> tuple[np.ndarray, np.float32]:
         """low (h, w), logits -> the mask (H, W), bool, and its stability."""
-        upscaling, threshold = self.predictor.upscaling, self.predictor.model.mask_threshold
-        mask = np.empty(upscaling.size, bool)
+        mask_resize, threshold = self.predictor.mask_resize, self.predictor.model.mask_threshold
+        mask = np.empty(mask_resize.size, bool)
         inner = outer = 0
-        for rows, logits in upscaling.strips(low):
+        for rows, logits in mask_resize.strips(low):
             np.greater(logits, threshold, out=mask[rows])
             inner += int(np.count_nonzero(logits > threshold + self.stability_score_offset))
             outer += int(np.count_nonzero(logits > threshold - self.stability_score_offset))

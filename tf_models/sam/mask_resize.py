@@ -23,7 +23,7 @@ class _Strip(NamedTuple):
     weights: np.ndarray
 
 
-class Upscaling:
+class MaskResize:
     """The map from logits (h, w) to those of a picture (H, W).
 
     Args:

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from tf_models.sam.mask_resize import Upscaling
+from tf_models.sam.mask_resize import MaskResize
 from tf_models.sam.transforms import ResizeLongestSide, preprocess
 
 # Prompts decoded at once. Temporaries then fit the allocator's pages, and memory does not grow with the prompts.
@@ -23,7 +23,7 @@ class _Picture(NamedTuple):
     image_pe: tf.Tensor  # (1, G, G, C)
     original_size: Size  # (H, W)
     input_size: Size  # (h, w), its size inside the padded input
-    upscaling: Upscaling
+    mask_resize: MaskResize
 
 
 class Predictor:
@@ -129,8 +129,8 @@ class Predictor:
         pixels = preprocess(image[None], side, model.pixel_mean, model.pixel_std)  # (1, S, S, 3)
         features, image_pe = self._encode(tf.constant(pixels))
         low_size = [4 * grid for grid in features.shape[1:3]]
-        upscaling = Upscaling(low_size, side, input_size, (height, width))
-        return _Picture(features, image_pe, (height, width), (input_size[0], input_size[1]), upscaling)
+        mask_resize = MaskResize(low_size, side, input_size, (height, width))
+        return _Picture(features, image_pe, (height, width), (input_size[0], input_size[1]), mask_resize)
 
     @property
     def _only(self) -> _Picture:
@@ -239,7 +239,7 @@ class Predictor:
             masks (B, K, H, W), iou (B, K), low-resolution logits (B, K, h, w).
         """
         low, iou = self.decode(point_coords, point_labels, boxes, mask_input, multimask_output)
-        return self._upscaled(self._only, low, return_logits), iou, low
+        return self._resized(self._only, low, return_logits), iou, low
 
     def decode(
         self,
@@ -253,9 +253,9 @@ class Predictor:
         return self._decode(self._only, point_coords, point_labels, boxes, mask_input, multimask_output)
 
     @property
-    def upscaling(self) -> Upscaling:
+    def mask_resize(self) -> MaskResize:
         """What turns low-resolution logits into masks of the picture's size."""
-        return self._only.upscaling
+        return self._only.mask_resize
 
     def _predict(
         self,
@@ -284,7 +284,7 @@ class Predictor:
         if boxes is not None and np.shape(boxes)[-1:] == (4,):
             boxes = self.transform.apply_boxes(boxes, picture.original_size)
         low, iou = self._decode(picture, coords, labels, boxes, mask, multimask_output)
-        masks = self._upscaled(picture, low, return_logits)
+        masks = self._resized(picture, low, return_logits)
         return (masks, iou, low) if many else (masks[0], iou[0], low[0])
 
     def _decode(
@@ -322,11 +322,11 @@ class Predictor:
             self._decoders[key] = tf.function(decode, autograph=False).get_concrete_function(*fixed, **specs)
         return self._decoders[key]
 
-    def _upscaled(self, picture: _Picture, low: np.ndarray, return_logits: bool) -> np.ndarray:
+    def _resized(self, picture: _Picture, low: np.ndarray, return_logits: bool) -> np.ndarray:
         """low (B, K, h, w) -> (B, K, H, W)."""
         flat = low.reshape(-1, *low.shape[2:])
-        upscaling = picture.upscaling
-        masks = upscaling.logits(flat) if return_logits else upscaling.masks(flat, self.model.mask_threshold)
+        mask_resize = picture.mask_resize
+        masks = mask_resize.logits(flat) if return_logits else mask_resize.masks(flat, self.model.mask_threshold)
         return masks.reshape(*low.shape[:2], *masks.shape[1:])
 
 

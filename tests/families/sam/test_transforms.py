@@ -9,7 +9,7 @@ from segment_anything.modeling import Sam
 from segment_anything.utils.transforms import ResizeLongestSide as Official
 
 from tests.support.sam_sides import photographs
-from tf_models.sam.mask_resize import Upscaling
+from tf_models.sam.mask_resize import MaskResize
 from tf_models.sam.transforms import ResizeLongestSide, preprocess
 
 MEAN, STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
@@ -88,7 +88,7 @@ def test_logits_are_scaled_as_by_torch_and_nearer_to_the_truth(size):
         return Sam.postprocess_masks(model, torch.from_numpy(logits)[None], scaled, size)[0].numpy()
 
     truth = official(low.astype(np.float64))
-    upscaling = Upscaling((256, 256), 1024, scaled, size)
+    upscaling = MaskResize((256, 256), 1024, scaled, size)
     ours = upscaling.logits(low)
     assert ours.shape == (2, *size)
     assert abs(ours - truth).max() <= max(abs(official(low) - truth).max(), 4 * 2.0**-24 * abs(truth).max())
