@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
+from converter.checkpoints.other_files import no_file, other_file, other_folder
 from converter.checkpoints.safetensors_file import LONGEST_HEADER, json_object, read_bytes, read_safetensors
 from converter.checkpoints.tensors import Entry, Scratch, Storage, dense_strides, read_into
 from converter.checkpoints.torch_file import read_legacy, read_zip
@@ -187,7 +188,7 @@ class Checkpoint:
                 return "legacy", read_legacy(descriptor, path.name)
             if head.lstrip().startswith(b"{") and not is_shard:
                 return "sharded", self._open_shards(path, descriptor)
-            raise ConversionError(_not_a_checkpoint(descriptor, head))
+            raise ConversionError(other_file(head, path.name, os.pread(descriptor, 5, 257)))
         except ConversionError as error:
             raise ConversionError(f"{_shown(path)}: {error}") from None
         except OSError as error:
@@ -198,7 +199,7 @@ class Checkpoint:
         try:
             descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | getattr(os, "O_NONBLOCK", 0))
         except FileNotFoundError:
-            raise ConversionError(f"{_shown(path)}: no such file") from None
+            raise ConversionError(f"{_shown(path)}: {no_file(path)}") from None
         except (OSError, ValueError) as error:
             reason = error.strerror if isinstance(error, OSError) else str(error)
             raise ConversionError(f"{_shown(path)}: cannot be opened ({reason})") from None
@@ -252,7 +253,7 @@ def _resolve(path: Path) -> Path:
     for name in FOLDER_NAMES:
         if os.path.lexists(path / name):
             return path / name
-    raise ConversionError(f"{_shown(path)}: the folder holds no checkpoint (looked for {', '.join(FOLDER_NAMES)})")
+    raise ConversionError(f"{_shown(path)}: {other_folder(path, FOLDER_NAMES)}")
 
 
 def _stays(link: Path) -> bool:
@@ -278,23 +279,6 @@ def _crc_of(storage: Storage) -> int:
 
 def _identity(status: os.stat_result) -> tuple[int, ...]:
     return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
-
-
-def _not_a_checkpoint(descriptor: int, head: bytes) -> str:
-    if not head:
-        return "the file is empty"
-    if os.pread(descriptor, 5, 257) == b"ustar":
-        return "it is a tar archive; unpack it first"
-    known = {
-        b"\x89HDF": "it is an HDF5 file, perhaps one that was converted already; see `weightbridge inspect`",
-        b"\x1f\x8b": "it is compressed with gzip; unpack it first",
-        b"version https://": "it is a Git LFS pointer, not the file itself; run `git lfs pull`",
-        b"<": "it is a web page, not a checkpoint; download the file itself",
-    }
-    for start, meaning in known.items():
-        if head.startswith(start):
-            return meaning
-    return "it is not a checkpoint: neither torch's zip or legacy format, nor safetensors, nor a shard index"
 
 
 def _shown(path: str | os.PathLike) -> str:

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from converter.checkpoints.other_files import other_zip
 from converter.checkpoints.tensors import ITEM_SIZES, Entry, Storage, read_into, strided_problem
 from converter.checkpoints.unpickle import Inert, StorageRef, TensorRef, load, storage_ref
 from converter.errors import ConversionError, printable
@@ -50,11 +51,6 @@ def read_zip(descriptor: int, file: str) -> list[Entry]:
         ConversionError: not what torch.save writes: compressed, truncated, doubled or misshapen records, TorchScript.
     """
     records = _records(descriptor)
-    if "constants.pkl" in records or any(name.startswith("code/") for name in records):
-        raise ConversionError(
-            "it is a TorchScript archive, which holds code; "
-            "save the weights alone: torch.save(model.state_dict(), path)"
-        )
     if "data.pkl" not in records:
         raise ConversionError("it is a zip archive, but holds no data.pkl as torch.save writes it")
     if not {"version", ".data/version"} & records.keys():
@@ -113,6 +109,9 @@ def _records(descriptor: int) -> dict[str, _Record]:
                 listed, directory = archive.infolist(), archive.start_dir
         except Exception as error:
             raise ConversionError(f"its zip directory is damaged or cut off ({type(error).__name__})") from None
+    other = other_zip(info.orig_filename for info in listed)
+    if other is not None:
+        raise ConversionError(other)
     if _named_directory(descriptor, size) != (len(listed), directory):
         raise ConversionError("the end of its zip archive names another directory than the one before it")
     found: dict[str, _Record] = {}

@@ -1,0 +1,125 @@
+"""What a file or a folder is that is no checkpoint of named tensors, and what to do with it."""
+
+import difflib
+import os
+import re
+from collections.abc import Iterable
+from pathlib import Path
+
+from converter.errors import printable
+
+_SAVE = "save the weights alone: torch.save(model.state_dict(), path)"
+WEIGHTS = (".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".pkl", ".pdparams")
+_SHARD = re.compile(r"-\d{5}-of-\d{5}\.")
+_MOST_NAMES = 1000  # of a folder that are looked at
+
+
+def other_zip(names: Iterable[str]) -> str | None:
+    """What a zip archive with records of these names is, where it is none of torch.save's; else None."""
+    names = list(names)
+    inner = [name.partition("/")[2] for name in names]  # torch's stand in one folder
+    if "constants.pkl" in inner or any(name.startswith("code/") for name in inner):
+        load = "torch.jit.load(path).state_dict()"
+        return f"it is a TorchScript archive, which holds code; {_SAVE} (of one that you trust: {load})"
+    if "models/model.json" in inner or "serialized_exported_program.json" in names:
+        return f"it is a program of torch.export; {_SAVE} (of this one: torch.export.load(path).state_dict)"
+    if ".data/extern_modules" in inner:
+        return f"it is a torch.package archive, which holds code; {_SAVE}"
+    if {"metadata.json", "config.json", "model.weights.h5"} <= set(names):
+        return "it is a Keras model, so weights that TensorFlow has already; the checkpoint to convert is torch's"
+    if names and all(name.endswith(".npy") for name in names):
+        return "it is an archive of numpy arrays (.npz); write them as safetensors: safetensors.numpy.save_file"
+    packed = [name for name in names if name.endswith(WEIGHTS) and not name.endswith("data.pkl")]
+    if packed and "data.pkl" not in inner:
+        return f"it is an archive that holds {printable(packed[0], 80)}; unpack it, and name that file"
+    return None
+
+
+def other_file(head: bytes, name: str, at_257: bytes) -> str:
+    """What a file is that starts with `head`; `at_257` are five bytes from place 257."""
+    if not head:
+        return "the file is empty"
+    if at_257 == b"ustar":
+        return "it is a tar archive; unpack it first"
+    if head[4:8] == b"TFL3":
+        return "it is a TensorFlow Lite model; the checkpoint to convert is torch's"
+    known = {
+        b"\x89HDF": "it is an HDF5 file, perhaps one that was converted already; see `weightbridge inspect`",
+        b"\x1f\x8b": "it is compressed with gzip; unpack it first",
+        b"BZh": "it is compressed with bzip2; unpack it first",
+        b"\xfd7zXZ": "it is compressed with xz; unpack it first",
+        b"\x28\xb5\x2f\xfd": "it is compressed with zstd; unpack it first",
+        b"7z\xbc\xaf": "it is a 7z archive; unpack it first",
+        b"Rar!": "it is a RAR archive; unpack it first",
+        b"version https://": "it is a Git LFS pointer, not the file itself; run `git lfs pull`",
+        b"GGUF": "it is a GGUF file, of quantised weights for llama.cpp; get the weights as safetensors",
+        b"\x93NUMPY": "it is one numpy array (.npy), not a state dict of named tensors",
+        b"<": "it is a web page, not a checkpoint; download the file itself",
+    }
+    for start, meaning in known.items():
+        if head.startswith(start):
+            return meaning
+    if re.search(r"\.data-\d{5}-of-\d{5}$|\.index$", name):
+        return "it is part of a TensorFlow checkpoint; the checkpoint to convert is torch's"
+    if name.endswith(".onnx"):
+        return "it is an ONNX model; the checkpoint to convert is torch's own"
+    return "it is not a checkpoint: neither torch's zip or legacy format, nor safetensors, nor a shard index"
+
+
+def other_folder(path: Path, looked_for: Iterable[str]) -> str:
+    """What a folder is in which no checkpoint stands under a usual name."""
+    names = sorted(entry.name for _, entry in zip(range(_MOST_NAMES), os.scandir(path), strict=False))
+    deepspeed = [name for name in names if name.startswith(("zero_pp_rank_", "bf16_zero_pp_rank_"))]
+    if ".metadata" in names and any(name.endswith(".distcp") for name in names):
+        to = "python -m torch.distributed.checkpoint.format_utils dcp_to_torch"
+        return f"it is a distributed checkpoint of torch; make one file of it: {to} {printable(str(path), 80)} one.pth"
+    if deepspeed or "zero_to_fp32.py" in names:
+        return (
+            "it is a DeepSpeed checkpoint; make one file of it: python zero_to_fp32.py . one.pth, in the run's folder"
+        )
+    if "saved_model.pb" in names or any(name.endswith(".index") for name in names):
+        return "it is a TensorFlow model; the checkpoint to convert is torch's"
+    if "adapter_model.safetensors" in names or "adapter_model.bin" in names:
+        return "it holds the weights of an adapter alone (LoRA); merge them into their model and save that"
+    runs = [name for name in names if re.fullmatch(r"(checkpoint|global_step)[-_]?\d+", name)]
+    if runs:
+        last = max(runs, key=lambda name: int(re.search(r"\d+$", name)[0]))  # type: ignore[index]
+        return f"it is the folder of a run; name one of its checkpoints: the last is {_path(path, last)}"
+    beside = ("optimizer", "scheduler", "rng_state", "training_args")  # what training writes next to them
+    weights = [one for one in names if one.endswith(WEIGHTS) and not _SHARD.search(one) and not one.startswith(beside)]
+    if len(weights) == 1:
+        return f"no checkpoint under a usual name; it holds one file of weights, name it: {_path(path, weights[0])}"
+    if weights:
+        listed = ", ".join(printable(name, 40) for name in weights[:4]) + (", ..." if len(weights) > 4 else "")
+        return f"it holds several files of weights; name one: {listed}"
+    parts = [name for name in names if (path / name).is_dir() and (path / name / "config.json").is_file()]
+    if "model_index.json" in names and parts:
+        return f"it is a pipeline of several networks; name one of its folders: {', '.join(map(printable, parts[:6]))}"
+    return f"the folder holds no checkpoint (looked for {', '.join(looked_for)})"
+
+
+def no_file(path: Path) -> str:
+    """What may have been meant by a path at which nothing is."""
+    text = str(path)
+    if re.match(r"https?:/", text):
+        return "no such file; it is an address: download the file, and name that"
+    near = _nearest(path)
+    if near:
+        return f"no such file; did you mean {_path(path.parent, near)}?"
+    if re.fullmatch(r"[\w.-]+/[\w.-]+", text) and not path.parent.is_dir() and not path.suffix:
+        return "no such file; if it is a name on a model hub, download the files, and name their folder"
+    return "no such file"
+
+
+def _nearest(path: Path) -> str | None:
+    """A name in the same folder, of a file that may be meant."""
+    try:
+        names = [entry.name for _, entry in zip(range(_MOST_NAMES), os.scandir(path.parent), strict=False)]
+    except OSError:
+        return None
+    alike = [name for name in names if name.endswith((*WEIGHTS, ".h5", ".json"))]
+    return next(iter(difflib.get_close_matches(path.name, alike, 1, 0.75)), None)
+
+
+def _path(folder: Path, name: str) -> str:
+    return printable(str(folder / name), 160)

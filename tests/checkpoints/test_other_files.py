@@ -1,0 +1,114 @@
+"""Files and folders that people name and that are no checkpoint: what each is, and what to do, in one line."""
+
+import json
+import zipfile
+
+import keras
+import numpy as np
+import pytest
+import torch
+import torch.distributed.checkpoint as dcp
+from torch import nn
+from torch.package import PackageExporter
+
+import converter
+
+
+def refused(path, *words):
+    with pytest.raises(converter.ConversionError) as caught:
+        converter.inspect(path)
+    text = str(caught.value)
+    assert "\n" not in text
+    for word in words:
+        assert word in text, text
+
+
+def torch_script(path):
+    torch.jit.save(torch.jit.script(nn.Linear(2, 3)), path)
+
+
+def exported(path):
+    torch.export.save(torch.export.export(nn.Linear(2, 3), (torch.zeros(1, 2),)), path)
+
+
+def package(path):
+    with PackageExporter(path) as exporter:
+        exporter.save_pickle("model", "model.pkl", {"a": 1})
+
+
+def keras_model(path):
+    keras.Sequential([keras.Input((2,)), keras.layers.Dense(3)]).save(path)
+
+
+def packed(path):
+    torch.save(nn.Linear(2, 3).state_dict(), path.with_name("weights.pth"))
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.write(path.with_name("weights.pth"), "run/weights.pth")
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit.*is deprecated:FutureWarning")
+@pytest.mark.parametrize(
+    ("name", "write", "words"),
+    [
+        ("m.pt", torch_script, ("TorchScript archive", "torch.save(model.state_dict(), path)")),
+        ("m.pt2", exported, ("program of torch.export", "torch.export.load")),
+        ("m.pt", package, ("torch.package archive", "holds code")),
+        ("m.keras", keras_model, ("a Keras model", "torch's")),
+        ("m.npz", lambda path: np.savez(path, a=np.zeros(2)), ("numpy arrays", "safetensors")),
+        ("m.npy", lambda path: np.save(path, np.zeros(2)), ("one numpy array",)),
+        ("m.zip", packed, ("an archive that holds run/weights.pth", "unpack it")),
+        ("m.tflite", lambda path: path.write_bytes(b"\x1c\0\0\0TFL3" + bytes(20)), ("TensorFlow Lite model",)),
+        ("m.gguf", lambda path: path.write_bytes(b"GGUF" + bytes(20)), ("GGUF", "safetensors")),
+        ("m.onnx", lambda path: path.write_bytes(b"\x08\x07\x12\x04test"), ("an ONNX model",)),
+        ("m.ckpt.index", lambda path: path.write_bytes(b"\0\0\1" + bytes(40)), ("part of a TensorFlow checkpoint",)),
+        ("m.pth.xz", lambda path: path.write_bytes(b"\xfd7zXZ\0"), ("compressed with xz",)),
+        ("m.7z", lambda path: path.write_bytes(b"7z\xbc\xaf\x27\x1c"), ("7z archive",)),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_files(tmp_path, name, write, words):
+    write(tmp_path / name)
+    refused(tmp_path / name, *words)
+
+
+@pytest.mark.filterwarnings("ignore:torch.distributed is disabled:UserWarning")
+def test_a_distributed_checkpoint(tmp_path):
+    dcp.save({"model": nn.Linear(2, 3).state_dict()}, checkpoint_id=tmp_path / "step")
+    refused(tmp_path / "step", "a distributed checkpoint of torch", "dcp_to_torch", str(tmp_path / "step"))
+
+
+@pytest.mark.parametrize(
+    ("files", "words"),
+    [
+        (["zero_pp_rank_0_mp_rank_00_optim_states.pt", "mp_rank_00_model_states.pt"], ("zero_to_fp32.py",)),
+        (["zero_to_fp32.py", "latest", "global_step10/x.pt"], ("DeepSpeed", "zero_to_fp32.py")),
+        (["saved_model.pb", "variables/variables.index"], ("a TensorFlow model",)),
+        (["model.ckpt.index", "model.ckpt.data-00000-of-00001"], ("a TensorFlow model",)),
+        (["adapter_model.safetensors", "adapter_config.json"], ("an adapter alone (LoRA)",)),
+        (["checkpoint-500/x", "checkpoint-1500/x", "trainer_state.json"], ("of a run", "checkpoint-1500")),
+        (["best.pth", "optimizer.pt", "log.txt"], ("one file of weights, name it", "best.pth")),
+        (["model.fp16.safetensors", "config.json"], ("one file of weights, name it", "model.fp16.safetensors")),
+        (["diffusion_pytorch_model.safetensors"], ("diffusion_pytorch_model.safetensors",)),
+        (["a.pth", "b.pth", "notes.md"], ("several files of weights", "a.pth, b.pth")),
+        (["model_index.json", "unet/config.json", "vae/config.json"], ("several networks", "unet, vae")),
+        (["notes.md"], ("the folder holds no checkpoint (looked for model.safetensors",)),
+        ([], ("the folder holds no checkpoint",)),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) and value else "",
+)
+def test_folders(tmp_path, files, words):
+    for name in files:
+        (tmp_path / "run" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "run" / name).write_text(json.dumps({}))
+    (tmp_path / "run").mkdir(exist_ok=True)
+    refused(tmp_path / "run", *words)
+
+
+def test_what_is_not_there(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "sam_vit_b.pth").write_bytes(b"x")
+    refused("sam_vitb.pth", "no such file; did you mean sam_vit_b.pth?")
+    refused("elsewhere/x.pth", "elsewhere/x.pth: no such file")
+    refused("https://example.org/sam.pth", "it is an address: download the file")
+    refused("facebook/sam-vit-base", "a name on a model hub")
+    refused("x.pth", "x.pth: no such file")
