@@ -18,6 +18,7 @@ from converter.checkpoints.safetensors_file import LONGEST_HEADER, json_object, 
 from converter.checkpoints.tensors import Entry, Scratch, Storage, dense_strides, read_into
 from converter.checkpoints.torch_file import read_legacy, read_zip
 from converter.errors import ConversionError, printable
+from converter.naming import listed
 
 # What a folder may hold, in the order transformers itself looks.
 FOLDER_NAMES = (
@@ -55,6 +56,7 @@ class Checkpoint:
         self.files: list[Path] = []
         self.notes: list[str] = []
         self.states: dict[str, dict[str, Entry]] = {}
+        self._strangers: set[str] = set()  # classes of what stands beside the weights
         self._descriptors: list[int] = []
         self._identities: list[tuple[int, ...]] = []
         self._stopped = False
@@ -64,6 +66,9 @@ class Checkpoint:
             self.container, entries = self._open(_resolve(self.path))
             try:
                 self._sort(entries)
+                if self._strangers:
+                    names = listed([printable(name, 60) for name in sorted(self._strangers)], 4)
+                    self.notes.append(f"not read, and nothing of it run: what is of the classes {names}")
             except ConversionError as error:
                 raise ConversionError(f"{_shown(self.path)}: {error}") from None
         except BaseException:
@@ -183,9 +188,9 @@ class Checkpoint:
             if head[8:9] == b"{" and int.from_bytes(head[:8], "little") <= LONGEST_HEADER:
                 return "safetensors", read_safetensors(descriptor, path.name)
             if head.startswith((b"PK\x03\x04", b"PK\x05\x06")):
-                return "zip", read_zip(descriptor, path.name)
+                return "zip", read_zip(descriptor, path.name, self._strangers)
             if head.startswith(b"\x80"):
-                return "legacy", read_legacy(descriptor, path.name)
+                return "legacy", read_legacy(descriptor, path.name, self._strangers)
             if head.lstrip().startswith(b"{") and not is_shard:
                 return "sharded", self._open_shards(path, descriptor)
             raise ConversionError(other_file(head, path.name, os.pread(descriptor, 5, 257)))

@@ -44,8 +44,10 @@ class _Record:
     crc: int
 
 
-def read_zip(descriptor: int, file: str) -> list[Entry]:
+def read_zip(descriptor: int, file: str, strangers: set[str]) -> list[Entry]:
     """Entries of a zip checkpoint; reads the directory and the pickle, none of the values.
+
+    `strangers` is told the classes of what stands beside the weights.
 
     Raises:
         ConversionError: not what torch.save writes: compressed, truncated, doubled or misshapen records, TorchScript.
@@ -80,7 +82,7 @@ def read_zip(descriptor: int, file: str) -> list[Entry]:
             return f"its record holds {record.nbytes} bytes, its storage declares {_nbytes(ref)}"
         return Storage(descriptor, record.start, record.nbytes, order == b"big", record.crc)
 
-    return _entries(load(io.BytesIO(pickled), len(pickled), _Declared()), storage, file)
+    return _entries(load(io.BytesIO(pickled), len(pickled), _Declared(), strangers), storage, file)
 
 
 def _check_version(text: bytes) -> None:
@@ -185,7 +187,7 @@ def _data_start(descriptor: int, info: zipfile.ZipInfo, shown: str) -> tuple[int
     return place + name_length + extra_length, bool(flags & 0x8)
 
 
-def read_legacy(descriptor: int, file: str) -> list[Entry]:
+def read_legacy(descriptor: int, file: str, strangers: set[str]) -> list[Entry]:
     """Entries of a legacy (non-zip) checkpoint: magic, version, system, object, storage keys, then the storages.
 
     Raises:
@@ -200,7 +202,7 @@ def read_legacy(descriptor: int, file: str) -> list[Entry]:
             raise ConversionError(f"its legacy format has version {printable(version, 40)}, not {_LEGACY_VERSION}")
         load(stream, size)  # the system that wrote it: torch stores little-endian numbers on every one
         declared = _Declared()
-        tree = load(stream, size, declared)
+        tree = load(stream, size, declared, strangers)
         keys = load(stream, size)
         if not isinstance(keys, list) or set(map(type, keys)) - {str} or len(keys) != len(set(keys)):
             raise ConversionError("its list of storages is damaged")
@@ -267,7 +269,10 @@ def _entries(tree: Any, storage: Callable[[StorageRef], Storage | str], file: st
         raise ConversionError("it holds one bare tensor, not a state dict of named ones")
     if not isinstance(tree, dict):
         what = tree.name if isinstance(tree, Inert) else type(tree).__name__
-        raise ConversionError(f"it holds a {printable(what)}, not a state dict of named tensors")
+        raise ConversionError(
+            f"it holds a {printable(what, 80)}, not a state dict of named tensors; "
+            "save the weights alone: torch.save(model.state_dict(), path)"
+        )
     places: dict[StorageRef, Storage | str] = {}
     found = []
     for key, name, ref in _walk(tree):

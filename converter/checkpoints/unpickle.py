@@ -3,9 +3,12 @@
 torch's `weights_only=True` allows a short list of functions and refuses the rest. This reader is narrower still: it
 imports nothing from the pickle and calls none of its functions. Each allowed global becomes a stand-in of our own that
 only notes what the file declares, so that names, shapes and places of the tensors are known without touching a value.
+Classes of the training program's own, which stand beside the weights, are known by their names alone and never built.
 """
 
 import pickle
+import sys
+from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -19,6 +22,7 @@ _MOST_AXES = 64  # as numpy and torch have it
 _MOST_VALUES = 2**63  # what torch's own sizes can count
 _MOST_ARGUMENTS = 16
 _LONGEST_KEY = 100  # of a storage: torch numbers them
+_MOST_STRANGERS = 100  # classes that are remembered by name
 
 
 @dataclass(frozen=True)
@@ -122,6 +126,11 @@ def _with_state(tensor: Any, state: Any) -> TensorRef:
     return tensor
 
 
+def _rebuild_distributed(_type, dtype, size, *_):
+    gather = "get_model_state_dict(model, options=StateDictOptions(full_state_dict=True))"
+    return TensorRef(_sizes(size), _dtype(dtype), problem=f"it is a part of a DTensor: gather it with {gather}")
+
+
 def _rebuild_meta(dtype, size, *_):
     return TensorRef(_sizes(size), _dtype(dtype), problem="it is a meta tensor and holds no values")
 
@@ -167,7 +176,7 @@ def _set(mapping: Any, key: Any, value: Any) -> None:
 
 _REBUILDERS = (
     *(_rebuild_tensor_v2, _rebuild_tensor_v3, _rebuild_parameter),
-    *(_rebuild_meta, _rebuild_sparse, _rebuild_quantized),
+    *(_rebuild_meta, _rebuild_sparse, _rebuild_quantized, _rebuild_distributed),
 )
 _FUNCTIONS: dict[str, Callable[..., Any]] = {
     "torch._utils._rebuild_tensor": _rebuild_tensor_v2,
@@ -180,6 +189,7 @@ _FUNCTIONS: dict[str, Callable[..., Any]] = {
     "torch._utils._rebuild_sparse_tensor": _rebuild_sparse,
     "torch._utils._rebuild_sparse_csr_tensor": _rebuild_sparse,
     "torch._utils._rebuild_qtensor": _rebuild_quantized,
+    "torch._utils._rebuild_wrapper_subclass": _rebuild_distributed,
     "collections.OrderedDict": _ordered_dict,
     "torch.Size": _size,
 }
@@ -190,23 +200,36 @@ STORAGES = {
     **{"QInt32Storage": "qint32", "QUInt4x2Storage": "quint4x2", "QUInt2x4Storage": "quint2x4"},
     **{"ComplexFloatStorage": "complex64", "ComplexDoubleStorage": "complex128", "UntypedStorage": None},
 }
-# Harmless company of weights in training checkpoints: noted by name, never built.
+_PLAIN = """
+    int long float complex bool str unicode bytes bytearray list tuple dict set frozenset slice range xrange object
+"""
+# Harmless company of weights in training checkpoints, of torch, numpy and Python: noted by name, never built.
 _INERT = {
     *(f"torch.{name}" for name in ITEM_SIZES),
     *("torch.device", "torch.Tensor", "torch.nn.parameter.Parameter", "torch.serialization._get_layout"),
     *("torch.strided", "torch.sparse_coo", "torch.sparse_csr", "torch.per_tensor_affine", "torch.per_channel_affine"),
-    *("argparse.Namespace", "collections.defaultdict", "collections.Counter", "builtins.list", "builtins.dict"),
-    *("builtins.int", "builtins.float", "builtins.str", "builtins.set", "__builtin__.set", "__builtin__.list"),
+    *("argparse.Namespace", "collections.defaultdict", "collections.Counter"),
     *("numpy.dtype", "numpy.core.multiarray.scalar", "numpy.core.multiarray._reconstruct", "numpy.ndarray"),
     *("numpy._core.multiarray.scalar", "numpy._core.multiarray._reconstruct", "_codecs.encode"),
-    *("pathlib.PosixPath", "pathlib.WindowsPath", "pathlib.PurePosixPath", "datetime.datetime"),
+    *("numpy.core.numeric._frombuffer", "numpy._core.numeric._frombuffer"),
+    *(f"pathlib.{name}" for name in ("Path", "PosixPath", "WindowsPath", "PurePosixPath", "PureWindowsPath")),
+    *(f"pathlib._local.{name}" for name in ("Path", "PosixPath", "WindowsPath", "PurePosixPath", "PureWindowsPath")),
+    *(f"datetime.{name}" for name in ("datetime", "date", "time", "timedelta", "timezone")),
+    *(f"{home}.{name}" for home in ("builtins", "__builtin__") for name in _PLAIN.split()),
+    *("collections.deque", "types.SimpleNamespace", "functools.partial", "io.BytesIO", "_io.BytesIO", "uuid.UUID"),
+    *("decimal.Decimal", "fractions.Fraction", "copyreg._reconstructor", "copy_reg._reconstructor", "typing.Any"),
+    *("torch.Generator", "torch.storage._load_from_bytes"),
 }
+# Packages of which no class is the training program's own: Python's under the names of Python 2 too, by which torch
+# pickles them.
+_HOMES = {"torch", "numpy", *sys.stdlib_module_names}
+_HOMES |= {module.partition(".")[0] for module in (*IMPORT_MAPPING, *(module for module, _ in NAME_MAPPING))}
 _OPCODES = (
     "PROTO STOP FRAME MARK NONE NEWTRUE NEWFALSE BININT BININT1 BININT2 LONG1 BINFLOAT "
     "BINSTRING SHORT_BINSTRING BINUNICODE SHORT_BINUNICODE BINBYTES SHORT_BINBYTES "
     "EMPTY_TUPLE TUPLE TUPLE1 TUPLE2 TUPLE3 EMPTY_LIST LIST APPEND APPENDS EMPTY_DICT DICT SETITEM SETITEMS "
     "BINGET LONG_BINGET BINPUT LONG_BINPUT MEMOIZE GLOBAL STACK_GLOBAL BINPERSID REDUCE NEWOBJ BUILD EMPTY_SET "
-    "ADDITEMS POP POP_MARK"
+    "ADDITEMS POP POP_MARK DUP FROZENSET BYTEARRAY8 BINUNICODE8 BINBYTES8 NEWOBJ_EX"
 ).split()
 
 
@@ -222,9 +245,11 @@ class _Unpickler(_PythonUnpickler):
         if code in {getattr(pickle, name)[0] for name in _OPCODES}
     }
 
-    def __init__(self, file: BinaryIO, size: int, storage: Callable[[Any], StorageRef]):
+    def __init__(self, file: BinaryIO, size: int, storage: Callable[[Any], StorageRef], strangers: set[str]):
         super().__init__(file, encoding="utf-8")
         self._storage = storage
+        self._strangers = strangers
+        self._size = size
         self._budget = 100_000 + 2 * size
 
     def find_class(self, module: Any, name: Any) -> Any:
@@ -233,7 +258,12 @@ class _Unpickler(_PythonUnpickler):
             return _FUNCTIONS[full]
         if module in ("torch", "torch.cuda", "torch.storage") and name in STORAGES:
             return Inert(full)
-        if full in _INERT:
+        ours = module.partition(".")[0] in _HOMES
+        # Of a program's own classes it is known that they are not built here. What Python, numpy and torch have and
+        # weights do not need is refused, because whoever loads the file otherwise runs it.
+        if not ours and len(self._strangers) < _MOST_STRANGERS:
+            self._strangers.add(full)
+        if full in _INERT or not ours or full.startswith("torch.distributed."):
             return Inert(full)
         raise Refused(
             f"it holds a Python object of class {printable(full, 80)}, which could run code; "
@@ -294,6 +324,25 @@ class _Unpickler(_PythonUnpickler):
         elif not isinstance(self.stack[-1], Inert):
             raise Refused("an item is appended to something that is not a list")
 
+    def load_newobj_ex(self) -> None:
+        self.stack.pop()  # keyword arguments
+        self.load_reduce()
+
+    def load_frozenset(self) -> None:
+        self.pop_mark()
+        self.append(Inert("builtins.frozenset"))
+
+    def load_bytearray8(self) -> None:
+        self._skip()
+        self.append(Inert("builtins.bytearray"))
+
+    def _skip(self) -> None:
+        """Over bytes whose length stands before them."""
+        length = int.from_bytes(self.read(8), "little")
+        if length > self._size:
+            raise Refused("a value in its pickle is longer than the file")
+        self.read(length)
+
     def load_empty_set(self) -> None:
         self.append(Inert("builtins.set"))
 
@@ -303,6 +352,9 @@ class _Unpickler(_PythonUnpickler):
     for _code, _handler in (
         (pickle.REDUCE, load_reduce),
         (pickle.NEWOBJ, load_reduce),
+        (pickle.NEWOBJ_EX, load_newobj_ex),
+        (pickle.FROZENSET, load_frozenset),
+        (pickle.BYTEARRAY8, load_bytearray8),
         (pickle.BUILD, load_build),
         (pickle.SETITEM, load_setitem),
         (pickle.SETITEMS, load_setitems),
@@ -328,8 +380,15 @@ def storage_ref(pid: Any) -> StorageRef:
     return StorageRef(key, STORAGES[name], count)
 
 
-def load(file: BinaryIO, size: int, storage: Callable[[Any], StorageRef] = storage_ref) -> Any:
+def load(
+    file: BinaryIO,
+    size: int,
+    storage: Callable[[Any], StorageRef] = storage_ref,
+    strangers: set[str] | None = None,
+) -> Any:
     """The object that the next pickle in `file`, of `size` bytes, describes.
+
+    `strangers` is told the names of classes that are neither Python's, numpy's nor torch's.
 
     It is made of dicts with text for keys (others are left out), lists, tuples, numbers, text, `TensorRef`s and
     `Inert`s.
@@ -338,7 +397,7 @@ def load(file: BinaryIO, size: int, storage: Callable[[Any], StorageRef] = stora
         ConversionError: the pickle is broken, or needs more than a state dict does.
     """
     try:
-        return _Unpickler(file, size, storage).load()
+        return _Unpickler(file, size, storage, set() if strangers is None else strangers).load()
     except Refused as error:
         raise ConversionError(str(error)) from None
     except ConversionError:

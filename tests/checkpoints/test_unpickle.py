@@ -75,7 +75,7 @@ class Reduced:
 
 
 @pytest.mark.parametrize("protocol", [0, 1, 2, 3, 4, 5])
-@pytest.mark.parametrize("function", [exec, eval, getattr, __import__, print, open, bytearray, sys.exit, torch.load])
+@pytest.mark.parametrize("function", [exec, eval, getattr, __import__, print, open, sys.exit, torch.load])
 def test_no_function_is_called_or_imported(function, protocol, monkeypatch):
     # Were it looked up in its module, this would end the process.
     data = pickle.dumps({"w": Reduced(function, "touched")}, protocol)
@@ -87,7 +87,8 @@ def test_nothing_is_imported():
     before = set(sys.modules)
     with pytest.raises(ConversionError, match=r"class antigravity\.x"):
         loads(P.call("antigravity.x"))
-    assert "antigravity" not in sys.modules
+    assert isinstance(loads(P.call("einops.x")), Inert)
+    assert {"antigravity", "einops"} & set(sys.modules) == {"einops"} & before
     assert set(sys.modules) == before
 
 
