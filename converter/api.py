@@ -163,7 +163,6 @@ def verify(
     progress = progress or Silent()
     began = time.monotonic()
     weights = Path(weights).expanduser()
-    options = dict(options or {})
     with _Session(checkpoint, progress) as session:
         about: dict[str, Any] = {}
         recorded: dict[str, Any] = {}
@@ -179,15 +178,14 @@ def verify(
             pass  # a file that Keras saved holds weights as well, only no word about them
         except WeightsError as error:
             raise ConversionError(str(error)) from None
-        if model not in (None, "auto"):
-            known = registry.get(str(model)).options
-            options = {**{name: recorded[name] for name in known if name in recorded}, **options}
+        known = () if model in (None, "auto") else registry.get(str(model)).options
+        held = {name: recorded[name] for name in known if name in recorded}
         try:
-            reading = session.read(model, options, Choice(key, scope, dialect))
+            reading = session.read(model, options, Choice(key, scope, dialect), held)
         except Ambiguous:
             if dialect is not None or "dialect" not in about:
                 raise
-            reading = session.read(model, options, Choice(key, scope, about["dialect"]))
+            reading = session.read(model, options, Choice(key, scope, about["dialect"]), held)
         plan = session.plan(reading, level)
         if recorded and recorded != plan.config:
             differing = [name for name in plan.config if recorded.get(name) != plan.config[name]]
@@ -220,9 +218,15 @@ class _Session(ExitStack):
         self._question: Any = None
         self._hashing: Future[str] | None = None
 
-    def read(self, model: str | None, options: Mapping[str, Any] | None, choice: Choice) -> Reading:
+    def read(
+        self,
+        model: str | None,
+        options: Mapping[str, Any] | None,
+        choice: Choice,
+        recorded: dict[str, Any] | None = None,
+    ) -> Reading:
         """The checkpoint as the model's network."""
-        return _read(self.source, model, options, choice)
+        return _read(self.source, model, options, choice, recorded)
 
     def plan(self, reading: Reading, level: str) -> "Plan":
         """The plan; meanwhile torch's process starts, if the level wants it, and the file's digest is computed."""
@@ -365,9 +369,15 @@ def _is_hdf5(path: Path) -> bool:
         return False
 
 
-def _read(source: Checkpoint, model: str | None, options: Mapping[str, Any] | None, choice: Choice) -> Reading:
+def _read(
+    source: Checkpoint,
+    model: str | None,
+    options: Mapping[str, Any] | None,
+    choice: Choice,
+    recorded: dict[str, Any] | None = None,
+) -> Reading:
     try:
-        return find_reading(source, model, dict(options or {}), choice)
+        return find_reading(source, model, dict(options or {}), choice, recorded)
     except UsageError:
         raise
     except ConversionError as error:

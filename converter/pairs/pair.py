@@ -14,6 +14,14 @@ from converter.pairs.mapping import Mapping as Rows
 Shapes = Mapping[str, tuple[int, ...]]
 
 
+class OptionError(UsageError):
+    """A value that an option does not take; `option` is its name."""
+
+    def __init__(self, option: str, told: str):
+        self.option = option
+        super().__init__(f"option {option} {told}")
+
+
 @dataclass(frozen=True)
 class Option:
     """Something about a model that its state dict cannot reveal, with the value it usually has.
@@ -31,13 +39,11 @@ class Option:
         """`value` (text from a command line, or already of the type) as the type of the default.
 
         Raises:
-            UsageError: it is not one.
+            OptionError: it is not one.
         """
         parsed = self._parsed(name, value)
         if self.choices and parsed not in self.choices:
-            raise UsageError(
-                f"option {name} is one of {', '.join(map(str, self.choices))}, not {printable(parsed, 60)}"
-            )
+            raise OptionError(name, f"is one of {', '.join(map(str, self.choices))}, not {printable(parsed, 60)}")
         return parsed
 
     def _parsed(self, name: str, value: Any) -> Any:
@@ -57,12 +63,31 @@ class Option:
                 return kind(value)
         except (ValueError, TypeError, KeyError):
             pass
-        raise UsageError(f"option {name} takes {_spelled(kind)}, not {printable(value, 60)}")
+        raise OptionError(name, f"takes {_spelled(kind)}, not {printable(value, 60)}")
+
+    @classmethod
+    def same(cls, value: Any, found: Any) -> bool:
+        """Whether `value`, which may be text as on a command line, is `found`, by the type of that."""
+        if type(value) is type(found) and value == found:
+            return True
+        found = tuple(found) if isinstance(found, list) else found
+        try:
+            return cls(found, "").parse("", value) == found
+        except OptionError:
+            return False
 
 
 def _spelled(kind: type) -> str:
     words = {bool: "true or false", int: "a whole number", float: "a number", tuple: "whole numbers, as 2,3"}
     return words.get(kind, "a word")
+
+
+def flat(config: Mapping[str, Any], above: str = "") -> dict[str, Any]:
+    """Dotted path -> value, of all that the configuration says."""
+    found: dict[str, Any] = {}
+    for name, value in config.items():
+        found.update(flat(value, f"{above}{name}.") if isinstance(value, Mapping) else {f"{above}{name}": value})
+    return {path: value for path, value in found.items() if value is not None}
 
 
 @dataclass(frozen=True)
@@ -105,12 +130,13 @@ class ConfigJson:
 
     Attributes:
         model_types: values of its `model_type` that mean this family.
-        sizes: dotted path in it -> dotted path in the configuration.
+        sizes: dotted path in it -> dotted path in the configuration, or what must stand there as a function of (dotted
+            path -> value); None where anything may.
         fixed: dotted path in it -> the only value that this family has.
     """
 
     model_types: tuple[str, ...]
-    sizes: Mapping[str, str] = field(default_factory=dict)
+    sizes: Mapping[str, str | Callable[[Mapping[str, Any]], Any]] = field(default_factory=dict)
     fixed: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -214,21 +240,38 @@ class Pair:
         """Of what is given, what the state dict cannot reveal."""
         return {name: value for name, value in given.items() if name in self.options}
 
-    def check_determined(self, given: Mapping[str, Any], config: Mapping[str, Any] | None) -> None:
+    def named(self, given: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, Any]:
+        """What is given by the names of options and of sizes: a size by its dotted path in the configuration, where
+        its last word is enough if no other has it.
+
+        Raises:
+            UsageError: a name is no option and no size of the model, or several sizes'.
+        """
+        return {self._size_named(name, config): value for name, value in given.items()}
+
+    def _size_named(self, name: str, config: Mapping[str, Any]) -> str:
+        sizes = flat(config)
+        if name in self.options or name in sizes:
+            return name
+        found = [path for path in sizes if path.endswith(f".{name}")]
+        if not found:
+            raise self._no_option(name)
+        if len(found) > 1:
+            raise UsageError(f"{printable(name)} is several sizes of {self.name}; name one: {', '.join(found)}")
+        return found[0]
+
+    def check_determined(self, given: Mapping[str, Any], config: Mapping[str, Any]) -> None:
         """See that what is given besides the options is what the checkpoint says.
 
         Raises:
             UsageError: it is something else, or no size of the model at all.
         """
-        for name, value in given.items():
-            found = None if name in self.options else (config or {}).get(name)
-            if found is None or isinstance(found, dict):
-                self.parse_options({name: value})
+        sizes = flat(config)
+        for name, value in self.named(given, config).items():
+            if name in self.options or Option.same(value, sizes[name]):
                 continue
-            wanted = tuple(found) if isinstance(found, list) else found
-            if Option(wanted, "").parse(name, value) != wanted:
-                told = f"the checkpoint is of a {self.name} with {name} {found}"
-                raise UsageError(f"option {name} is {printable(value, 60)}, but {told}")
+            told = f"the checkpoint is of a {self.name} with {name} {sizes[name]}"
+            raise UsageError(f"option {name} is {printable(value, 60)}, but {told}")
 
     def parse_options(self, given: Mapping[str, Any]) -> dict[str, Any]:
         """Every option's value: as given, else its default.
@@ -238,12 +281,15 @@ class Pair:
         """
         for name in given:
             if name not in self.options:
-                known = ", ".join(f"{key} ({option.help})" for key, option in self.options.items()) or "none"
-                raise UsageError(f"model {self.name} has no option {printable(name)}; known: {known}")
+                raise self._no_option(name)
         return {
             name: option.parse(name, given[name]) if name in given else option.default
             for name, option in self.options.items()
         }
+
+    def _no_option(self, name: str) -> UsageError:
+        known = ", ".join(f"{key} ({option.help})" for key, option in self.options.items()) or "none"
+        return UsageError(f"model {self.name} has no option {printable(name)}; known: {known}")
 
 
 def _holds(config: Mapping[str, Any], part: Mapping[str, Any]) -> bool:

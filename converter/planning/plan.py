@@ -353,7 +353,7 @@ class Match:
     def problems(self) -> list[str]:
         """Everything that keeps this from being a bijection, a line each."""
         lines = []
-        if self.reading.unsized and not any(self.reading.unsized.startswith(name) for name in self.missing):
+        if self.reading.unsized and self.reading.lacking not in self.missing:
             lines.append(self.reading.unsized)
         if self.missing:
             lines.append(f"missing: {_folded(self.missing)}")

@@ -160,12 +160,14 @@ SAM = Pair(
         {
             **image_encoder.config_json("vision_config.", "image_encoder."),
             **mask_decoder.config_json("mask_decoder_config.", "mask_decoder.", ""),
-            **prompt_encoder.config_json("prompt_encoder_config.", "prompt_encoder."),
+            **prompt_encoder.config_json(
+                "prompt_encoder.", "image_encoder.trained_img_size", "image_encoder.patch_size"
+            ),
         },
         {
             **image_encoder.fixed_json("vision_config."),
             **mask_decoder.fixed_json("mask_decoder_config."),
-            **prompt_encoder.fixed_json("prompt_encoder_config."),
+            **prompt_encoder.FIXED_JSON,
         },
     ),
 )
