@@ -34,17 +34,23 @@ DTYPES = ("float32", "float16")
 def register(pair: Pair) -> Pair:
     """Make a pair known by its name, to `convert` as to `tf_models.load` and `create`, and by those of its variants.
 
+    It takes the place of the pair that was known by its name, and of that one's variants.
+
     Raises:
-        UsageError: a name is a built-in one's.
+        UsageError: a name is a built-in one's, or another pair's.
     """
     import tf_models
     import torch_refs
 
+    before = registry.registered(pair.name)
     registry.register(pair)
-    for name in (pair.name, *pair.variants):
-        for side, builder in ((tf_models, pair.build_tf), (torch_refs, pair.build_torch)):
-            if builder is not None:
-                side.register(name, builder)
+    for side, builder in ((tf_models, "build_tf"), (torch_refs, "build_torch")):
+        if before is not None and getattr(before, builder) is not None:
+            for name in before.names:
+                side.forget(name)
+        if getattr(pair, builder) is not None:
+            for name in pair.names:
+                side.register(name, getattr(pair, builder))
     return pair
 
 

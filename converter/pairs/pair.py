@@ -1,5 +1,6 @@
 """What a pair is: a TensorFlow model and a torch reference of the same network, and what links them."""
 
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -115,10 +116,12 @@ class Variant:
     """A published size of a family.
 
     Attributes:
+        name: what `--model` takes.
         config: the part of the configuration that tells it from the others; nested as that is.
         summary, tensors: as a pair's, where they are not the family's.
     """
 
+    name: str
     config: Mapping[str, Any]
     summary: str = ""
     tensors: int | None = None
@@ -164,7 +167,7 @@ class Pair:
         scopes: prefixes under which a checkpoint may hold the model; tensors outside are out of scope. "" is a
             checkpoint of the model alone.
         dialects: how other libraries spell its names.
-        variants: published sizes by name, each of them a name to convert by; other sizes go by the family's.
+        variants: published sizes, each with a name to convert by; other sizes go by the family's.
         config_json: what a `config.json` beside the weights says of it.
         family: of a variant, the name of its family.
     """
@@ -185,7 +188,7 @@ class Pair:
     dialects: tuple[Dialect, ...] = ()
     summary: str = ""
     tensors: int | None = None
-    variants: Mapping[str, Variant] = field(default_factory=dict)
+    variants: tuple[Variant, ...] = ()
     config_json: ConfigJson | None = None
     family: str = ""
 
@@ -194,6 +197,13 @@ class Pair:
             value = getattr(self, name)
             if isinstance(value, str) or len(set(value)) < len(tuple(value)):
                 raise ValueError(f"`{name}` of the pair {self.name} is a tuple of different names, not {value!r}")
+        if not isinstance(self.variants, tuple) or not all(isinstance(one, Variant) for one in self.variants):
+            raise ValueError(
+                f"`variants` of the pair {self.name} is a tuple of Variant(name, config), not {self.variants!r}"
+            )
+        twice = [name for name, count in Counter(self.names).items() if count > 1]
+        if twice:
+            raise ValueError(f"`variants` of the pair {self.name}: {twice[0]} is a name twice; each has its own")
 
     @property
     def activations(self) -> Axes:
@@ -202,24 +212,28 @@ class Pair:
 
     def published(self, config: Mapping[str, Any]) -> str | None:
         """Name of the variant that has these sizes."""
-        return next((name for name, one in self.variants.items() if _holds(config, one.config)), None)
+        return next((one.name for one in self.variants if _holds(config, one.config)), None)
 
-    def variant(self, name: str) -> "Pair":
+    @property
+    def names(self) -> list[str]:
+        """Its own, and those of its variants."""
+        return [self.name, *(one.name for one in self.variants)]
+
+    def variant(self, one: Variant) -> "Pair":
         """The family under the name of one of its variants: sizes of another are not its own."""
-        one = self.variants[name]
 
         def configure(shapes: Shapes, options: dict[str, Any]) -> dict[str, Any]:
             config = self.configure(shapes, options)
             other = self.published(config)
-            if other not in (None, name):
+            if other not in (None, one.name):
                 raise ValueError(f"its sizes are those of {other}")
             return config
 
         return replace(
             self,
-            name=name,
+            name=one.name,
             family=self.name,
-            variants={},
+            variants=(),
             configure=configure,
             fallback=_merged(self.fallback or {}, one.config),
             summary=one.summary or self.summary,
@@ -227,8 +241,11 @@ class Pair:
         )
 
     def tensor_count(self) -> int | None:
-        """How many tensors a checkpoint of the usual sizes has, or None where there are no usual sizes."""
-        if self.tensors is not None:
+        """How many tensors a checkpoint of the usual sizes has, or None where there are no usual sizes.
+
+        Of a family, each of its variants has a count of its own.
+        """
+        if self.tensors is not None or self.variants:
             return self.tensors
         config = self.fallback or {name: option.default for name, option in self.options.items()}
         try:

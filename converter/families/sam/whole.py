@@ -112,6 +112,7 @@ def _prompted(size: int, patch: int, rng: np.random.Generator) -> list[Probe]:
 def _variant(letter: str, width: int, depth: int, heads: int, tensors: int) -> Variant:
     """A published image encoder; all else is the same in every SAM."""
     return Variant(
+        f"sam_vit_{letter.lower()}",
         {
             "image_encoder": {
                 "embed_dim": width,
@@ -150,11 +151,11 @@ SAM = Pair(
         "num_heads": mask_decoder.NUM_HEADS,
     },
     dialects=(HUGGING_FACE,),
-    variants={
-        "sam_vit_b": _variant("B", 768, 12, 12, 314),
-        "sam_vit_l": _variant("L", 1024, 24, 16, 482),
-        "sam_vit_h": _variant("H", 1280, 32, 16, 594),
-    },
+    variants=(
+        _variant("B", 768, 12, 12, 314),
+        _variant("L", 1024, 24, 16, 482),
+        _variant("H", 1280, 32, 16, 594),
+    ),
     config_json=ConfigJson(
         ("sam",),
         {
