@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from converter.errors import UsageError, printable
-from converter.kinds.activations import IMAGES, Axes
+from converter.kinds.activations import IMAGES, Axes, one_each
 from converter.pairs.dialects import Dialect
 from converter.pairs.mapping import Mapping as Rows
 
@@ -197,6 +197,13 @@ class Pair:
             value = getattr(self, name)
             if isinstance(value, str) or len(set(value)) < len(tuple(value)):
                 raise ValueError(f"`{name}` of the pair {self.name} is a tuple of different names, not {value!r}")
+        if isinstance(self.channels_first, str):
+            raise ValueError(f"`channels_first` of the pair {self.name} is a set of names, not {self.channels_first!r}")
+        for name, axes in self.axes.items():
+            try:
+                one_each(axes)
+            except ValueError as error:
+                raise ValueError(f"`axes` of the pair {self.name}, {name}: {error}") from None
         if not isinstance(self.variants, tuple) or not all(isinstance(one, Variant) for one in self.variants):
             raise ValueError(
                 f"`variants` of the pair {self.name} is a tuple of Variant(name, config), not {self.variants!r}"
