@@ -275,7 +275,7 @@ def read_as(checkpoint: Checkpoint, pair: Pair, options: dict[str, Any], choice:
         return best
     # A reading that sizes itself tells more than one that fell back.
     nearest = max(found, key=lambda r: (r.matched - len(r.missing) - len(r.doubled), -len(r.unexpected)), default=None)
-    if nearest is None or nearest.matched == 0:
+    if nearest is None or (nearest.matched == 0 and not _has_modules(nearest)):
         names = Counter(entry.name.split(".")[0] for entry in checkpoint.entries())
         shown = listed([f"{printable(name, 40)} ({count})" for name, count in names.most_common()], 6)
         failure = None if nearest is None else nearest.failure
@@ -283,6 +283,14 @@ def read_as(checkpoint: Checkpoint, pair: Pair, options: dict[str, Any], choice:
             raise PairError(f"{nearest.unsized}; its names start with: {shown}") from failure
         raise ConversionError(f"it holds no tensor of {pair.name}; its names start with: {shown}") from failure
     return nearest
+
+
+def _has_modules(reading: Reading) -> bool:
+    """Whether modules of the mapping have tensors of their own, if not those that their kinds have."""
+    if reading.config is None:
+        return False
+    holders = {name.rpartition(".")[0] for name in reading.unexpected}
+    return any(path and path in holders for path, _, _ in reading.mapping.modules())
 
 
 def _same_tensors(one: Reading, other: Reading) -> bool:
