@@ -165,16 +165,17 @@ main.add_command(convert)
 def models(pair: str | None, as_json: bool) -> None:
     """List the models that can be converted, with their tensors and options."""
     _chosen("auto", pair)
-    from converter.pairs.registry import pairs
+    from converter.pairs.registry import get, names
 
     rows: list[dict[str, Any]] = [
         {
             "name": one.name,
+            "family": one.family or None,
             "tensors": one.tensor_count(),
             "summary": one.summary,
             "options": {name: {"default": option.default, "help": option.help} for name, option in one.options.items()},
         }
-        for one in pairs()
+        for one in map(get, names())
     ]
     if as_json:
         print_json(rows)

@@ -34,17 +34,23 @@ DTYPES = ("float32", "float16")
 def register(pair: Pair) -> Pair:
     """Make a pair known by its name, to `convert` as to `tf_models.load` and `create`, and by those of its variants.
 
+    It takes the place of the pair that was known by its name, and of that one's variants.
+
     Raises:
-        UsageError: a name is a built-in one's.
+        UsageError: a name is a built-in one's, or another pair's.
     """
     import tf_models
     import torch_refs
 
+    before = registry.registered(pair.name)
     registry.register(pair)
-    for name in (pair.name, *pair.variants):
-        for side, builder in ((tf_models, pair.build_tf), (torch_refs, pair.build_torch)):
-            if builder is not None:
-                side.register(name, builder)
+    for side, builder in ((tf_models, "build_tf"), (torch_refs, "build_torch")):
+        if before is not None and getattr(before, builder) is not None:
+            for name in before.names:
+                side.forget(name)
+        if getattr(pair, builder) is not None:
+            for name in pair.names:
+                side.register(name, getattr(pair, builder))
     return pair
 
 
@@ -163,7 +169,6 @@ def verify(
     progress = progress or Silent()
     began = time.monotonic()
     weights = Path(weights).expanduser()
-    options = dict(options or {})
     with _Session(checkpoint, progress) as session:
         about: dict[str, Any] = {}
         recorded: dict[str, Any] = {}
@@ -179,15 +184,14 @@ def verify(
             pass  # a file that Keras saved holds weights as well, only no word about them
         except WeightsError as error:
             raise ConversionError(str(error)) from None
-        if model not in (None, "auto"):
-            known = registry.get(str(model)).options
-            options = {**{name: recorded[name] for name in known if name in recorded}, **options}
+        known = () if model in (None, "auto") else registry.get(str(model)).options
+        held = {name: recorded[name] for name in known if name in recorded}
         try:
-            reading = session.read(model, options, Choice(key, scope, dialect))
+            reading = session.read(model, options, Choice(key, scope, dialect), held)
         except Ambiguous:
             if dialect is not None or "dialect" not in about:
                 raise
-            reading = session.read(model, options, Choice(key, scope, about["dialect"]))
+            reading = session.read(model, options, Choice(key, scope, about["dialect"]), held)
         plan = session.plan(reading, level)
         if recorded and recorded != plan.config:
             differing = [name for name in plan.config if recorded.get(name) != plan.config[name]]
@@ -220,9 +224,15 @@ class _Session(ExitStack):
         self._question: Any = None
         self._hashing: Future[str] | None = None
 
-    def read(self, model: str | None, options: Mapping[str, Any] | None, choice: Choice) -> Reading:
+    def read(
+        self,
+        model: str | None,
+        options: Mapping[str, Any] | None,
+        choice: Choice,
+        recorded: dict[str, Any] | None = None,
+    ) -> Reading:
         """The checkpoint as the model's network."""
-        return _read(self.source, model, options, choice)
+        return _read(self.source, model, options, choice, recorded)
 
     def plan(self, reading: Reading, level: str) -> "Plan":
         """The plan; meanwhile torch's process starts, if the level wants it, and the file's digest is computed."""
@@ -365,9 +375,15 @@ def _is_hdf5(path: Path) -> bool:
         return False
 
 
-def _read(source: Checkpoint, model: str | None, options: Mapping[str, Any] | None, choice: Choice) -> Reading:
+def _read(
+    source: Checkpoint,
+    model: str | None,
+    options: Mapping[str, Any] | None,
+    choice: Choice,
+    recorded: dict[str, Any] | None = None,
+) -> Reading:
     try:
-        return find_reading(source, model, dict(options or {}), choice)
+        return find_reading(source, model, dict(options or {}), choice, recorded)
     except UsageError:
         raise
     except ConversionError as error:

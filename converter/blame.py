@@ -4,9 +4,9 @@ import contextlib
 from collections.abc import Iterator
 
 from converter.errors import ConversionError, one_line
-from tf_models.runtime.blame import what, where, where_and_what
+from tf_models.runtime.blame import begins, what, where, where_and_what
 
-__all__ = ["PairError", "blaming", "told", "what", "where", "where_and_what"]
+__all__ = ["PairError", "begins", "blaming", "told", "what", "where", "where_and_what"]
 
 
 class PairError(ConversionError):

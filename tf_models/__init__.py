@@ -34,6 +34,11 @@ def register(name: str, builder: str | Callable[..., Any]) -> None:
     _registered[name] = builder
 
 
+def forget(name: str) -> None:
+    """Undo `register`."""
+    _registered.pop(name, None)
+
+
 def create(name: str, **config: Any) -> Any:
     """Build the Keras model `name`, all its variables made, with fresh weights.
 

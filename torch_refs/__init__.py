@@ -25,6 +25,11 @@ def register(name: str, builder: str | Callable[..., Any]) -> None:
     _registered[name] = builder
 
 
+def forget(name: str) -> None:
+    """Undo `register`."""
+    _registered.pop(name, None)
+
+
 def create(name: str, **config: Any) -> Any:
     """Build the torch reference `name` with fresh weights.
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from converter import nested
-from converter.kinds.axes import pattern
+from converter.kinds.axes import Pattern, pattern
 
 IMAGES = "n c ... -> n ... c"  # channels first in torch, last in Keras
 SEQUENCES = "l n ... -> n l ..."  # time first in torch, where `batch_first` is off
@@ -32,16 +32,30 @@ def arranged(part: Any, path: str, axes: Axes, sizes: Mapping[str, int] | None =
     named = _named(path, axes)
     if not isinstance(part, np.ndarray) or named is None:
         return part
-    found = pattern(axes[named])
+    found = one_each(axes[named])
     if named == "" and "..." in axes[named] and part.ndim < len(re.findall(r"\([^)]*\)|\S+", found.sides[0])):
         return part
     try:
         [shape] = found.reversed().shapes([part.shape], sizes)
-    except ValueError:
+    except ValueError as error:
         if named:
-            raise
+            raise ValueError(f"{path}: {error}") from None
         return part
     return found.apply([part], [shape], sizes)[0]
+
+
+def one_each(text: str) -> Pattern:
+    """The pattern of one array on either side.
+
+    Raises:
+        ValueError: it is none, or of several.
+    """
+    if not isinstance(text, str):
+        raise ValueError(f"a pattern is text, as `n c l -> n l c`, not {text!r}")
+    found = pattern(text)
+    if len(found.left) != 1 or len(found.right) != 1:
+        raise ValueError(f"a pattern of inputs and results is of one array; {text!r} is of several")
+    return found
 
 
 def _named(path: str, axes: Axes) -> str | None:

@@ -9,6 +9,7 @@ activations are laid out, for the proof that feeds torch's recorded inputs to th
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -85,9 +86,22 @@ def leaf(
     alternatives: tuple[Leaf, ...] = (),
     sizes: Mapping[str, int] | None = None,
 ) -> Leaf:
-    """A leaf of one tensor and one variable, or of several."""
+    """A leaf of one tensor and one variable, or of several.
+
+    Raises:
+        ValueError: `axes` is no pattern, or `sizes` are no lengths of its axes.
+    """
+    _check_lengths(f"the pattern {axes!r}", axes_in(axes), sizes or {})
     names = [(one,) if isinstance(one, str) else one for one in (torch, keras)]
     return Leaf(names[0], names[1], pattern(axes), optional, tuple((sizes or {}).items()), fold, alternatives)
+
+
+def _check_lengths(owner: str, known: set[str], sizes: Mapping[str, int]) -> None:
+    for name, length in sizes.items():
+        if name not in known:
+            raise ValueError(f"{owner} has no axis {name}")
+        if not isinstance(length, Integral) or isinstance(length, bool) or length < 1:
+            raise ValueError(f"the length of the axis {name} of {owner} is a whole number from 1, not {length!r}")
 
 
 def axes_in(text: str) -> set[str]:
@@ -172,13 +186,11 @@ class Kind:
         """The kind where its axes have these lengths, which no shape tells: `FLATTENED.sized(h=7, w=7)`.
 
         Raises:
-            ValueError: no pattern of the kind has such an axis.
+            ValueError: no pattern of the kind has such an axis, or it is no length.
         """
         texts = [part.pattern.text for part in self.leaves] + [*self.inputs.values(), *self.results.values()]
         known = {name for text in texts for name in axes_in(text)}
-        for name in sizes:
-            if name not in known:
-                raise ValueError(f"{self} has no axis {name}")
+        _check_lengths(str(self), known, sizes)
         leaves = tuple(part.sized(sizes) for part in self.leaves)
         return replace(self, leaves=leaves, sizes={**self.sizes, **sizes})
 

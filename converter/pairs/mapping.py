@@ -10,6 +10,7 @@ from math import prod
 from typing import Any
 
 from converter.kinds import Kind
+from converter.kinds.activations import one_each
 
 _BRACES = re.compile(r"\{([^{}]*)\}")
 _MOST_PATHS = 10_000  # of one row; its sizes may be read off what a stranger's file claims
@@ -94,6 +95,13 @@ class Mapping:
         drops = {path: row for row in rows if isinstance(row, Drop) for path in expand(row.path)}
         self.dropped = {path: row.reason for path, row in drops.items()}
         self.equals = {path: row.equals for path, row in drops.items() if row.equals is not None}
+        for row in self.rows:
+            for field, axes in (("inputs", row.kind.inputs), ("results", row.kind.results)):
+                for path, text in axes.items():
+                    try:
+                        one_each(text)
+                    except ValueError as error:
+                        raise ValueError(f"`{field}` of the kind {row.kind}, {path!r}: {error}") from None
         seen: set[Any] = set()
         for path, _, kind in self.modules():
             # Tensors that lie beside one another may be in several rows, a module that is called in one.

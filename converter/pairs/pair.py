@@ -1,5 +1,6 @@
 """What a pair is: a TensorFlow model and a torch reference of the same network, and what links them."""
 
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -7,11 +8,19 @@ from typing import Any
 import numpy as np
 
 from converter.errors import UsageError, printable
-from converter.kinds.activations import IMAGES, Axes
+from converter.kinds.activations import IMAGES, Axes, one_each
 from converter.pairs.dialects import Dialect
 from converter.pairs.mapping import Mapping as Rows
 
 Shapes = Mapping[str, tuple[int, ...]]
+
+
+class OptionError(UsageError):
+    """A value that an option does not take; `option` is its name."""
+
+    def __init__(self, option: str, told: str):
+        self.option = option
+        super().__init__(f"option {option} {told}")
 
 
 @dataclass(frozen=True)
@@ -31,13 +40,11 @@ class Option:
         """`value` (text from a command line, or already of the type) as the type of the default.
 
         Raises:
-            UsageError: it is not one.
+            OptionError: it is not one.
         """
         parsed = self._parsed(name, value)
         if self.choices and parsed not in self.choices:
-            raise UsageError(
-                f"option {name} is one of {', '.join(map(str, self.choices))}, not {printable(parsed, 60)}"
-            )
+            raise OptionError(name, f"is one of {', '.join(map(str, self.choices))}, not {printable(parsed, 60)}")
         return parsed
 
     def _parsed(self, name: str, value: Any) -> Any:
@@ -57,12 +64,31 @@ class Option:
                 return kind(value)
         except (ValueError, TypeError, KeyError):
             pass
-        raise UsageError(f"option {name} takes {_spelled(kind)}, not {printable(value, 60)}")
+        raise OptionError(name, f"takes {_spelled(kind)}, not {printable(value, 60)}")
+
+    @classmethod
+    def same(cls, value: Any, found: Any) -> bool:
+        """Whether `value`, which may be text as on a command line, is `found`, by the type of that."""
+        if type(value) is type(found) and value == found:
+            return True
+        found = tuple(found) if isinstance(found, list) else found
+        try:
+            return cls(found, "").parse("", value) == found
+        except OptionError:
+            return False
 
 
 def _spelled(kind: type) -> str:
     words = {bool: "true or false", int: "a whole number", float: "a number", tuple: "whole numbers, as 2,3"}
     return words.get(kind, "a word")
+
+
+def flat(config: Mapping[str, Any], above: str = "") -> dict[str, Any]:
+    """Dotted path -> value, of all that the configuration says."""
+    found: dict[str, Any] = {}
+    for name, value in config.items():
+        found.update(flat(value, f"{above}{name}.") if isinstance(value, Mapping) else {f"{above}{name}": value})
+    return {path: value for path, value in found.items() if value is not None}
 
 
 @dataclass(frozen=True)
@@ -90,10 +116,12 @@ class Variant:
     """A published size of a family.
 
     Attributes:
+        name: what `--model` takes.
         config: the part of the configuration that tells it from the others; nested as that is.
         summary, tensors: as a pair's, where they are not the family's.
     """
 
+    name: str
     config: Mapping[str, Any]
     summary: str = ""
     tensors: int | None = None
@@ -105,12 +133,13 @@ class ConfigJson:
 
     Attributes:
         model_types: values of its `model_type` that mean this family.
-        sizes: dotted path in it -> dotted path in the configuration.
+        sizes: dotted path in it -> dotted path in the configuration, or what must stand there as a function of (dotted
+            path -> value); None where anything may.
         fixed: dotted path in it -> the only value that this family has.
     """
 
     model_types: tuple[str, ...]
-    sizes: Mapping[str, str] = field(default_factory=dict)
+    sizes: Mapping[str, str | Callable[[Mapping[str, Any]], Any]] = field(default_factory=dict)
     fixed: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -138,7 +167,7 @@ class Pair:
         scopes: prefixes under which a checkpoint may hold the model; tensors outside are out of scope. "" is a
             checkpoint of the model alone.
         dialects: how other libraries spell its names.
-        variants: published sizes by name, each of them a name to convert by; other sizes go by the family's.
+        variants: published sizes, each with a name to convert by; other sizes go by the family's.
         config_json: what a `config.json` beside the weights says of it.
         family: of a variant, the name of its family.
     """
@@ -159,7 +188,7 @@ class Pair:
     dialects: tuple[Dialect, ...] = ()
     summary: str = ""
     tensors: int | None = None
-    variants: Mapping[str, Variant] = field(default_factory=dict)
+    variants: tuple[Variant, ...] = ()
     config_json: ConfigJson | None = None
     family: str = ""
 
@@ -168,6 +197,20 @@ class Pair:
             value = getattr(self, name)
             if isinstance(value, str) or len(set(value)) < len(tuple(value)):
                 raise ValueError(f"`{name}` of the pair {self.name} is a tuple of different names, not {value!r}")
+        if isinstance(self.channels_first, str):
+            raise ValueError(f"`channels_first` of the pair {self.name} is a set of names, not {self.channels_first!r}")
+        for name, axes in self.axes.items():
+            try:
+                one_each(axes)
+            except ValueError as error:
+                raise ValueError(f"`axes` of the pair {self.name}, {name}: {error}") from None
+        if not isinstance(self.variants, tuple) or not all(isinstance(one, Variant) for one in self.variants):
+            raise ValueError(
+                f"`variants` of the pair {self.name} is a tuple of Variant(name, config), not {self.variants!r}"
+            )
+        twice = [name for name, count in Counter(self.names).items() if count > 1]
+        if twice:
+            raise ValueError(f"`variants` of the pair {self.name}: {twice[0]} is a name twice; each has its own")
 
     @property
     def activations(self) -> Axes:
@@ -176,24 +219,28 @@ class Pair:
 
     def published(self, config: Mapping[str, Any]) -> str | None:
         """Name of the variant that has these sizes."""
-        return next((name for name, one in self.variants.items() if _holds(config, one.config)), None)
+        return next((one.name for one in self.variants if _holds(config, one.config)), None)
 
-    def variant(self, name: str) -> "Pair":
+    @property
+    def names(self) -> list[str]:
+        """Its own, and those of its variants."""
+        return [self.name, *(one.name for one in self.variants)]
+
+    def variant(self, one: Variant) -> "Pair":
         """The family under the name of one of its variants: sizes of another are not its own."""
-        one = self.variants[name]
 
         def configure(shapes: Shapes, options: dict[str, Any]) -> dict[str, Any]:
             config = self.configure(shapes, options)
             other = self.published(config)
-            if other not in (None, name):
+            if other not in (None, one.name):
                 raise ValueError(f"its sizes are those of {other}")
             return config
 
         return replace(
             self,
-            name=name,
+            name=one.name,
             family=self.name,
-            variants={},
+            variants=(),
             configure=configure,
             fallback=_merged(self.fallback or {}, one.config),
             summary=one.summary or self.summary,
@@ -201,8 +248,11 @@ class Pair:
         )
 
     def tensor_count(self) -> int | None:
-        """How many tensors a checkpoint of the usual sizes has, or None where there are no usual sizes."""
-        if self.tensors is not None:
+        """How many tensors a checkpoint of the usual sizes has, or None where there are no usual sizes.
+
+        Of a family, each of its variants has a count of its own.
+        """
+        if self.tensors is not None or self.variants:
             return self.tensors
         config = self.fallback or {name: option.default for name, option in self.options.items()}
         try:
@@ -214,21 +264,38 @@ class Pair:
         """Of what is given, what the state dict cannot reveal."""
         return {name: value for name, value in given.items() if name in self.options}
 
-    def check_determined(self, given: Mapping[str, Any], config: Mapping[str, Any] | None) -> None:
+    def named(self, given: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, Any]:
+        """What is given by the names of options and of sizes: a size by its dotted path in the configuration, where
+        its last word is enough if no other has it.
+
+        Raises:
+            UsageError: a name is no option and no size of the model, or several sizes'.
+        """
+        return {self._size_named(name, config): value for name, value in given.items()}
+
+    def _size_named(self, name: str, config: Mapping[str, Any]) -> str:
+        sizes = flat(config)
+        if name in self.options or name in sizes:
+            return name
+        found = [path for path in sizes if path.endswith(f".{name}")]
+        if not found:
+            raise self._no_option(name)
+        if len(found) > 1:
+            raise UsageError(f"{printable(name)} is several sizes of {self.name}; name one: {', '.join(found)}")
+        return found[0]
+
+    def check_determined(self, given: Mapping[str, Any], config: Mapping[str, Any]) -> None:
         """See that what is given besides the options is what the checkpoint says.
 
         Raises:
             UsageError: it is something else, or no size of the model at all.
         """
-        for name, value in given.items():
-            found = None if name in self.options else (config or {}).get(name)
-            if found is None or isinstance(found, dict):
-                self.parse_options({name: value})
+        sizes = flat(config)
+        for name, value in self.named(given, config).items():
+            if name in self.options or Option.same(value, sizes[name]):
                 continue
-            wanted = tuple(found) if isinstance(found, list) else found
-            if Option(wanted, "").parse(name, value) != wanted:
-                told = f"the checkpoint is of a {self.name} with {name} {found}"
-                raise UsageError(f"option {name} is {printable(value, 60)}, but {told}")
+            told = f"the checkpoint is of a {self.name} with {name} {sizes[name]}"
+            raise UsageError(f"option {name} is {printable(value, 60)}, but {told}")
 
     def parse_options(self, given: Mapping[str, Any]) -> dict[str, Any]:
         """Every option's value: as given, else its default.
@@ -238,12 +305,15 @@ class Pair:
         """
         for name in given:
             if name not in self.options:
-                known = ", ".join(f"{key} ({option.help})" for key, option in self.options.items()) or "none"
-                raise UsageError(f"model {self.name} has no option {printable(name)}; known: {known}")
+                raise self._no_option(name)
         return {
             name: option.parse(name, given[name]) if name in given else option.default
             for name, option in self.options.items()
         }
+
+    def _no_option(self, name: str) -> UsageError:
+        known = ", ".join(f"{key} ({option.help})" for key, option in self.options.items()) or "none"
+        return UsageError(f"model {self.name} has no option {printable(name)}; known: {known}")
 
 
 def _holds(config: Mapping[str, Any], part: Mapping[str, Any]) -> bool:

@@ -4,6 +4,7 @@ import functools
 import pkgutil
 from collections.abc import Iterable, Iterator
 from importlib import import_module
+from itertools import combinations
 from typing import Any
 
 from converter.errors import UsageError, printable
@@ -18,17 +19,34 @@ _registered: dict[str, Pair] = {}
 
 
 def register(pair: Pair) -> Pair:
-    """Make a pair known by its name, and by those of its variants.
+    """Make a pair known by its name, and by those of its variants, in place of the one that was known so.
 
     Raises:
-        UsageError: a name is a built-in one's.
+        UsageError: a name is a built-in one's, or another pair's.
     """
     known = named([("this pair", [pair])])
     for name in known:
+        field = "`name`" if name == pair.name else "`variants`"
         if name in _families():
-            raise UsageError(f"{printable(name)} is the name of a built-in model; choose another")
+            raise UsageError(f"{field} of the pair {pair.name}: {name} is the name of a built-in model; choose another")
+        other = _registered.get(name)
+        if other is not None and family_of(other) != pair.name:
+            owner = f"a variant of the pair {other.family}" if other.family else "another pair"
+            raise UsageError(f"{field} of the pair {pair.name}: {name} is the name of {owner}; choose another")
+    for name in [name for name, one in _registered.items() if family_of(one) == pair.name]:
+        del _registered[name]
     _registered.update(known)
     return pair
+
+
+def registered(name: str) -> Pair | None:
+    """The user's pair of that name."""
+    return _registered.get(name)
+
+
+def family_of(pair: Pair) -> str:
+    """The name of the pair that it is a variant of, or its own."""
+    return pair.family or pair.name
 
 
 def names() -> list[str]:
@@ -76,17 +94,17 @@ def named(homes: Iterable[tuple[str, Iterable[Pair]]]) -> dict[str, Pair]:
     home_of: dict[str, str] = {}
     for home, some in homes:
         for pair in some:
-            mine = {pair.name: pair, **{name: pair.variant(name) for name in pair.variants if name != pair.name}}
-            for name in (pair.name, *pair.variants):
+            for name in pair.names:
                 if name in home_of:
                     where = "twice there" if home_of[name] == home else f"in {home_of[name]} too"
                     raise UsageError(f"{home}: a pair or variant is named {printable(name)}, which is {where}")
                 home_of[name] = home
-            for name, one in pair.variants.items():
-                same = [other for other, its in pair.variants.items() if other != name and its.config == one.config]
-                if same:
-                    raise UsageError(f"{home}: `variants` of {printable(pair.name)}: {name} has the sizes of {same[0]}")
-            found.update(mine)
+            for one, other in combinations(pair.variants, 2):
+                if one.config == other.config:
+                    raise UsageError(
+                        f"{home}: `variants` of {printable(pair.name)}: {one.name} has the sizes of {other.name}"
+                    )
+            found.update({pair.name: pair, **{one.name: pair.variant(one) for one in pair.variants}})
     return found
 
 

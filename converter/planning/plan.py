@@ -1,5 +1,6 @@
 """The plan: which tensor fills which variable. A bijection, or one error with every reason why it is not."""
 
+import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import zip_longest
@@ -10,7 +11,7 @@ import keras
 import numpy as np
 
 import tf_models
-from converter.blame import PairError, blaming, where_and_what
+from converter.blame import PairError, begins, blaming, where_and_what
 from converter.checkpoints.checkpoint import Checkpoint
 from converter.checkpoints.tensors import FLOATS, Entry
 from converter.errors import ConversionError, PlanError, one_line, printable
@@ -22,7 +23,7 @@ from converter.pairs.pair import Pair
 from converter.pairs.registry import locate
 from converter.planning.config_json import NAME
 from converter.planning.reading import Reading, equal
-from converter.planning.variables import by_path, layers_of
+from converter.planning.variables import by_path, layer_at, layers_of
 from tf_models.runtime.abstract import TooLarge, abstract
 from tf_models.runtime.weights_format import places
 
@@ -56,12 +57,14 @@ class Step:
     Attributes:
         kind: the kind of their module, as the checkpoint's dialect lays it out.
         leaf: how the axes go over.
+        pair: name of the pair.
     """
 
     sources: tuple[Source, ...]
     targets: tuple[Target, ...]
     kind: Kind
     leaf: Leaf
+    pair: str
 
     @property
     def nbytes(self) -> int:
@@ -74,12 +77,30 @@ class Step:
         return self.sources[0].name
 
     def lay_out(self, values: Sequence[np.ndarray]) -> list[np.ndarray]:
-        """The targets' values (views where numpy can make them)."""
-        return self.leaf.to_keras(values, [target.shape for target in self.targets])
+        """The targets' values (views where numpy can make them).
+
+        Raises:
+            PairError: the leaf's fold failed.
+        """
+        with self._folding():
+            return self.leaf.to_keras(values, [target.shape for target in self.targets])
 
     def undo(self, values: Sequence[np.ndarray]) -> list[np.ndarray]:
-        """The tensors out of the targets' values."""
-        return self.leaf.to_torch(values)
+        """The tensors out of the targets' values.
+
+        Raises:
+            ValueError: a fold that cannot be undone.
+            PairError: it failed.
+        """
+        with self._folding(ValueError):
+            return self.leaf.to_torch(values)
+
+    def _folding(self, *passing: type[Exception]) -> contextlib.AbstractContextManager[None]:
+        """What goes wrong in a fold, which may be a user's own, is told as its fault."""
+        if self.leaf.fold is None:
+            return contextlib.nullcontext()
+        names = " and ".join(printable(source.name, 60) for source in self.sources)
+        return blaming(self.pair, f"the fold {self.leaf.fold} of the kind {self.kind} for {names}", passing)
 
 
 @dataclass
@@ -306,10 +327,18 @@ class Match:
         self.filled: dict[str, str] = {}  # variable path -> canonical name
         self.clashes: list[str] = []
         self.known: set[str] = set()  # canonical names that the mapping maps
+        self.placed: set[str] = set()  # those that are there, and their variables too
         mapping = reading.mapping
-        for names, paths, kind, leaf in leaves_of(mapping, reading.dialect, model):
-            self._leaf(names, paths, kind, leaf)
-            self.known.update(names)
+        rows = list(_rows(mapping, reading.dialect))
+        for torch_path, keras_path, foreign in rows:
+            try:
+                kind = fitted(foreign, model, keras_path)
+                for names, paths, leaf in _leaves(torch_path, keras_path, kind):
+                    self._leaf(names, paths, kind, leaf)
+                    self.known.update(names)
+            except Misfit as error:
+                row = self._row([torch_path], str(foreign), _class_at(model, keras_path))
+                raise Misfit(f"{error}; {row}") from error.__cause__
         ignored = mapping.ignored()
         others = [name for name in reading.entries if name not in self.known]
         self.unused = {name: reading.entries[name] for name in others if name in ignored}
@@ -318,6 +347,35 @@ class Match:
             name: f"a copy of {printable(kept)}, equal bit for bit" for name, kept in reading.copies.items()
         }
         self.unexpected = [name for name in others if name not in ignored]
+        self.empty = [path for path in self.variables if path not in self.filled]
+        self.strange = list(self._strange(model, rows))
+
+    def _row(self, paths: list[str], kind: str, layer: str, without: str = "") -> str:
+        """A row of the mapping, its kind, and the class of the layer that it is for, in words."""
+        pair, place = self.reading.pair, begins(self.reading.pair.mapping)
+        rows, are = ("the row", "is") if len(paths) == 1 else ("the rows", "are")
+        of = f"{rows} {_folded(paths) or repr('')} of `mapping` of {pair.name}" + (f" ({place})" if place else "")
+        there = f"the Keras layer there of the class {layer}" if layer else "and no Keras layer is there"
+        return f"{of} {are} of the kind {kind}{without}, {there}"
+
+    def _strange(self, model: Any, rows: list[tuple[str, str, Kind]]) -> Iterator[str]:
+        """Modules that the checkpoint and the model have, and of whose tensors the row takes none: a line for alike."""
+        below: dict[str, list[str]] = {}
+        for name in self.reading.entries:
+            path, _, leaf = name.rpartition(".")
+            below.setdefault(path, []).append(leaf)
+        unexpected = set(self.unexpected)
+        lacking, holders = set(self.missing), {path.rpartition(".")[0] for path in self.empty}
+        alike: dict[tuple[str, str, tuple[str, ...]], list[str]] = {}
+        for torch_path, keras_path, kind in rows:
+            names = [join(torch_path, name) for leaf in kind.leaves for name in leaf.torch]
+            unfilled = keras_path in holders or not lacking.isdisjoint(names)
+            if torch_path and torch_path in below and unfilled and self.placed.isdisjoint(names):
+                leaves = tuple(leaf for leaf in below[torch_path] if join(torch_path, leaf) in unexpected)
+                if leaves or names:
+                    alike.setdefault((str(kind), _class_at(model, keras_path), leaves), []).append(torch_path)
+        for (name, layer, leaves), paths in alike.items():
+            yield self._row(paths, name, layer, f" without {_folded(leaves)}" if leaves else "")
 
     def _leaf(self, names: list[str], paths: list[str], kind: Kind, leaf: Leaf) -> None:
         entries = {name: self.reading.entries[name] for name in names if name in self.reading.entries}
@@ -334,6 +392,7 @@ class Match:
             if path in self.filled:
                 self.clashes.append(f"{path} is filled by both {self.filled[path]} and {names[0]}")
             self.filled[path] = names[0]
+        self.placed.update(names)
         targets = tuple(Target(path, self.variables[path]) for path in paths)
         right = True
         for (name, entry), expected in zip(entries.items(), expected_shapes(leaf, targets), strict=True):
@@ -348,18 +407,19 @@ class Match:
             right = False
         if right:
             sources = tuple(Source(entry.name, name, entry) for name, entry in entries.items())
-            self.steps.append(Step(sources, targets, kind, leaf))
+            self.steps.append(Step(sources, targets, kind, leaf, self.reading.pair.name))
 
     def problems(self) -> list[str]:
         """Everything that keeps this from being a bijection, a line each."""
         lines = []
-        if self.reading.unsized and not any(self.reading.unsized.startswith(name) for name in self.missing):
+        if self.reading.unsized and self.reading.lacking not in self.missing:
             lines.append(self.reading.unsized)
         if self.missing:
             lines.append(f"missing: {_folded(self.missing)}")
         if self.unexpected:
             near = _nearest(self.unexpected, self.missing or sorted(self.known))
             lines.append(f"unexpected: {_folded(self.unexpected)}" + (f" (nearest known: {near})" if near else ""))
+        lines += self.strange
         # Shapes say little against sizes that are not this checkpoint's.
         for name, (shape, expected) in () if self.reading.unsized else self.wrong_shape.items():
             lines.append(f"wrong shape: {printable(name)} is {_shape(shape)}, expected {_shape(expected)}")
@@ -371,9 +431,8 @@ class Match:
         for name, sources in self.reading.doubled.items():
             lines.append(f"used twice: {' and '.join(map(printable, sources))} are both {printable(name)}")
         lines += self.clashes
-        empty = [path for path in self.variables if path not in self.filled]
-        if empty:
-            lines.append(f"variables that no row of the mapping fills: {_folded(empty)}")
+        if self.empty:
+            lines.append(f"variables that no row of the mapping fills: {_folded(self.empty)}")
         return lines
 
 
@@ -427,38 +486,67 @@ def leaves_of(mapping: Mapping, dialect: Dialect, model: Any) -> Iterator[tuple[
 
     Raises:
         ValueError: the dialect has no layout for a module.
-        ConversionError: the kind has none for the model's layer.
+        Misfit: the kind has none for the model's layer.
     """
-    for torch_path, keras_path, torch_kind in mapping.modules():
-        kind = fitted(dialect.kind(torch_path, torch_kind), model, keras_path)
-        for leaf in kind.leaves:
-            yield [join(torch_path, name) for name in leaf.torch], [join(keras_path, n) for n in leaf.keras], kind, leaf
+    for torch_path, keras_path, foreign in _rows(mapping, dialect):
+        kind = fitted(foreign, model, keras_path)
+        for names, paths, leaf in _leaves(torch_path, keras_path, kind):
+            yield names, paths, kind, leaf
+
+
+def _rows(mapping: Mapping, dialect: Dialect) -> Iterator[tuple[str, str, Kind]]:
+    """(torch path, Keras path, kind as the dialect lays it out) of every module."""
+    for torch_path, keras_path, kind in mapping.modules():
+        yield torch_path, keras_path, dialect.kind(torch_path, kind)
+
+
+def _leaves(torch_path: str, keras_path: str, kind: Kind) -> Iterator[tuple[list[str], list[str], Leaf]]:
+    """(canonical names, paths of variables, leaf) of all that a module has."""
+    for leaf in kind.leaves:
+        yield [join(torch_path, name) for name in leaf.torch], [join(keras_path, name) for name in leaf.keras], leaf
 
 
 def fitted(kind: Kind, model: Any, path: str) -> Kind:
     """The kind as the model's layer at `path` has it.
 
     Raises:
-        ConversionError: the layer is none that the kind knows.
+        Misfit: the layer is none that the kind knows.
     """
     if kind.fitted is None:
         return kind
-    try:
+    with _fitting(path or str(kind)):
         return kind.fitted(kind, layers_of(model, path, kind.parts))
-    except ValueError as error:
-        raise ConversionError(f"the mapping does not fit the model at {path or kind}: {error}") from None
 
 
 def expected_shapes(leaf: Leaf, targets: Sequence[Target]) -> list[tuple[int, ...]]:
     """The shapes of the tensors that fill these variables.
 
     Raises:
-        ConversionError: the mapping's axes are not those of the variables.
+        Misfit: the mapping's axes are not those of the variables.
     """
-    try:
+    with _fitting(targets[0].path):
         return leaf.torch_shapes([target.shape for target in targets])
-    except ValueError as error:
-        raise ConversionError(f"the mapping does not fit the model at {targets[0].path}: {error}") from None
+
+
+class Misfit(ConversionError):
+    """A row of the mapping is not for the layer that the model has there."""
+
+
+@contextlib.contextmanager
+def _fitting(path: str) -> Iterator[None]:
+    """What a kind, or a fold of a user's own, raises of the model's layer or variable at this path."""
+    try:
+        yield
+    except (ConversionError, MemoryError):
+        raise
+    except Exception as error:
+        told = str(error) if isinstance(error, ValueError) else where_and_what(error)
+        raise Misfit(f"the mapping does not fit the model at {path}: {told}") from error
+
+
+def _class_at(model: Any, path: str) -> str:
+    layer = layer_at(model, path)
+    return "" if layer is None else type(layer).__name__
 
 
 def _folded(names: Any) -> str:

@@ -14,9 +14,9 @@ from converter.kinds.axes import relaid_shape
 from converter.naming import listed
 from converter.pairs import dialects
 from converter.pairs.mapping import Mapping
-from converter.pairs.pair import Pair
+from converter.pairs.pair import OptionError, Pair
 from converter.pairs.registry import get, pairs
-from converter.planning.config_json import Beside
+from converter.planning.config_json import Beside, ConfigJsonError
 
 # Names of a state dict, and of these times the ways to unwrap them: beyond any model here, and tried within seconds.
 _MOST_NAMES = 10_000
@@ -58,6 +58,7 @@ class Reading:
         out_of_scope: first word of the name -> how many tensors under it are not of this network.
         beside: options that the `config.json` beside the checkpoint gave.
         config: the sizes, or None where they could not be read; `unsized` says why.
+        lacking: the tensor that is not there, where that is why.
         failure: what the pair's own function raised, where that is why.
     """
 
@@ -72,6 +73,7 @@ class Reading:
     beside: dict[str, Any] = field(default_factory=dict)
     config: dict[str, Any] | None = None
     unsized: str | None = None
+    lacking: str | None = None
     failure: BaseException | None = field(default=None, repr=False)
     missing: list[str] = field(default_factory=list)
     unexpected: list[str] = field(default_factory=list)
@@ -163,7 +165,8 @@ def _size(reading: Reading, options: dict[str, Any]) -> None:
     except (ConversionError, MemoryError):
         raise
     except Exception as error:
-        reading.unsized = _why_unsized(pair, error, shapes)
+        reading.lacking = _lacking(error, shapes)
+        reading.unsized = _why_unsized(pair, error, reading.lacking)
         reading.failure = error
     if reading.failure is not None:
         reading.config = pair.fallback
@@ -182,10 +185,9 @@ def _size(reading: Reading, options: dict[str, Any]) -> None:
         reading.unexpected = [name for name in reading.entries if name not in needed and name not in ignored]
 
 
-def _why_unsized(pair: Pair, error: Exception, shapes: dict[str, tuple[int, ...]]) -> str:
+def _why_unsized(pair: Pair, error: Exception, lacking: str | None) -> str:
     """Why no sizes were read: the shapes are another network's, or a user's own function is at fault."""
     place = where(error)
-    lacking = _lacking(error, shapes)
     if lacking is not None:
         return f"{printable(lacking)} is missing, and sizes are read from it" + (f" ({place})" if place else "")
     if not place:
@@ -273,14 +275,22 @@ def read_as(checkpoint: Checkpoint, pair: Pair, options: dict[str, Any], choice:
         return best
     # A reading that sizes itself tells more than one that fell back.
     nearest = max(found, key=lambda r: (r.matched - len(r.missing) - len(r.doubled), -len(r.unexpected)), default=None)
-    if nearest is None or nearest.matched == 0:
+    if nearest is None or (nearest.matched == 0 and not _has_modules(nearest)):
         names = Counter(entry.name.split(".")[0] for entry in checkpoint.entries())
         shown = listed([f"{printable(name, 40)} ({count})" for name, count in names.most_common()], 6)
         failure = None if nearest is None else nearest.failure
-        if nearest is not None and failure is not None and _lacking(failure, nearest.entries) is None:
+        if nearest is not None and failure is not None and nearest.lacking is None:
             raise PairError(f"{nearest.unsized}; its names start with: {shown}") from failure
         raise ConversionError(f"it holds no tensor of {pair.name}; its names start with: {shown}") from failure
     return nearest
+
+
+def _has_modules(reading: Reading) -> bool:
+    """Whether modules of the mapping have tensors of their own, if not those that their kinds have."""
+    if reading.config is None:
+        return False
+    holders = {name.rpartition(".")[0] for name in reading.unexpected}
+    return any(path and path in holders for path, _, _ in reading.mapping.modules())
 
 
 def _same_tensors(one: Reading, other: Reading) -> bool:
@@ -317,13 +327,13 @@ def recognise(
     for pair in known:
         tried.append(pair.name)
         try:
-            parsed = pair.parse_options({**beside.options(pair), **pair.own_options(options)})
+            pair.parse_options(pair.own_options(options))
         except UsageError as error:  # a value may be right for another model
             refused.append(error)
             continue
         try:
-            reading = read_as(checkpoint, pair, parsed, choice)
-        except (UsageError, Ambiguous):
+            reading = _read_beside(checkpoint, pair, beside, options, choice)
+        except (UsageError, Ambiguous, ConfigJsonError):
             raise
         except ConversionError:
             continue
@@ -333,9 +343,7 @@ def recognise(
     chosen = [reading for reading in fitting if reading.matched == most]
     if len(chosen) == 1:
         reading = chosen[0]
-        reading.pair.check_determined(options, reading.config)
-        beside.check(reading.pair, reading.config or {}, options)
-        reading.beside = _taken(beside, reading.pair, options)
+        _check(reading, beside, options)
         variant = reading.pair.published(reading.config or {})
         if variant is not None:
             reading.pair = get(variant)
@@ -350,22 +358,57 @@ def recognise(
     raise ConversionError(f"several models fit this checkpoint: {names}; choose one with --model")
 
 
-def find_reading(checkpoint: Checkpoint, model: str | None, options: dict[str, Any], choice: Choice = _FREE) -> Reading:
-    """The checkpoint read as the named model, or as the one that its names show ("auto" or None)."""
+def find_reading(
+    checkpoint: Checkpoint,
+    model: str | None,
+    options: dict[str, Any],
+    choice: Choice = _FREE,
+    recorded: dict[str, Any] | None = None,
+) -> Reading:
+    """The checkpoint read as the named model, or as the one that its names show ("auto" or None).
+
+    `recorded` are options as a weights file has them, for those that are not given.
+    """
     if model in (None, "auto"):
         return recognise(checkpoint, pairs(), options, choice)
     assert model is not None
-    pair = get(model)
-    beside = Beside.of(checkpoint)
-    parsed = pair.parse_options({**beside.options(pair), **pair.own_options(options)})
-    reading = read_as(checkpoint, pair, parsed, choice)
-    pair.check_determined(options, reading.config)
+    pair, beside = get(model), Beside.of(checkpoint)
+    reading = _read_beside(checkpoint, pair, beside, options, choice, recorded)
     if reading.fits:
-        beside.check(pair, reading.config or {}, options)
-        reading.beside = _taken(beside, pair, options)
+        _check(reading, beside, options, recorded)
+    elif reading.config is not None:  # no sizes of this checkpoint, but their names
+        pair.named(options, reading.config)
     return reading
 
 
-def _taken(beside: Beside, pair: Pair, options: dict[str, Any]) -> dict[str, Any]:
-    """The options that the user did not give and that the `config.json` did."""
-    return {name: value for name, value in beside.options(pair).items() if name not in options}
+def _read_beside(
+    checkpoint: Checkpoint,
+    pair: Pair,
+    beside: Beside,
+    options: dict[str, Any],
+    choice: Choice,
+    recorded: dict[str, Any] | None = None,
+) -> Reading:
+    """The checkpoint read as the pair's network: with the options that are given, else recorded, else in `beside`.
+
+    Raises:
+        ConfigJsonError: the network does not take what it says.
+    """
+    own = {**(recorded or {}), **pair.own_options(options)}
+    taken = {name: value for name, value in beside.options(pair).items() if name not in own}
+    try:
+        reading = read_as(checkpoint, pair, pair.parse_options({**taken, **own}), choice)
+    except UsageError as error:
+        refused = [name for name in taken if not isinstance(error, OptionError) or name == error.option]
+        if not refused:
+            raise
+        raise beside.refused(pair, refused, error) from None
+    reading.beside = taken
+    return reading
+
+
+def _check(reading: Reading, beside: Beside, options: dict[str, Any], recorded: dict[str, Any] | None = None) -> None:
+    """See that the sizes that were read are those that are given, recorded, and in `beside`."""
+    pair, config = reading.pair, reading.config or {}
+    pair.check_determined(options, config)
+    beside.check(pair, config, pair.named(options, config), recorded or {})

@@ -350,11 +350,13 @@ class Proof:
                 one if isinstance(one, Comparison) else (f"{part}{one[0].removeprefix(part)}", *one[1:]) for one in rows
             ]
         known, pair = self.plan.pair.outputs, self.plan.pair.name
-        if known != ("output",) and len(known) != len(rows):
-            raise ConversionError(f"`outputs` of {pair} names {len(known)} outputs, but both sides return {len(rows)}")
         returned = [one.name if isinstance(one, Comparison) else one[0] for one in rows]
+        shown = listed(map(printable, returned), 6)
+        if known != ("output",) and len(known) != len(rows):
+            raise ConversionError(
+                f"`outputs` of {pair} names {len(known)} outputs, but both sides return {len(rows)}: {shown}"
+            )
         if known != ("output",) and isinstance(run.truth, Mapping) and set(known) != set(returned):
-            shown = listed(map(printable, returned), 6)
             raise ConversionError(f"`outputs` of {pair} names {listed(known, 6)}, but both sides return {shown}")
         named: list[Any] = []
         for index, row in enumerate(rows):

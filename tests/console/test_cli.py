@@ -15,6 +15,7 @@ import pytest
 import safetensors.torch
 import torch
 
+import converter
 import torch_refs
 from tests.support.checkpoints import prefixed, save
 from tests.support.running import BIN, environment, run, run_forked
@@ -109,6 +110,20 @@ def test_models_lists_names_tensors_and_options(folder):
     assert "--option num_heads=8" in done.stdout
     listed = json.loads(run("weightbridge", "models", "--json", cwd=folder).stdout)
     assert next(one for one in listed if one["name"] == "sam_decoder")["options"]["num_heads"]["default"] == 8
+
+
+def test_models_lists_each_published_size_with_its_own_count(folder):
+    lines = run("weightbridge", "models", cwd=folder).stdout.splitlines()
+    rows = [line for line in lines if not line.startswith(" ")]
+    assert len({line.index(" tensors  ") for line in rows}) == 1
+    counts = {line.split()[0]: line.split()[1] for line in rows}
+    assert {name: counts[name] for name in ("sam", "sam_vit_b", "sam_vit_h", "sam_vit_l")} == {
+        "sam": "any", "sam_vit_b": "314", "sam_vit_h": "594", "sam_vit_l": "482",
+    }  # fmt: skip
+    listed = {one["name"]: one for one in json.loads(run("weightbridge", "models", "--json", cwd=folder).stdout)}
+    assert [*listed] == [*counts] == converter.names()
+    assert (listed["sam"]["tensors"], listed["sam"]["family"]) == (None, None)
+    assert (listed["sam_vit_l"]["tensors"], listed["sam_vit_l"]["family"]) == (482, "sam")
 
 
 @pytest.mark.parametrize("file", ["ckpt.pth", "weights/sam_decoder.weights.h5", "model.safetensors"])

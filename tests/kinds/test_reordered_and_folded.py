@@ -452,6 +452,19 @@ def test_what_comes_back_of_a_fold_gives_a_neighbour_at_most(fold):
 def test_sizes_are_for_axes_that_there_are():
     with pytest.raises(ValueError, match="DENSE_FLATTENED has no axis height"):
         kinds.DENSE_FLATTENED.sized(height=2)
+
+
+@pytest.mark.parametrize("length", ["4", None, 0, -1, 2.0, True])
+def test_a_length_is_a_whole_number_from_1(length):
+    with pytest.raises(ValueError, match=r"length of the axis h of DENSE_FLATTENED is a whole number from 1, not "):
+        kinds.DENSE_FLATTENED.sized(h=length, w=1)
+    with pytest.raises(
+        ValueError, match=r"length of the axis h of the pattern 'o \(h w\) -> .*' is a whole number from 1"
+    ):
+        kinds.leaf("weight", "kernel", "o (h w) -> (w h) o", sizes={"h": length, "w": 1})
+    with pytest.raises(ValueError, match=r"the pattern 'o i -> i o' has no axis h"):
+        kinds.leaf("weight", "kernel", "o i -> i o", sizes={"h": 1})
+    assert kinds.DENSE_FLATTENED.sized(h=np.int64(4), w=1).sizes == {"h": 4, "w": 1}
     with pytest.raises(ValueError, match="no shape tells the length of"):
         kinds.DENSE_FLATTENED.leaves[0].torch_shapes([(12, 5)])
 

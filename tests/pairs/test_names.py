@@ -1,12 +1,17 @@
 """Tables, dialects and lists of names: everything that works on text alone."""
 
+from dataclasses import replace
+
+import numpy as np
 import pytest
 
 from converter.errors import printable, shorten
 from converter.kinds import BATCH_NORM, DENSE
+from converter.kinds.activations import arrange
 from converter.naming import fold, listed, nearest
 from converter.pairs.dialects import Dialect, prefixes, strip_compiled
 from converter.pairs.mapping import Drop, Mapping, Row, expand, join
+from converter.pairs.pair import Pair
 
 
 @pytest.mark.parametrize(
@@ -21,6 +26,35 @@ from converter.pairs.mapping import Drop, Mapping, Row, expand, join
 )
 def test_braces_expand(path, expected):
     assert expand(path) == expected
+
+
+@pytest.mark.parametrize(
+    ("axes", "told"),
+    [
+        ("a b", "a pattern has two sides"),
+        ("a b -> b c", "the two sides of 'a b -> b c' do not hold the same axes"),
+        ("(a b -> b a", "parentheses"),
+        ("a, b -> b, a", "a pattern of inputs and results is of one array"),
+        (None, "a pattern is text"),
+    ],
+)
+def test_patterns_are_read_when_they_are_given(axes, told):
+    with pytest.raises(ValueError, match=f"^`axes` of the pair net, x: .*{told}"):
+        Pair("net", mapping=None, probes=None, axes={"x": axes})
+    for field in ("inputs", "results"):
+        kind = replace(DENSE, **{field: {"0": axes}})
+        with pytest.raises(ValueError, match=f"^`{field}` of the kind DENSE, '0': .*{told}"):
+            Mapping([Row("l", kind)])
+
+
+def test_channels_first_is_a_set():
+    with pytest.raises(ValueError, match="`channels_first` of the pair net is a set of names, not 'image'"):
+        Pair("net", mapping=None, probes=None, channels_first="image")
+
+
+def test_an_array_that_has_not_the_axes_is_named():
+    with pytest.raises(ValueError, match=r"^x\.1: an array of shape \(2, 3\) does not have the axes \(n c l\)"):
+        arrange({"x": (np.ones(1), np.ones((2, 3)))}, {"x.1": "n c l -> n l c"})
 
 
 @pytest.mark.parametrize("path", ["{", "a}", "{}", "{3-1}", "{a,}", "{{a}}"])

@@ -19,7 +19,7 @@ from converter.planning.reading import read_as
 from converter.proof.comparing import compare
 from tests.support.checkpoints import save
 from tests.support.pairs import registered
-from tests.support.small_sam import OPTIONS, decoder_state
+from tests.support.small_sam import OPTIONS, decoder_state, sam_state
 
 
 def probe(*shape, name="input"):
@@ -265,3 +265,45 @@ def test_an_option_that_the_checkpoint_determines_is_compared(model, tmp_path):
         converter.plan(model, tmp_path / "c.pth", {"heads": 4})
     with pytest.raises(converter.UsageError, match="has no option depth"):
         converter.plan(model, tmp_path / "c.pth", {"depth": 4})
+
+
+def test_it_is_not_compared_where_sizes_cannot_be_read(tmp_path):
+    """The sizes that problems are reported against are nobody's; what is wrong with the checkpoint is told."""
+    state = torch_refs.create("deformable_attention_2d", dim=16, heads=2, dim_head=8).state_dict()
+    del state["to_out.weight"]
+    torch.save(state, tmp_path / "c.pth")
+    for heads in (2, 4, "x"):
+        with pytest.raises(converter.PlanError) as raised:
+            converter.plan("deformable_attention_2d", tmp_path / "c.pth", {"heads": heads})
+        assert raised.value.problems == ["missing: to_out.weight"]
+    with pytest.raises(converter.UsageError, match="has no option depth"):
+        converter.plan("deformable_attention_2d", tmp_path / "c.pth", {"depth": 4})
+
+
+@pytest.mark.parametrize("model", ["sam", "auto"])
+def test_sizes_of_a_part_are_compared_as_the_whole_s_are(model, tmp_path):
+    torch.save(sam_state(), tmp_path / "c.pth")
+
+    def planned(**given):
+        return converter.plan(model, tmp_path / "c.pth", {**OPTIONS, **given})
+
+    agreeing = {
+        "image_encoder.depth": "3",
+        "window_size": "4",
+        "image_encoder.global_attn_indexes": "1",
+        "out_chans": 32,
+    }
+    assert planned(**agreeing).config["image_encoder"]["depth"] == 3
+    with pytest.raises(
+        converter.UsageError,
+        match=r"option image_encoder\.window_size is 5, but .* is of a sam with image_encoder\.window_size 4",
+    ):
+        planned(window_size=5)
+    with pytest.raises(
+        converter.UsageError,
+        match=r"depth is several sizes of sam; name one: image_encoder\.depth, mask_decoder\.depth",
+    ):
+        planned(depth=3)
+    for name in ("image_encoder", "image_encoder.nope", "nope.depth", "coder.depth"):
+        with pytest.raises(converter.UsageError, match=f"has no option {name};"):
+            planned(**{name: 3})

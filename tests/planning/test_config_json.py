@@ -1,45 +1,56 @@
 """The `config.json` beside a checkpoint: an authority, and held against the tensors."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
-from transformers import SamConfig, SamModel
+from transformers import PretrainedConfig, SamConfig, SamModel
 
 import converter
 import torch_refs
+from converter import ConfigJson, Option
+from tests.support.pairs import registered
+from tests.support.smallest_pair import PAIR
 
 HEADS = {"num_heads": 2}
 
 
+SMALL = {
+    "vision_config": {
+        "hidden_size": 24,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "mlp_dim": 40,
+        "image_size": 64,
+        "patch_size": 8,
+        "window_size": 3,
+        "global_attn_indexes": [1],
+        "output_channels": 16,
+        "num_pos_feats": 8,
+    },
+    "prompt_encoder_config": {"hidden_size": 16, "image_size": 64, "patch_size": 8, "mask_input_channels": 8},
+    "mask_decoder_config": {
+        "hidden_size": 16,
+        "mlp_dim": 24,
+        "num_attention_heads": 4,
+        "iou_head_hidden_dim": 16,
+    },
+}
+
+
+def _saved(path, **changes):
+    """A small SAM as Hugging Face saves it, with changes to its parts."""
+    torch.manual_seed(0)
+    SamModel(SamConfig(**{part: {**words, **changes.get(part, {})} for part, words in SMALL.items()})).save_pretrained(
+        path
+    )
+    return path
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A small SAM as Hugging Face saves it."""
-    torch.manual_seed(0)
-    config = SamConfig(
-        vision_config={
-            "hidden_size": 24,
-            "num_hidden_layers": 2,
-            "num_attention_heads": 2,
-            "mlp_dim": 40,
-            "image_size": 64,
-            "patch_size": 8,
-            "window_size": 3,
-            "global_attn_indexes": [1],
-            "output_channels": 16,
-            "num_pos_feats": 8,
-        },
-        prompt_encoder_config={"hidden_size": 16, "image_size": 64, "patch_size": 8, "mask_input_channels": 8},
-        mask_decoder_config={
-            "hidden_size": 16,
-            "mlp_dim": 24,
-            "num_attention_heads": 4,
-            "iou_head_hidden_dim": 16,
-        },
-    )
-    path = tmp_path_factory.mktemp("sam")
-    SamModel(config).save_pretrained(path)
-    return path
+    return _saved(tmp_path_factory.mktemp("sam"))
 
 
 def _said(folder, tmp_path, place, value):
@@ -86,15 +97,102 @@ def test_an_option_against_it_is_refused(folder):
     [
         ("vision_config.num_hidden_layers", 5, "vision_config.num_hidden_layers is 5, and its tensors are those of 2"),
         ("vision_config.use_rel_pos", False, "vision_config.use_rel_pos is False; sam has True only"),
-        ("mask_decoder_config.num_attention_heads", "four", "num_attention_heads: option num_heads takes a whole"),
-        ("mask_decoder_config.num_attention_heads", 5, "num_heads takes a divisor of 8"),
+        ("vision_config.use_rel_pos", "no", "vision_config.use_rel_pos is no; sam has True only"),
+        ("vision_config.hidden_size", "[24]", "vision_config.hidden_size is [24], and its tensors are those of 24"),
+        ("vision_config.global_attn_indexes", "[1]", "global_attn_indexes is '[1]', and its tensors are those of [1]"),
+        ("vision_config", [], "config.json beside the checkpoint says vision_config is [], which is no object"),
+        ("mask_decoder_config.num_attention_heads", "four", "num_attention_heads is four: option num_heads takes a wh"),
+        *(
+            (
+                "mask_decoder_config.num_attention_heads",
+                heads,
+                f"config.json beside the checkpoint says mask_decoder_config.num_attention_heads is {heads}: "
+                "option num_heads takes a divisor of 8",
+            )
+            for heads in (5, 0, -4)
+        ),
     ],
 )
-def test_one_that_lies_is_refused_by_its_field(folder, tmp_path, place, value, told):
+@pytest.mark.parametrize("model", ["sam", "auto"])
+def test_one_that_lies_is_refused_by_its_field(folder, tmp_path, model, place, value, told):
     with pytest.raises(converter.ConversionError) as raised:
-        converter.plan("sam", _said(folder, tmp_path, place, value))
+        converter.plan(model, _said(folder, tmp_path, place, value))
     assert told in str(raised.value)
     assert "\n" not in str(raised.value)
+    assert raised.value.exit_code == 1
+
+
+# What is the same whatever stands there: names, training, and what the other words say already.
+FREE = {
+    "vision_config": {"attention_dropout", "initializer_range", "mlp_ratio", "scale"},
+    "prompt_encoder_config": set(),
+    "mask_decoder_config": {"layer_norm_eps"},
+}
+WORDS = [
+    f"{part}.{word}"
+    for part, free in FREE.items()
+    for word in SamConfig().to_dict()[part]
+    if word not in {*free, *PretrainedConfig().to_dict()}
+]
+
+
+@pytest.mark.parametrize("place", WORDS)
+def test_every_word_that_tensors_or_the_network_decide_is_held_against_them(folder, tmp_path, place):
+    part, word = place.split(".")
+    value = json.loads((folder / "config.json").read_text())[part][word]
+    other = [0] if isinstance(value, list) else not value if isinstance(value, bool) else "other"
+    with pytest.raises(converter.ConversionError, match=f"beside the checkpoint says {place} is "):
+        converter.plan("sam", _said(folder, tmp_path, place, other))
+
+
+def test_text_is_read_as_what_it_must_be(folder, tmp_path):
+    for place, text in (
+        ("vision_config.hidden_size", "24"),
+        ("vision_config.use_rel_pos", "true"),
+        ("mask_decoder_config.num_attention_heads", "2"),
+    ):
+        plan = converter.plan("sam", _said(folder, tmp_path, place, text))
+    assert plan.config["num_heads"] == 2
+
+
+def test_where_every_block_attends_globally_no_window_is_meant(tmp_path):
+    path = _saved(tmp_path, vision_config={"global_attn_indexes": [0, 1], "window_size": 14})
+    assert converter.plan("sam", path).config["image_encoder"]["window_size"] == 0
+
+
+def test_its_options_are_not_held_against_another_network(tmp_path):
+    """MobileSAM, which `auto` tries first, has the same mask decoder, whose heads are 8 where nothing else is said."""
+    decoder = {"hidden_size": 24, "num_attention_heads": 3}
+    path = _saved(tmp_path, prompt_encoder_config={"hidden_size": 24}, mask_decoder_config=decoder,
+                  vision_config={"output_channels": 24, "num_pos_feats": 12})  # fmt: skip
+    plan = converter.plan("auto", path, {"image_size": 72})
+    assert (plan.pair.name, plan.config["num_heads"], plan.config["image_size"]) == ("sam", 3, 72)
+
+
+def test_a_later_one_is_held_against_the_weights_file_and_no_option_is_blamed(tmp_path):
+    pair = replace(
+        PAIR,
+        name="beside",
+        configure=lambda shapes, options: dict(options),
+        build_tf=lambda heads: PAIR.build_tf(),
+        build_torch=lambda heads: PAIR.build_torch(),
+        options={"heads": Option(1, "heads")},
+        config_json=ConfigJson(("net",), {"heads": "heads"}),
+    )
+    checkpoint, weights = tmp_path / "c.pth", tmp_path / "o.weights.h5"
+    torch.save(PAIR.build_torch().state_dict(), checkpoint)
+    with registered(pair):
+        converter.convert("beside", checkpoint, weights, options={"heads": 2}, verify="lossless")
+        (tmp_path / "config.json").write_text('{"model_type": "net", "heads": "3"}')
+        with pytest.raises(
+            converter.ConversionError, match=r"says heads is 3, and the weights file records heads 2"
+        ) as raised:
+            converter.verify("beside", checkpoint, weights, level="lossless")
+        assert raised.value.exit_code == 1
+        with pytest.raises(converter.UsageError, match=r"says heads is 3, and --option heads is 2"):
+            converter.verify("beside", checkpoint, weights, {"heads": 2}, level="lossless")
+        (tmp_path / "config.json").write_text('{"model_type": "net", "heads": 2}')
+        assert converter.verify("beside", checkpoint, weights, level="lossless")
 
 
 def test_one_of_another_network_is_not_read(folder, tmp_path):

@@ -191,6 +191,111 @@ def test_a_fault_in_the_table_is_named_with_its_line(faulty, checkpoint, fallbac
     assert "mapping of faulty returned a list, not a converter.Mapping" in failed(checkpoint)
 
 
+ROWS = {
+    "CONV_2D": (
+        "kinds.CONV_2D",
+        "does not fit the model at fc.kernel: an array of shape (4, 3) does not have the axes (kh kw i o); ",
+        "",
+    ),
+    "LSTM": (
+        "kinds.LSTM",
+        "the mapping does not fit the model at fc: it is a Dense, no recurrent layer that is known",
+        "",
+    ),
+    "STAGE": ("kinds.STAGE", "unexpected: fc.weight, fc.bias; ", " without weight, bias"),
+    "EMBEDDING": ("kinds.EMBEDDING", "unexpected: fc.bias; ", " without bias"),
+    "MULTIHEAD_ATTENTION": ("kinds.MULTIHEAD_ATTENTION", "unexpected: fc.weight, fc.bias; ", " without weight, bias"),
+    "LAYER_NORM": ("kinds.LAYER_NORM", "fc.weight has no variable fc.gamma", ""),
+    "SUM": (
+        "kinds.Kind('SUM', (kinds.leaf(('weight', 'bias'), 'kernel', 'i, o -> (i + o)', fold=kinds.Fold("
+        "'SUM', forward=None, back=None, shapes=lambda shapes: shapes[1:] + [()[1]], cost='all')),))",
+        "the mapping does not fit the model at fc.kernel: an array of shape (4, 3) does not have the axes",
+        "",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", ROWS)
+def test_a_row_of_a_kind_that_is_not_the_layer_s_is_named_with_both(faulty, checkpoint, kind):
+    row, cause, without = ROWS[kind]
+    module = faulty(mapping=f"return Mapping([Row('fc', {row})])")
+    told = failed(checkpoint)
+    line = LINES["mapping"] - 1
+    assert cause in told
+    assert (
+        f"the row fc of `mapping` of faulty ({module}.py:{line}) is of the kind {kind}{without}, "
+        "the Keras layer there of the class Dense"
+    ) in told
+
+
+def test_rows_that_are_wrong_alike_are_named_once(faulty, tmp_path):
+    faulty(
+        call="for one in 'abc': setattr(self, one, keras.layers.Dense(3)); getattr(self, one).build((None, 4))",
+        mapping="return Mapping([Row('fc', kinds.DENSE), Row('{a,b,c}', kinds.PRELU)])",
+    )
+    layers = torch.nn.ModuleDict({name: torch.nn.Linear(4, 3) for name in ("fc", "a", "b", "c")})
+    told = failed(save(layers.state_dict(), tmp_path))
+    assert told.count("of the kind") == 1
+    assert "the rows a, b, c of `mapping` of faulty" in told
+    assert "are of the kind PRELU without bias, the Keras layer there of the class Dense" in told
+
+
+def test_a_length_that_is_none_is_told_as_the_mapping_s(faulty, checkpoint):
+    module = faulty(mapping="return Mapping([Row('fc', kinds.DENSE_FLATTENED.sized(h='4', w=1))])")
+    place = f"mapping of faulty failed at {module}.py:{LINES['mapping']}: ValueError: the length of the axis h of "
+    assert place in failed(checkpoint)
+    faulty(
+        mapping="import dataclasses; leaf = kinds.DENSE_FLATTENED.leaves[0]; return Mapping([Row('fc', "
+        "dataclasses.replace(kinds.DENSE, leaves=(dataclasses.replace(leaf, sizes=(('h', '4'), ('w', 1))),)))])"
+    )
+    told = failed(checkpoint)
+    assert "the mapping does not fit the model at fc.kernel: TypeError: " in told
+    assert "the row fc of `mapping` of faulty" in told
+
+
+@pytest.mark.parametrize("direction", ["forward", "back", "shapes"])
+def test_a_fold_that_fails_is_named_with_its_kind_and_tensors(faulty, tmp_path, direction):
+    functions = {
+        "forward": "lambda t: [t[0] + t[1]]", "back": "lambda a: [a[0], a[0]]", "shapes": "lambda s: [s[0], s[0]]",
+    }  # fmt: skip
+    functions[direction] = functions[direction].replace("[0]", "[7]")
+    fold = ", ".join(f"{name}={text}" for name, text in functions.items())
+    module = faulty(
+        mapping="return Mapping([Row('fc', kinds.Kind('TWO', (kinds.DENSE.leaves[0], kinds.leaf(('bias', 'more'), "
+        f"'bias', 'o -> o', fold=kinds.Fold('SUM', {fold}, cost='one')))))])"
+    )
+    state = {**torch.nn.ModuleDict({"fc": torch.nn.Linear(4, 3)}).state_dict(), "fc.more": torch.ones(3)}
+    output = tmp_path / "out.weights.h5"
+    checkpoint = save(state, tmp_path)
+
+    def there_and_back():
+        converter.convert("faulty", checkpoint, output, verify="lossless")
+        assert direction == "back"
+        converter.restore(output, tmp_path / "back.pth")
+
+    with pytest.raises(converter.ConversionError) as caught:
+        there_and_back()
+    place = f"{module}.py:{LINES['mapping']}: IndexError: "
+    if direction == "shapes":
+        assert f"the mapping does not fit the model at fc.bias: {place}" in str(caught.value)
+        assert "the row fc of `mapping` of faulty" in str(caught.value)
+    else:
+        told = f"the fold SUM of the kind TWO for fc.bias and fc.more of faulty failed at {place}"
+        assert told in str(caught.value)
+
+
+def test_what_the_shapes_are_is_told_whatever_the_names_are(faulty, checkpoint):
+    """A tensor that is missing is told once, by its name; not where another sentence begins with that."""
+    faulty(
+        configure="raise ValueError('odd')",
+        mapping="return Mapping([Row('fc', kinds.DENSE), Row('its', kinds.PARAMETER)])",
+        fallback={"width": 3},
+    )
+    told = failed(checkpoint)
+    assert "missing: its" in told
+    assert "its shapes are not those of this network" in told
+
+
 @pytest.mark.parametrize("where", ["configure", "mapping"])
 def test_auto_passes_over_a_pair_that_fails(faulty, checkpoint, where):
     faulty(**{where: "raise AttributeError('x')"})

@@ -313,7 +313,7 @@ def test_training_sees_what_torch_does_not_train(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "told"),
     [
-        ({"outputs": ("p", "q")}, "`outputs` of small names 2 outputs, but both sides return 1"),
+        ({"outputs": ("p", "q")}, "`outputs` of small names 2 outputs, but both sides return 1: output"),
         ({"probes": lambda config, rng: [Probe([np.zeros((3, 4))])]}, "the inputs of a Probe are a dict of arrays"),
         ({"probes": lambda config, rng: [Probe({"x": np.array([["a"]])})]}, "the input x is no array of numbers"),
         ({"probes": lambda config, rng: [Probe({"x": np.ones((3, 4))}, part="a")]}, "the part a is no stage"),

@@ -1,6 +1,7 @@
 """Whose error it was: the line of the user's code, and what it says, without what frameworks put around it."""
 
 import importlib
+import json
 import re
 import sys
 import textwrap
@@ -11,7 +12,7 @@ import tensorflow as tf
 import torch
 from torch import nn
 
-from converter.blame import PairError, blaming, told, what, where, where_and_what
+from converter.blame import PairError, begins, blaming, told, what, where, where_and_what
 from converter.errors import ConversionError, UsageError
 
 
@@ -141,6 +142,21 @@ def test_what_only_frameworks_raised_has_no_place():
     assert where(error) == ""
     assert told("vit", "build_tf", error) == f"build_tf of vit failed: {what(error)}"
     assert where(raised(build)).startswith("tests")
+
+
+def test_the_code_that_a_dataclass_generates_is_nobody_s(module):
+    """Its file is "<string>", as that of `python -c` is."""
+    mine = module("blamed_dataclass", "from converter.kinds.axes import Pattern\n\ndef f():\n    Pattern('a b')\n")
+    assert where(raised(mine.f)) == "blamed_dataclass.py:4"
+    error = raised(exec, compile("1 / 0", "<string>", "exec"))
+    error.__traceback__ = error.__traceback__.tb_next
+    assert where(error) == "<string>:1"
+
+
+def test_where_a_function_begins(module):
+    mine = module("blamed_begins", "import functools\n\ndef f():\n    pass\n\ng = functools.partial(f)\n")
+    assert begins(mine.f) == "blamed_begins.py:3"
+    assert [begins(one) for one in (mine.g, len, json.dumps, begins)] == [""] * 4
 
 
 def test_the_line_is_found_through_what_a_framework_wrapped(module):

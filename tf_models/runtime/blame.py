@@ -5,12 +5,13 @@ and TensorFlow put around it, and the place is the innermost line that is the pe
 """
 
 import contextlib
+import inspect
 import os
 import re
 import sys
 import sysconfig
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 _LONGEST = 240  # characters of what an exception says
@@ -47,6 +48,14 @@ def where(error: BaseException) -> str:
     return ""
 
 
+def begins(function: Callable) -> str:
+    """`my_tf.py:31`, where a function of the user's begins, or ""."""
+    code = getattr(inspect.unwrap(function), "__code__", None)
+    if code is None or not _is_users(code.co_filename):
+        return ""
+    return f"{_short(_named(code.co_filename), _LONGEST_PLACE)}:{code.co_firstlineno}"
+
+
 def what(error: BaseException) -> str:
     """`ValueError: what it says`: the type, and the first line that tells something."""
     original = error.__cause__ or error.__context__
@@ -75,8 +84,9 @@ def _places(error: BaseException) -> Iterator[tuple[str, int]]:
         yield error.filename, error.lineno or 0
     # TensorFlow runs a rewritten copy of a traced function; where the original stands is in the text.
     yield from ((file, int(line)) for file, line in reversed(_TRACED.findall(_text(error))))
-    frames = [(frame.f_code.co_filename, line) for frame, line in traceback.walk_tb(error.__traceback__)]
-    yield from reversed(frames)
+    frames = [(frame.f_code, line) for frame, line in traceback.walk_tb(error.__traceback__)]
+    # What dataclasses generate has the file "<string>" as well, and no line that a person wrote.
+    yield from ((code.co_filename, line) for code, line in reversed(frames) if "__create_fn__" not in code.co_qualname)
 
 
 def _short(text: str, limit: int) -> str:

@@ -1,11 +1,11 @@
 """Segment Anything: the image encoder's mapping, names, sizes and probe inputs."""
 
+from collections.abc import Callable
 from collections.abc import Mapping as Named
 from typing import Any
 
 import numpy as np
 
-from converter.errors import UsageError
 from converter.families.sam.mask_decoder import count
 from converter.kinds import (
     ACTIVATION,
@@ -20,7 +20,7 @@ from converter.kinds import (
 )
 from converter.pairs.dialects import Dialect
 from converter.pairs.mapping import Drop, Mapping, Row
-from converter.pairs.pair import ConfigJson, Option, Pair, Probe
+from converter.pairs.pair import ConfigJson, Option, OptionError, Pair, Probe
 
 # Hugging Face's SamModel, below `vision_encoder`.
 HUGGING_FACE = (
@@ -36,7 +36,7 @@ HUGGING_FACE = (
 )
 
 
-def config_json(theirs: str, ours: str) -> dict[str, str]:
+def config_json(theirs: str, ours: str) -> dict[str, str | Callable[[Named[str, Any]], Any]]:
     """Hugging Face's words for the sizes, below `theirs`, and where in the configuration they are, below `ours`."""
     words = {
         "hidden_size": "embed_dim",
@@ -46,13 +46,25 @@ def config_json(theirs: str, ours: str) -> dict[str, str]:
         "image_size": "trained_img_size",
         "output_channels": "out_chans",
         "global_attn_indexes": "global_attn_indexes",
+        "mlp_dim": "mlp_dim",  # not mlp_ratio: transformers writes that too, and reads it only where this is null
     }
-    return {theirs + word: ours + name for word, name in words.items()}
+    return {
+        **{theirs + word: ours + name for word, name in words.items()},
+        # Where every block attends globally, any may stand there.
+        f"{theirs}window_size": lambda sizes: sizes[f"{ours}window_size"] or None,
+    }
 
 
 def fixed_json(theirs: str) -> dict[str, Any]:
     """What Hugging Face's configuration could say otherwise, and this network has only so."""
-    fixed = {"hidden_act": "gelu", "layer_norm_eps": 1e-6, "qkv_bias": True, "use_abs_pos": True, "use_rel_pos": True}
+    fixed = {
+        "num_channels": 3,
+        "hidden_act": "gelu",
+        "layer_norm_eps": 1e-6,
+        "qkv_bias": True,
+        "use_abs_pos": True,
+        "use_rel_pos": True,
+    }
     return {theirs + word: value for word, value in fixed.items()}
 
 
@@ -74,7 +86,7 @@ def image_encoder_config(shapes: Named[str, tuple[int, ...]], options: dict[str,
         raise ValueError(f"its relative positions are for windows of {windows[0]} and of {windows[1]} patches")
     image_size = options["image_size"] or grid * patch
     if image_size < patch or image_size % patch:
-        raise UsageError(f"image_size takes a multiple of {patch}, the size of a patch, not {image_size}")
+        raise OptionError("image_size", f"takes a multiple of {patch}, the size of a patch, not {image_size}")
     return {
         "image_size": image_size,
         "patch_size": patch,

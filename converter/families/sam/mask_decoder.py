@@ -6,11 +6,10 @@ from typing import Any
 
 import numpy as np
 
-from converter.errors import UsageError
 from converter.kinds import ACTIVATION_2D, CONV_TRANSPOSE_2D, DENSE, LAYER_NORM, LAYER_NORM_2D, TOKENS
 from converter.pairs.dialects import Dialect
 from converter.pairs.mapping import Drop, Mapping, Row
-from converter.pairs.pair import ConfigJson, Option, Pair, Probe
+from converter.pairs.pair import ConfigJson, Option, OptionError, Pair, Probe
 
 # The bias of keys adds the same to every score of a query, which softmax takes away. Keras leaves these layers
 # out where there are fewer tokens than positions, and multiplies the queries by their kernels.
@@ -65,7 +64,7 @@ def decoder_config(shapes: Named[str, tuple[int, ...]], options: dict[str, Any])
     inner = shapes["transformer.layers.0.cross_attn_token_to_image.q_proj.weight"][0]
     heads = options["num_heads"]
     if heads < 1 or inner % heads:
-        raise UsageError(f"num_heads takes a divisor of {inner}, the width of the attention, not {heads}")
+        raise OptionError("num_heads", f"takes a divisor of {inner}, the width of the attention, not {heads}")
     return {
         "transformer_dim": width,
         "num_multimask_outputs": shapes["mask_tokens.weight"][0] - 1,

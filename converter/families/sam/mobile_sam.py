@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 
-from converter.errors import UsageError
 from converter.families.sam import mask_decoder, prompt_encoder
 from converter.families.sam.mask_decoder import count
 from converter.families.sam.whole import part, sam_full_size_probes, whole_probes
@@ -26,7 +25,7 @@ from converter.kinds import (
     STAGE_2D,
 )
 from converter.pairs.mapping import Drop, Mapping, Row, under
-from converter.pairs.pair import Option, Pair, Probe
+from converter.pairs.pair import Option, OptionError, Pair, Probe
 
 _STRIDE = 16  # pixels of the image along each side of one vector of its embedding
 
@@ -110,14 +109,15 @@ def bias_indices(window: int) -> np.ndarray:
 
 def mobile_sam_config(shapes: Named[str, tuple[int, ...]], options: dict[str, Any]) -> dict[str, Any]:
     """The sizes of all parts; `image_size` is not in them, and `num_heads` is the mask decoder's."""
+    encoder = tiny_vit_config(part(shapes, "image_encoder"))  # before options, which may be right for another SAM
     image_size = options["image_size"]
     if image_size < _STRIDE or image_size % _STRIDE:
-        raise UsageError(f"image_size takes a multiple of {_STRIDE}, not {image_size}")
+        raise OptionError("image_size", f"takes a multiple of {_STRIDE}, not {image_size}")
     decoder = mask_decoder.decoder_config(part(shapes, "mask_decoder"), options)
     return {
         "image_size": image_size,
         "num_heads": decoder.pop("num_heads"),
-        "image_encoder": tiny_vit_config(part(shapes, "image_encoder")),
+        "image_encoder": encoder,
         "prompt_encoder": prompt_encoder.prompt_encoder_widths(part(shapes, "prompt_encoder")),
         "mask_decoder": decoder,
     }

@@ -1,15 +1,15 @@
 """Segment Anything: the prompt encoder's mapping, names, sizes and probe inputs."""
 
+from collections.abc import Callable
 from collections.abc import Mapping as Named
 from typing import Any
 
 import numpy as np
 
-from converter.errors import UsageError
 from converter.kinds import ACTIVATION_2D, CONV_2D, LAYER_NORM_2D, PARAMETER, SEQUENTIAL_2D, TOKENS
 from converter.pairs.dialects import Dialect
 from converter.pairs.mapping import Drop, Mapping, Row
-from converter.pairs.pair import ConfigJson, Option, Pair, Probe
+from converter.pairs.pair import ConfigJson, Option, OptionError, Pair, Probe
 
 _MATRIX = "pe_layer.positional_encoding_gaussian_matrix"
 
@@ -31,7 +31,7 @@ def prompt_encoder_config(shapes: Named[str, tuple[int, ...]], options: dict[str
     """The prompt encoder's sizes, read off its tensors; those of the image are not in them."""
     image_size, patch_size = options["image_size"], options["patch_size"]
     if patch_size < 1 or image_size < patch_size or image_size % patch_size:
-        raise UsageError(f"image_size takes a multiple of patch_size ({patch_size}), not {image_size}")
+        raise OptionError("image_size", f"takes a multiple of patch_size ({patch_size}), not {image_size}")
     return {"image_size": image_size, "patch_size": patch_size, **prompt_encoder_widths(shapes)}
 
 
@@ -81,14 +81,25 @@ def prompt_encoder_probes(config: dict[str, Any], rng: np.random.Generator, part
     return [Probe({name: given[name] for name in names}, part=part) for names in chosen]
 
 
-def config_json(theirs: str, ours: str) -> dict[str, str]:
-    """Hugging Face's words for the sizes, below `theirs`, and where in the configuration they are, below `ours`."""
-    return {f"{theirs}hidden_size": f"{ours}embed_dim", f"{theirs}mask_input_channels": f"{ours}mask_in_chans"}
+def config_json(ours: str, image_size: str, patch_size: str) -> dict[str, str | Callable[[Named[str, Any]], Any]]:
+    """Hugging Face's words for the sizes, and where in the configuration they are: those of the prompts below `ours`,
+    those of the image that prompts are given for as they are named."""
+    return {
+        "prompt_encoder_config.hidden_size": f"{ours}embed_dim",
+        "prompt_encoder_config.mask_input_channels": f"{ours}mask_in_chans",
+        "prompt_encoder_config.image_size": image_size,
+        "prompt_encoder_config.patch_size": patch_size,
+        "prompt_encoder_config.image_embedding_size": lambda sizes: sizes[image_size] // sizes[patch_size],
+        "vision_config.num_pos_feats": lambda sizes: sizes[f"{ours}embed_dim"] // 2,
+    }
 
 
-def fixed_json(theirs: str) -> dict[str, Any]:
-    """What Hugging Face's configuration could say otherwise, and this network has only so."""
-    return {f"{theirs}hidden_act": "gelu", f"{theirs}layer_norm_eps": 1e-6, f"{theirs}num_point_embeddings": 4}
+# What Hugging Face's configuration could say otherwise, and this network has only so.
+FIXED_JSON = {
+    "prompt_encoder_config.hidden_act": "gelu",
+    "prompt_encoder_config.layer_norm_eps": 1e-6,
+    "prompt_encoder_config.num_point_embeddings": 4,
+}
 
 
 PUBLISHED_PROMPT_ENCODER = {"image_size": 1024, "patch_size": 16, "embed_dim": 256, "mask_in_chans": 16}
@@ -107,14 +118,6 @@ SAM_PROMPT_ENCODER = Pair(
         "patch_size": Option(16, "pixels of that image to a patch of the image embedding, along a side"),
     },
     scopes=("prompt_encoder.", ""),
-    config_json=ConfigJson(
-        ("sam",),
-        {
-            "prompt_encoder_config.image_size": "image_size",
-            "prompt_encoder_config.patch_size": "patch_size",
-            **config_json("prompt_encoder_config.", ""),
-        },
-        fixed_json("prompt_encoder_config."),
-    ),
+    config_json=ConfigJson(("sam",), config_json("", "image_size", "patch_size"), FIXED_JSON),
     dialects=(Dialect("hugging_face", HUGGING_FACE, shared=((HUGGING_FACE_MATRIX, _MATRIX),)),),
 )

@@ -112,6 +112,7 @@ def _prompted(size: int, patch: int, rng: np.random.Generator) -> list[Probe]:
 def _variant(letter: str, width: int, depth: int, heads: int, tensors: int) -> Variant:
     """A published image encoder; all else is the same in every SAM."""
     return Variant(
+        f"sam_vit_{letter.lower()}",
         {
             "image_encoder": {
                 "embed_dim": width,
@@ -150,22 +151,24 @@ SAM = Pair(
         "num_heads": mask_decoder.NUM_HEADS,
     },
     dialects=(HUGGING_FACE,),
-    variants={
-        "sam_vit_b": _variant("B", 768, 12, 12, 314),
-        "sam_vit_l": _variant("L", 1024, 24, 16, 482),
-        "sam_vit_h": _variant("H", 1280, 32, 16, 594),
-    },
+    variants=(
+        _variant("B", 768, 12, 12, 314),
+        _variant("L", 1024, 24, 16, 482),
+        _variant("H", 1280, 32, 16, 594),
+    ),
     config_json=ConfigJson(
         ("sam",),
         {
             **image_encoder.config_json("vision_config.", "image_encoder."),
             **mask_decoder.config_json("mask_decoder_config.", "mask_decoder.", ""),
-            **prompt_encoder.config_json("prompt_encoder_config.", "prompt_encoder."),
+            **prompt_encoder.config_json(
+                "prompt_encoder.", "image_encoder.trained_img_size", "image_encoder.patch_size"
+            ),
         },
         {
             **image_encoder.fixed_json("vision_config."),
             **mask_decoder.fixed_json("mask_decoder_config."),
-            **prompt_encoder.fixed_json("prompt_encoder_config."),
+            **prompt_encoder.FIXED_JSON,
         },
     ),
 )

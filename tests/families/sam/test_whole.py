@@ -340,7 +340,7 @@ def test_a_fault_is_named_between_two_layers(state, tmp_path, monkeypatch, fault
     faulty = replace(
         SAM,
         name="faulty",
-        variants={},
+        variants=(),
         build_tf="tf_models.sam.sam:build_sam",
         build_torch="torch_refs.sam.sam:build_sam",
     )
