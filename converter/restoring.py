@@ -28,7 +28,8 @@ from converter.progress import Progress, Silent
 from converter.report import size
 
 if TYPE_CHECKING:
-    from converter.planning.plan import Plan, Step, Target
+    from converter.planning.plan import Plan
+    from converter.planning.steps import Step, Target
 
 
 @dataclass
@@ -202,7 +203,8 @@ def _entries(
     Raises:
         ValueError: the dialect has no name or no layout for one.
     """
-    from converter.planning.plan import Target, expected_shapes, leaves_of
+    from converter.planning.plan import expected_shapes, leaves_of
+    from converter.planning.steps import Target
 
     # An older file does not say what the tensors were; they are what they became.
     usual = origin.dtype if "origin" in about else about["dtype"]

@@ -21,7 +21,7 @@ from converter.checkpoints.checkpoint import Checkpoint
 from converter.checkpoints.tensors import FLOATS, Scratch
 from converter.errors import ConversionError, printable
 from converter.files.atomic import undisturbed
-from converter.planning.plan import Step
+from converter.planning.steps import Step
 from tf_models.runtime.weights_format import DIGEST, PREFIX, SEAL, digest, seal
 
 THREADS = 2

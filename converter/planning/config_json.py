@@ -19,7 +19,7 @@ class ConfigJsonError(ConversionError):
 
 
 @dataclass(frozen=True)
-class Beside:
+class ConfigFile:
     """What stands in it (`said`), nothing where there is none; `problem` says why it cannot be read.
 
     A file of that name may be anything's: what cannot be read matters to those pairs alone that read it.
@@ -29,7 +29,7 @@ class Beside:
     problem: str = ""
 
     @classmethod
-    def of(cls, checkpoint: Checkpoint) -> "Beside":
+    def of(cls, checkpoint: Checkpoint) -> "ConfigFile":
         """The one in the folder of the checkpoint's first file."""
         path = checkpoint.files[0].parent / NAME
         if not path.is_file():

@@ -8,7 +8,6 @@ from math import prod
 from typing import Any
 
 import keras
-import numpy as np
 
 import tf_models
 from converter.blame import PairError, begins, blaming, where_and_what
@@ -23,6 +22,7 @@ from converter.pairs.pair import Pair
 from converter.pairs.registry import locate
 from converter.planning.config_json import NAME
 from converter.planning.reading import Reading, equal
+from converter.planning.steps import Source, Step, Target
 from converter.planning.variables import by_path, layer_at, layers_of
 from tf_models.runtime.abstract import TooLarge, abstract
 from tf_models.runtime.weights_format import places
@@ -31,76 +31,6 @@ from tf_models.runtime.weights_format import places
 _ROOM_FOR_VIEWS = 64 << 20
 # A model may have this many more variables than tensors were found for, so that what is missing can be listed.
 _SPARE_VARIABLES = 1000
-
-
-@dataclass(frozen=True)
-class Source:
-    """A tensor of the checkpoint: its name there, the torch reference's name for it, and where its values are."""
-
-    name: str
-    canonical: str
-    entry: Entry
-
-
-@dataclass(frozen=True)
-class Target:
-    """A Keras variable, by its attribute path."""
-
-    path: str
-    shape: tuple[int, ...]
-
-
-@dataclass(frozen=True)
-class Step:
-    """Tensors of the checkpoint and the variables that they fill together: usually one of each.
-
-    Attributes:
-        kind: the kind of their module, as the checkpoint's dialect lays it out.
-        leaf: how the axes go over.
-        pair: name of the pair.
-    """
-
-    sources: tuple[Source, ...]
-    targets: tuple[Target, ...]
-    kind: Kind
-    leaf: Leaf
-    pair: str
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of the tensors' values in the checkpoint."""
-        return sum(source.entry.nbytes for source in self.sources)
-
-    @property
-    def name(self) -> str:
-        """What a person is told of it: its first tensor's name."""
-        return self.sources[0].name
-
-    def lay_out(self, values: Sequence[np.ndarray]) -> list[np.ndarray]:
-        """The targets' values (views where numpy can make them).
-
-        Raises:
-            PairError: the leaf's fold failed.
-        """
-        with self._folding():
-            return self.leaf.to_keras(values, [target.shape for target in self.targets])
-
-    def undo(self, values: Sequence[np.ndarray]) -> list[np.ndarray]:
-        """The tensors out of the targets' values.
-
-        Raises:
-            ValueError: a fold that cannot be undone.
-            PairError: it failed.
-        """
-        with self._folding(ValueError):
-            return self.leaf.to_torch(values)
-
-    def _folding(self, *passing: type[Exception]) -> contextlib.AbstractContextManager[None]:
-        """What goes wrong in a fold, which may be a user's own, is told as its fault."""
-        if self.leaf.fold is None:
-            return contextlib.nullcontext()
-        names = " and ".join(printable(source.name, 60) for source in self.sources)
-        return blaming(self.pair, f"the fold {self.leaf.fold} of the kind {self.kind} for {names}", passing)
 
 
 @dataclass
@@ -118,7 +48,7 @@ class Plan:
         unused: canonical name -> the tensor, of those that TensorFlow does not need.
         places: attribute path -> the variable's dataset in a weights file, as Keras lays it out.
         modules: (torch path, Keras path, kind) of all in the mapping, each as the model's layer has it.
-        beside: options that the `config.json` beside the checkpoint gave.
+        from_config_json: options that the `config.json` beside the checkpoint gave.
     """
 
     pair: Pair
@@ -133,7 +63,7 @@ class Plan:
     unused: dict[str, Entry]
     places: dict[str, str] = field(repr=False)
     modules: list[tuple[str, str, Kind]] = field(default_factory=list, repr=False)
-    beside: dict[str, Any] = field(default_factory=dict)
+    from_config_json: dict[str, Any] = field(default_factory=dict)
 
     @property
     def layout(self) -> dict[str, tuple[str, tuple[int, ...]]]:
@@ -171,7 +101,7 @@ class Plan:
     @property
     def taken(self) -> list[str]:
         """What the configuration has from the `config.json` beside the checkpoint, in a line or none."""
-        given = ", ".join(f"{name} {printable(value, 40)}" for name, value in self.beside.items())
+        given = ", ".join(f"{name} {printable(value, 40)}" for name, value in self.from_config_json.items())
         return [f"{given}: from the {NAME} beside the checkpoint"] if given else []
 
     @property
@@ -205,7 +135,7 @@ class Plan:
             "dropped": self.dropped,
             "folded": self.folded,
             "out_of_scope": self.out_of_scope,
-            "from_config_json": self.beside,
+            "from_config_json": self.from_config_json,
         }
 
     def __str__(self) -> str:
@@ -272,7 +202,7 @@ def make_plan(checkpoint: Checkpoint, reading: Reading) -> Plan:
         match.unused,
         places_of(reading.pair, model),
         [(path, where, fitted(kind, model, where)) for path, where, kind in reading.mapping.modules()],
-        reading.beside,
+        reading.from_config_json,
     )
 
 

@@ -16,7 +16,7 @@ from converter.pairs import dialects
 from converter.pairs.mapping import Mapping
 from converter.pairs.pair import OptionError, Pair
 from converter.pairs.registry import get, pairs
-from converter.planning.config_json import Beside, ConfigJsonError
+from converter.planning.config_json import ConfigFile, ConfigJsonError
 
 # Names of a state dict, and of these times the ways to unwrap them: beyond any model here, and tried within seconds.
 _MOST_NAMES = 10_000
@@ -56,7 +56,7 @@ class Reading:
         doubled: canonical name -> source names, where several spell the same.
         copies: source name -> the one it is a copy of and that is read instead.
         out_of_scope: first word of the name -> how many tensors under it are not of this network.
-        beside: options that the `config.json` beside the checkpoint gave.
+        from_config_json: options that the `config.json` beside the checkpoint gave.
         config: the sizes, or None where they could not be read; `unsized` says why.
         lacking: the tensor that is not there, where that is why.
         failure: what the pair's own function raised, where that is why.
@@ -70,7 +70,7 @@ class Reading:
     doubled: dict[str, list[str]] = field(default_factory=dict)
     copies: dict[str, str] = field(default_factory=dict)
     out_of_scope: dict[str, int] = field(default_factory=dict)
-    beside: dict[str, Any] = field(default_factory=dict)
+    from_config_json: dict[str, Any] = field(default_factory=dict)
     config: dict[str, Any] | None = None
     unsized: str | None = None
     lacking: str | None = None
@@ -320,7 +320,7 @@ def recognise(
     ]
     if not known:
         raise UsageError(f"no model has a dialect {printable(choice.dialect)}")
-    beside = Beside.of(checkpoint)
+    config_file = ConfigFile.of(checkpoint)
     fitting: list[Reading] = []
     tried = []
     refused: list[UsageError] = []
@@ -332,7 +332,7 @@ def recognise(
             refused.append(error)
             continue
         try:
-            reading = _read_beside(checkpoint, pair, beside, options, choice)
+            reading = _read_with(checkpoint, pair, config_file, options, choice)
         except (UsageError, Ambiguous, ConfigJsonError):
             raise
         except ConversionError:
@@ -343,7 +343,7 @@ def recognise(
     chosen = [reading for reading in fitting if reading.matched == most]
     if len(chosen) == 1:
         reading = chosen[0]
-        _check(reading, beside, options)
+        _check(reading, config_file, options)
         variant = reading.pair.published(reading.config or {})
         if variant is not None:
             reading.pair = get(variant)
@@ -372,43 +372,45 @@ def find_reading(
     if model in (None, "auto"):
         return recognise(checkpoint, pairs(), options, choice)
     assert model is not None
-    pair, beside = get(model), Beside.of(checkpoint)
-    reading = _read_beside(checkpoint, pair, beside, options, choice, recorded)
+    pair, config_file = get(model), ConfigFile.of(checkpoint)
+    reading = _read_with(checkpoint, pair, config_file, options, choice, recorded)
     if reading.fits:
-        _check(reading, beside, options, recorded)
+        _check(reading, config_file, options, recorded)
     elif reading.config is not None:  # no sizes of this checkpoint, but their names
         pair.named(options, reading.config)
     return reading
 
 
-def _read_beside(
+def _read_with(
     checkpoint: Checkpoint,
     pair: Pair,
-    beside: Beside,
+    config_file: ConfigFile,
     options: dict[str, Any],
     choice: Choice,
     recorded: dict[str, Any] | None = None,
 ) -> Reading:
-    """The checkpoint read as the pair's network: with the options that are given, else recorded, else in `beside`.
+    """The checkpoint read as the pair's network, by the options that are given, else recorded, else in `config.json`.
 
     Raises:
         ConfigJsonError: the network does not take what it says.
     """
     own = {**(recorded or {}), **pair.own_options(options)}
-    taken = {name: value for name, value in beside.options(pair).items() if name not in own}
+    taken = {name: value for name, value in config_file.options(pair).items() if name not in own}
     try:
         reading = read_as(checkpoint, pair, pair.parse_options({**taken, **own}), choice)
     except UsageError as error:
         refused = [name for name in taken if not isinstance(error, OptionError) or name == error.option]
         if not refused:
             raise
-        raise beside.refused(pair, refused, error) from None
-    reading.beside = taken
+        raise config_file.refused(pair, refused, error) from None
+    reading.from_config_json = taken
     return reading
 
 
-def _check(reading: Reading, beside: Beside, options: dict[str, Any], recorded: dict[str, Any] | None = None) -> None:
-    """See that the sizes that were read are those that are given, recorded, and in `beside`."""
+def _check(
+    reading: Reading, config_file: ConfigFile, options: dict[str, Any], recorded: dict[str, Any] | None = None
+) -> None:
+    """See that the sizes that were read are those that are given, recorded, and in the `config.json`."""
     pair, config = reading.pair, reading.config or {}
     pair.check_determined(options, config)
-    beside.check(pair, config, pair.named(options, config), recorded or {})
+    config_file.check(pair, config, pair.named(options, config), recorded or {})

@@ -13,8 +13,9 @@ from converter.errors import ConversionError, printable
 from converter.files.weights_file import THREADS, cast, dense, laid_out, read
 from converter.kinds.axes import relaid
 from converter.naming import listed
-from converter.planning.plan import Plan, Step
+from converter.planning.plan import Plan
 from converter.planning.reading import mapping_of
+from converter.planning.steps import Step
 from converter.report import Lossless
 from converter.rounding import UNITS
 from tf_models.runtime.weights_format import WeightsError, datasets

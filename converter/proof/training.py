@@ -11,7 +11,7 @@ from converter import nested
 from converter.blame import where_and_what
 from converter.errors import ConversionError
 from converter.kinds.activations import arrange, arranged
-from converter.planning.plan import Step
+from converter.planning.steps import Step
 from converter.planning.variables import layer_at
 from converter.report import Comparison
 from converter.torch_side.answers import Trained
