@@ -183,8 +183,8 @@ def models(pair: str | None, as_json: bool) -> None:
     lines = []
     width = max(len(str(row["name"])) for row in rows)
     for row in rows:
-        count = "any" if row["tensors"] is None else row["tensors"]
-        lines.append(f"{row['name']:<{width}}  {count:>4} tensors  {row['summary']}")
+        count = "any size" if row["tensors"] is None else f"{row['tensors']} tensors"
+        lines.append(f"{row['name']:<{width}}  {count:>12}  {row['summary']}")
         for name, option in row["options"].items():
             lines.append(f"{'':<{width}}    --option {name}={_spelled(option['default'])}  {option['help']}")
     print_lines(*lines)
