@@ -353,9 +353,8 @@ class Proof:
         returned = [one.name if isinstance(one, Comparison) else one[0] for one in rows]
         shown = listed(map(printable, returned), 6)
         if known != ("output",) and len(known) != len(rows):
-            raise ConversionError(
-                f"`outputs` of {pair} names {len(known)} outputs, but both sides return {len(rows)}: {shown}"
-            )
+            told = f"`outputs` of {pair} names {len(known)} outputs, but both sides return {len(rows)}"
+            raise ConversionError(f"{told}: {shown}" if any(returned) else told)  # a single array has no name
         if known != ("output",) and isinstance(run.truth, Mapping) and set(known) != set(returned):
             raise ConversionError(f"`outputs` of {pair} names {listed(known, 6)}, but both sides return {shown}")
         named: list[Any] = []

@@ -313,7 +313,7 @@ def test_training_sees_what_torch_does_not_train(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "told"),
     [
-        ({"outputs": ("p", "q")}, "`outputs` of small names 2 outputs, but both sides return 1: output"),
+        ({"outputs": ("p", "q")}, "`outputs` of small names 2 outputs, but both sides return 1$"),
         ({"probes": lambda config, rng: [Probe([np.zeros((3, 4))])]}, "the inputs of a Probe are a dict of arrays"),
         ({"probes": lambda config, rng: [Probe({"x": np.array([["a"]])})]}, "the input x is no array of numbers"),
         ({"probes": lambda config, rng: [Probe({"x": np.ones((3, 4))}, part="a")]}, "the part a is no stage"),
@@ -322,6 +322,14 @@ def test_training_sees_what_torch_does_not_train(tmp_path):
 def test_the_field_at_fault_is_named(tmp_path, changes, told):
     one = two(lambda self, x: self.b(self.a(x)), lambda self, x: self.b(self.a(x)))
     refused(replace(one, **changes), state(one), tmp_path, told)
+
+
+def test_what_is_returned_is_listed_where_outputs_names_fewer(tmp_path):
+    def both(self, x):
+        return {"a": self.a(x), "b": (self.b(self.a(x)), self.a(x))}
+
+    one = replace(two(both, both), outputs=("p", "q"))
+    refused(one, state(one), tmp_path, r"names 2 outputs, but both sides return 3: a, b\.0, b\.1")
 
 
 # --- Right, and accepted ----------------------------------------------------------------------------------------------
