@@ -117,8 +117,9 @@ def _nearest(path: Path) -> str | None:
         names = [entry.name for _, entry in zip(range(_MOST_NAMES), os.scandir(path.parent), strict=False)]
     except OSError:
         return None
-    alike = [name for name in names if name.endswith((*WEIGHTS, ".h5", ".json"))]
-    return next(iter(difflib.get_close_matches(path.name, alike, 1, 0.75)), None)
+    stems = {Path(name).stem: name for name in names if name.endswith((*WEIGHTS, ".h5", ".json"))}
+    found = difflib.get_close_matches(path.stem, stems, 1, 0.75)  # the ending is alike in most of them
+    return stems[found[0]] if found else None
 
 
 def _path(folder: Path, name: str) -> str:
