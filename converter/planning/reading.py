@@ -8,7 +8,7 @@ from typing import Any
 
 from converter.blame import PairError, told, where, where_and_what
 from converter.checkpoints.checkpoint import Checkpoint
-from converter.checkpoints.tensors import Entry
+from converter.checkpoints.tensors import FLOATS, Entry
 from converter.errors import ConversionError, UsageError, printable
 from converter.kinds.axes import relaid_shape
 from converter.naming import listed
@@ -358,6 +358,11 @@ def recognise(
     raise ConversionError(f"several models fit this checkpoint: {names}; choose one with --model")
 
 
+def _is_placeholders(state: dict[str, Entry]) -> bool:
+    floats = [entry for entry in state.values() if entry.dtype in FLOATS]
+    return len(floats) > 1 and sum(entry.shape == (0,) for entry in floats) > len(floats) / 2
+
+
 def find_reading(
     checkpoint: Checkpoint,
     model: str | None,
@@ -369,6 +374,12 @@ def find_reading(
 
     `recorded` are options as a weights file has them, for those that are not given.
     """
+    states = [state for key, state in checkpoint.states.items() if choice.key in (None, key)]
+    if states and all(map(_is_placeholders, states)):
+        raise ConversionError(
+            "its tensors hold no values, as those that ZeRO-3 of DeepSpeed keeps in parts; make one file of the parts, "
+            "in the run's folder: python zero_to_fp32.py . one.pth"
+        )
     if model in (None, "auto"):
         return recognise(checkpoint, pairs(), options, choice)
     assert model is not None

@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 import converter
+import torch_refs
 from converter.checkpoints.checkpoint import Checkpoint
 
 
@@ -134,6 +135,14 @@ def test_a_value_that_claims_more_than_the_file_is_refused(tmp_path):
     path.write_bytes(data[: at + 1] + (1 << 40).to_bytes(8, "little") + data[at + 9 :])
     with pytest.raises(converter.ConversionError, match="longer than the file"):
         converter.inspect(path)
+
+
+@pytest.mark.parametrize("model", ["auto", "sam_decoder"])
+def test_placeholders_of_a_run_in_parts_are_told_how_to_be_joined(model, tmp_path):
+    state = {name: torch.zeros(0) for name in torch_refs.create("sam_decoder").state_dict()}
+    torch.save({"module": state, "ds_version": "0.15"}, tmp_path / "mp_rank_00_model_states.pt")
+    with pytest.raises(converter.ConversionError, match=r"hold no values, .*python zero_to_fp32\.py \. one\.pth"):
+        converter.plan(model, tmp_path / "mp_rank_00_model_states.pt")
 
 
 class Sharded:
