@@ -16,7 +16,13 @@ from converter.kinds.kind import Kind, Leaf, leaf
 from converter.kinds.plain import BETWEEN, DENSE_IN_OUT
 
 # Torch's Linear of GPT-2: (in, out), as Keras has it.
-CONV1D_GPT2 = replace(DENSE_IN_OUT, name="CONV1D_GPT2", of=None, suspects="a kernel that is transposed")
+CONV1D_GPT2 = replace(
+    DENSE_IN_OUT,
+    name="CONV1D_GPT2",
+    leaves=(normed(DENSE_IN_OUT.leaves[0]), *DENSE_IN_OUT.leaves[1:]),
+    of=None,
+    suspects="a kernel that is transposed",
+)
 
 
 # --- torch.nn.MultiheadAttention --------------------------------------------------------------------------------------

@@ -99,8 +99,10 @@ def batch_norm_folded(
     kernel = kind.leaves[0]
     _check_one(kind, kernel)
     left, right = kernel.pattern.sides
-    dim = int(kind.name.startswith("CONV_TRANSPOSE"))
-    outputs = _axes(left)[dim]
+    axes = _axes(left)
+    biases = [_words(one.pattern.sides[0]) for one in kind.leaves[1:] if one.keras == ("bias",)]
+    dim = next((place for place, axis in enumerate(axes) if _words(axis) in biases), 0)  # a depthwise one's has no name
+    outputs = axes[dim]
     # As the kind's own bias has it, or in the kernel's order, which may be another; a depthwise one has two axes there.
     sides = [one.pattern.sides[1] for one in kind.leaves[1:] if one.keras == ("bias",)] + _axes(right)
     there = next((side for side in sides if _words(side) == _words(outputs)), outputs)

@@ -11,6 +11,7 @@ from converter import kinds
 from converter.kinds import Kind
 from converter.planning.variables import by_path
 from tests.support.carrying import alone, carry
+from tests.support.networks import Conv1D
 from tests.support.seeded import seeded
 from tf_models import layers
 
@@ -289,6 +290,12 @@ MODULES = {
         lambda: nn.Conv2d(4, 8, 3, groups=4),
         lambda: K.DepthwiseConv2D(3, depth_multiplier=2),
         (2, 4, 5, 6),
+    ),
+    "conv1d of gpt-2": (
+        kinds.CONV1D_GPT2,
+        lambda: Conv1D(4, 6),
+        lambda: K.Dense(6),
+        (3, 4),
     ),
     "to heads": (
         kinds.dense_to_heads(2),

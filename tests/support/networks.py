@@ -48,7 +48,7 @@ class Conv1D(nn.Linear):
         self.weight = nn.Parameter(self.weight.T.contiguous())
 
     def forward(self, x):
-        return x @ self.weight + self.bias
+        return x @ self.weight + (0 if self.bias is None else self.bias)
 
 
 def net(forward, **modules):
