@@ -9,9 +9,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 from converter.errors import ConversionError, ProofError
 from tests.support.one_process import OneProcess
+from tests.support.pairs import registered
 
 FIRST_SEED = 20_240_229  # what the proof's own probes are seeded with
 
@@ -24,12 +26,11 @@ def in_process() -> Iterator[None]:
 
     import converter.api
 
-    usual, fast = converter.api.TorchProcess, torch.backends.mha.get_fastpath_enabled()
-    converter.api.TorchProcess = OneProcess  # type: ignore[misc, assignment]
+    fast = torch.backends.mha.get_fastpath_enabled()
     try:
-        yield
+        with mock.patch.object(converter.api, "TorchProcess", OneProcess):
+            yield
     finally:
-        converter.api.TorchProcess = usual  # type: ignore[misc]
         torch.backends.mha.set_fastpath_enabled(fast)
 
 
@@ -60,31 +61,23 @@ def prove(
     import torch
 
     import converter
-    import tf_models
-    import torch_refs
-    from converter.pairs import registry
     from converter.proof import asking
 
     began = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
         checkpoint = Path(folder, "checkpoint.pth")
         torch.save(state, checkpoint)
-        converter.register(pair)
-        usual, asking.SEED = asking.SEED, FIRST_SEED + seed
         report: Any = None
         text = ""
         try:
-            report = converter.convert(
-                pair.name, checkpoint, Path(folder, "out.weights.h5"), verify, options=options or {}
-            )
+            with registered(pair), mock.patch.object(asking, "SEED", FIRST_SEED + seed):
+                report = converter.convert(
+                    pair.name, checkpoint, Path(folder, "out.weights.h5"), verify, options=options or {}
+                )
         except ProofError as error:
             report, text = error.report, error.report.failure() or str(error)  # type: ignore[attr-defined]
         except ConversionError as error:
             text = f"{type(error).__name__}: {error}"
-        finally:
-            asking.SEED = usual
-            for known in (registry._registered, tf_models._registered, torch_refs._registered):
-                known.pop(pair.name, None)
     worst, where = _worst(report)
     return not text, text, worst, where, time.monotonic() - began
 

@@ -83,7 +83,7 @@ def other_folder(path: Path, looked_for: Iterable[str]) -> str:
         return "it holds the weights of an adapter alone (LoRA); merge them into their model and save that"
     runs = [name for name in names if re.fullmatch(r"(checkpoint|global_step)[-_]?\d+", name)]
     if runs:
-        last = max(runs, key=lambda name: int(re.search(r"\d+$", name)[0]))  # type: ignore[index]
+        last = max(runs, key=lambda name: int(re.sub(r"\D", "", name)))
         return f"it is the folder of a run; name one of its checkpoints: the last is {_path(path, last)}"
     beside = ("optimizer", "scheduler", "rng_state", "training_args")  # what training writes next to them
     weights = [one for one in names if one.endswith(WEIGHTS) and not _SHARD.search(one) and not one.startswith(beside)]

@@ -47,9 +47,13 @@ def test_a_previous_output_is_replaced_only_when_that_is_wanted(output):
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt, SystemExit, MemoryError])
 def test_a_failure_leaves_everything_as_it_was(output, error):
     write(output, b"old")
-    with pytest.raises(error), NewFile(output, True).written() as temporary:  # noqa: PT012
+
+    def fail(temporary):
         temporary.write_bytes(b"half")
         raise error
+
+    with pytest.raises(error), NewFile(output, True).written() as temporary:
+        fail(temporary)
     assert output.read_bytes() == b"old"
     assert os.listdir(output.parent) == [output.name]
 
@@ -126,10 +130,13 @@ def signalled(monkeypatch):
 
 @pytest.mark.parametrize("call", ["unlink", "rmdir"])
 def test_a_signal_while_a_folder_is_made_or_removed_leaves_nothing(tmp_path, signalled, call):
-    with pytest.raises(Signal), NewFile(tmp_path / "a" / "b" / "w.weights.h5", False).written() as temporary:  # noqa: PT012
+    def fail(temporary):
         temporary.write_bytes(b"half")
         signalled(call)
         raise ValueError("failed")
+
+    with pytest.raises(Signal), NewFile(tmp_path / "a" / "b" / "w.weights.h5", False).written() as temporary:
+        fail(temporary)
     assert os.listdir(tmp_path) == []
 
 
@@ -181,10 +188,14 @@ def test_what_the_output_must_not_be(tmp_path, output):
 
 def test_a_link_that_appears_meanwhile_is_not_followed(tmp_path, output):
     target = tmp_path / "target"
-    with pytest.raises(ConversionError, match="symbolic link"), NewFile(output, True).written() as temporary:  # noqa: PT012
+
+    def meanwhile(temporary):
         temporary.write_bytes(b"new")
         target.write_bytes(b"old")
         output.symlink_to(target)
+
+    with pytest.raises(ConversionError, match="symbolic link"), NewFile(output, True).written() as temporary:
+        meanwhile(temporary)
     assert target.read_bytes() == b"old"
 
 

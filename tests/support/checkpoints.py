@@ -1,14 +1,15 @@
 """State dicts as files."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
 
 
-def save(state: object, folder: Path, name: str = "ckpt.pth", **options: object) -> Path:
+def save(state: object, folder: Path, name: str = "ckpt.pth", **options: Any) -> Path:
     """torch.save into the folder."""
     path = folder / name
-    torch.save(state, path, **options)  # type: ignore[arg-type]
+    torch.save(state, path, **options)
     return path
 
 

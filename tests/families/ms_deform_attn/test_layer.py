@@ -137,7 +137,10 @@ def test_mixed_precision_computes_locations_in_full(policy):
     inputs, mask, upstream = arrays()
     inputs = [torch.from_numpy(value).to(getattr(torch, half)).double().numpy() for value in inputs]
     module = as_held(module, half)
-    truth = lambda: [torch_results(module, inputs, upstream, layer, MAPPING, **torch_options(mask))["output"]]  # noqa: E731
+
+    def truth():
+        return [torch_results(module, inputs, upstream, layer, MAPPING, **torch_options(mask))["output"]]
+
     output = layer(*(tf.constant(value, tf.float32) for value in inputs), **tf_options(mask))
     assert output.dtype == layer.compute_dtype
     assert_allowed([tf.cast(output, tf.float64).numpy()], truth, half)
