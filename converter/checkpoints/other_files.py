@@ -4,6 +4,7 @@ import difflib
 import os
 import re
 from collections.abc import Iterable
+from itertools import islice
 from pathlib import Path
 
 from converter.errors import printable
@@ -68,15 +69,13 @@ def other_file(head: bytes, name: str, at_257: bytes) -> str:
 
 def other_folder(path: Path, looked_for: Iterable[str]) -> str:
     """What a folder is in which no checkpoint stands under a usual name."""
-    names = sorted(entry.name for _, entry in zip(range(_MOST_NAMES), os.scandir(path), strict=False))
+    names = sorted(_names(path))
     deepspeed = [name for name in names if name.startswith(("zero_pp_rank_", "bf16_zero_pp_rank_"))]
     if ".metadata" in names and any(name.endswith(".distcp") for name in names):
         to = "python -m torch.distributed.checkpoint.format_utils dcp_to_torch"
         return f"it is a distributed checkpoint of torch; make one file of it: {to} {printable(str(path), 80)} one.pth"
     if deepspeed or "zero_to_fp32.py" in names:
-        return (
-            "it is a DeepSpeed checkpoint; make one file of it: python zero_to_fp32.py . one.pth, in the run's folder"
-        )
+        return "it is a DeepSpeed checkpoint; make one file of it, in its folder: python zero_to_fp32.py . one.pth"
     if "saved_model.pb" in names or any(name.endswith(".index") for name in names):
         return "it is a TensorFlow model; the checkpoint to convert is torch's"
     if "adapter_model.safetensors" in names or "adapter_model.bin" in names:
@@ -111,13 +110,19 @@ def no_file(path: Path) -> str:
     return "no such file"
 
 
+def _names(folder: Path) -> list[str]:
+    """What stands in a folder, of a very large one a part; nothing where it cannot be looked into."""
+    try:
+        with os.scandir(folder) as entries:
+            return [entry.name for entry in islice(entries, _MOST_NAMES)]
+    except OSError:
+        return []
+
+
 def _nearest(path: Path) -> str | None:
     """A name in the same folder, of a file that may be meant."""
-    try:
-        names = [entry.name for _, entry in zip(range(_MOST_NAMES), os.scandir(path.parent), strict=False)]
-    except OSError:
-        return None
-    stems = {Path(name).stem: name for name in names if name.endswith((*WEIGHTS, ".h5", ".json"))}
+    names = [name for name in _names(path.parent) if name.endswith((*WEIGHTS, ".h5", ".json"))]
+    stems = {Path(name).stem: name for name in names}
     found = difflib.get_close_matches(path.stem, stems, 1, 0.75)  # the ending is alike in most of them
     return stems[found[0]] if found else None
 

@@ -104,6 +104,16 @@ def test_folders(tmp_path, files, words):
     refused(tmp_path / "run", *words)
 
 
+def test_a_folder_that_cannot_be_looked_into(tmp_path, monkeypatch):
+    def scandir(_):
+        raise PermissionError(13, "Permission denied")
+
+    (tmp_path / "run").mkdir()
+    monkeypatch.setattr("os.scandir", scandir)
+    refused(tmp_path / "run", "the folder holds no checkpoint")
+    refused(tmp_path / "run" / "x.pth", "no such file")
+
+
 def test_what_is_not_there(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "sam_vit_b.pth").write_bytes(b"x")

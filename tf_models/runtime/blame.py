@@ -86,7 +86,10 @@ def _places(error: BaseException) -> Iterator[tuple[str, int]]:
     yield from ((file, int(line)) for file, line in reversed(_TRACED.findall(_text(error))))
     frames = [(frame.f_code, line) for frame, line in traceback.walk_tb(error.__traceback__)]
     # What dataclasses generate has the file "<string>" as well, and no line that a person wrote.
-    yield from ((code.co_filename, line) for code, line in reversed(frames) if "__create_fn__" not in code.co_qualname)
+    for code, line in reversed(frames):
+        qualified = getattr(code, "co_qualname", "")  # which Python 3.10 does not have
+        if "__create_fn__" not in qualified:
+            yield code.co_filename, line
 
 
 def _short(text: str, limit: int) -> str:
