@@ -11,11 +11,7 @@ import numpy as np
 from benchmarks.soundness.faults import Fault
 from benchmarks.soundness.networks import Network
 from converter import Mapping
-
-
-def channels_last(value: np.ndarray) -> np.ndarray:
-    """(N, C, ...) -> (N, ..., C)"""
-    return np.moveaxis(value, 1, -1)
+from tests.support.judging import channels_last
 
 
 def carried(model: Any, rows: Any, state: dict[str, Any]) -> Any:

@@ -12,6 +12,7 @@ from converter import Mapping, Row, kinds
 from converter.kinds import Kind, leaf
 from tests.kinds import test_attention, test_recurrent, test_reordered_and_folded
 from tests.support.carrying import alone, carry
+from tests.support.judging import channels_last
 from tests.support.networks import Conv1D
 from tests.support.rule import assert_allowed
 from tests.support.seeded import seeded
@@ -21,11 +22,6 @@ from tf_models.layers import recurrent
 from torch_refs.deformable_attention.model import ScalePerAxis
 
 K = keras.layers
-
-
-def channels_last(value):
-    """(N, C, ...) -> (N, ..., C)"""
-    return np.moveaxis(value, 1, -1)
 
 
 def halves_gated(x):

@@ -11,6 +11,7 @@ from converter import kinds
 from converter.kinds import Kind
 from converter.planning.variables import by_path
 from tests.support.carrying import alone, carry
+from tests.support.judging import channels_last
 from tests.support.networks import Conv1D
 from tests.support.seeded import seeded
 from tf_models import layers
@@ -310,11 +311,6 @@ MODULES = {
         (2, 4, 5, 6),
     ),
 }
-
-
-def channels_last(value):
-    """(N, C, ...) -> (N, ..., C)"""
-    return np.moveaxis(value, 1, -1)
 
 
 @pytest.fixture(autouse=True)

@@ -9,6 +9,7 @@ from torch import nn
 
 from converter import kinds
 from tests.support.carrying import alone, carry
+from tests.support.judging import channels_last
 from tf_models import layers
 
 SIZES = {1: (9,), 2: (9, 12), 3: (5, 6, 7)}
@@ -18,11 +19,6 @@ TRANSPOSED = {
     2: (nn.ConvTranspose2d, layers.Conv2DTranspose, kinds.CONV_TRANSPOSE_2D),
     3: (nn.ConvTranspose3d, layers.Conv3DTranspose, kinds.CONV_TRANSPOSE_3D),
 }
-
-
-def channels_last(value):
-    """(N, C, ...) -> (N, ..., C)"""
-    return np.moveaxis(value, 1, -1)
 
 
 def assert_equal(theirs: nn.Module, ours: keras.Layer, kind: kinds.Kind, x: np.ndarray) -> None:
@@ -146,3 +142,16 @@ def test_a_batch_of_nothing(rank):
 def test_an_input_without_room_for_the_kernel_is_refused():
     with pytest.raises(ValueError, match="output size would be zero or negative"):
         layers.Conv2D(6, (3, 5), padding=1)(tf.zeros((1, 2, 1, 4)))
+
+
+def test_a_convolution_in_groups_runs_step_by_step():
+    """Where nothing is compiled, as when the proof looks between layers: TensorFlow's own kernel has no groups."""
+    ours = layers.Conv3D(6, 3, groups=2, dtype="float64")
+    x = tf.random.stateless_normal((2, 5, 6, 7, 4), (0, 0), dtype=tf.float64)
+    ours.build(x.shape)
+    compiled = ours(x)
+    tf.config.run_functions_eagerly(True)
+    try:
+        np.testing.assert_allclose(ours(x), compiled, rtol=0, atol=1e-12)
+    finally:
+        tf.config.run_functions_eagerly(False)

@@ -23,9 +23,9 @@ def channels_first(value: np.ndarray) -> torch.Tensor:
     return torch.from_numpy(np.ascontiguousarray(np.moveaxis(value, -1, 1)))
 
 
-def channels_last(value: torch.Tensor) -> np.ndarray:
-    """(N, C, ...) -> (N, ..., C)"""
-    return np.moveaxis(value.detach().double().numpy(), 1, -1)
+def channels_last(value: torch.Tensor | np.ndarray) -> np.ndarray:
+    """(N, C, ...) -> (N, ..., C); of a tensor in float64."""
+    return np.moveaxis(value.detach().double().numpy() if isinstance(value, torch.Tensor) else value, 1, -1)
 
 
 def with_gradient(function: Callable[[tf.Tensor], tf.Tensor], x: tf.Tensor, upstream: np.ndarray) -> list[np.ndarray]:
