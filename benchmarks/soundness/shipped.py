@@ -5,56 +5,12 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from converter import Pair
+from tests.support import small_mobile_sam, small_sam
 
-_DECODER = {
-    "transformer_dim": 32,
-    "num_multimask_outputs": 3,
-    "iou_head_depth": 3,
-    "iou_head_hidden_dim": 24,
-    "depth": 2,
-    "mlp_dim": 40,
-    "attention_downsample_rate": 2,
-}
-_PROMPT = {"embed_dim": 32, "mask_in_chans": 16}
-# Windows of 4 do not divide the grid of 10 x 10 patches.
-_SAM = {
-    "image_size": 80,
-    "num_heads": 4,
-    "image_encoder": {
-        "patch_size": 8,
-        "embed_dim": 48,
-        "depth": 3,
-        "num_heads": 4,
-        "mlp_dim": 96,
-        "out_chans": 32,
-        "window_size": 4,
-        "global_attn_indexes": [1],
-        "trained_img_size": 80,
-    },
-    "prompt_encoder": _PROMPT,
-    "mask_decoder": _DECODER,
-}
-_MOBILE_SAM = {
-    "image_size": 80,
-    "num_heads": 4,
-    "image_encoder": {
-        "embed_dims": (16, 24, 20, 40),
-        "depths": (1, 2, 1, 2),
-        "num_heads": (3, 2, 5),
-        "window_sizes": (3, 5, 2),
-        "mlp_ratio": 2.5,
-        "mbconv_expand_ratio": 3.0,
-        "local_conv_size": 5,
-        "out_chans": 32,
-    },
-    "prompt_encoder": {**_PROMPT, "mask_in_chans": 8},
-    "mask_decoder": _DECODER,
-}
 _DCN = {"in_channels": 6, "out_channels": 10, "kernel_size": (3, 2), "offset_groups": 2, "groups": 2}
 _ATTENTION = {"d_model": 24, "n_levels": 2, "n_heads": 3, "n_points": 4}
 _DEFORMABLE = {"dim": 12, "dim_head": 5, "heads": 6, "offset_groups": 3, "offset_kernel_size": 5}
 _VOLUME = {**_DEFORMABLE, "offset_kernel_size": (3, 6, 5), "downsample_factor": (1, 4, 3)}
-_HEADS = {"num_heads": 4}
 
 
 @dataclass(frozen=True)
@@ -127,12 +83,12 @@ _ALL = (
         {"downsample_factor": 3},
     ),
     Shipped("deformable_attention_3d", "deformable_attention_3d", _VOLUME, {"downsample_factor": (1, 4, 3)}),
-    Shipped("mobile_sam", "mobile_sam", _MOBILE_SAM, {**_HEADS, "image_size": 80}),
-    Shipped("sam_decoder", "sam_vit_b", _SAM, _HEADS),
-    Shipped("sam_image_encoder", "sam_vit_b", _SAM, {}),
-    Shipped("sam_prompt_encoder", "sam_vit_b", _SAM, {"image_size": 80, "patch_size": 8}),
-    Shipped("sam_vit_b", "sam_vit_b", _SAM, _HEADS),
-    Shipped("sam_vit_l", "sam_vit_b", _SAM, _HEADS),
-    Shipped("sam_vit_h", "sam_vit_b", _SAM, _HEADS),
+    Shipped("mobile_sam", "mobile_sam", small_mobile_sam.CONFIG, small_mobile_sam.OPTIONS),
+    Shipped("sam_decoder", "sam_vit_b", small_sam.CONFIG, small_sam.OPTIONS),
+    Shipped("sam_image_encoder", "sam_vit_b", small_sam.CONFIG, {}),
+    Shipped("sam_prompt_encoder", "sam_vit_b", small_sam.CONFIG, {"image_size": 80, "patch_size": 8}),
+    Shipped("sam_vit_b", "sam_vit_b", small_sam.CONFIG, small_sam.OPTIONS),
+    Shipped("sam_vit_l", "sam_vit_b", small_sam.CONFIG, small_sam.OPTIONS),
+    Shipped("sam_vit_h", "sam_vit_b", small_sam.CONFIG, small_sam.OPTIONS),
 )
 SHIPPED: dict[str, Shipped] = {pair.name: pair for pair in _ALL}

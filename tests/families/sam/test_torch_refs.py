@@ -9,6 +9,7 @@ import torch
 from segment_anything import sam_model_registry
 
 import torch_refs
+from converter.families.sam.mask_decoder import PUBLISHED_DECODER
 from tests.support.rule import assert_as_exact, assert_same, last
 from tests.support.seeded import seeded
 from tests.support.small_sam import OTHER_DECODER, decoder_inputs, upstream_mask_decoder
@@ -16,19 +17,8 @@ from torch_refs.sam.attention import Attention
 from torch_refs.sam.mask_decoder import build_mask_decoder
 from torch_refs.sam.seeded_checkpoint import VARIANTS, official_shapes, seeded_tensor, write_seeded_checkpoint
 
-SAM = {
-    "transformer_dim": 256,
-    "num_multimask_outputs": 3,
-    "iou_head_depth": 3,
-    "iou_head_hidden_dim": 256,
-    "depth": 2,
-    "num_heads": 8,
-    "mlp_dim": 2048,
-    "attention_downsample_rate": 2,
-}
 
-
-@pytest.fixture(scope="module", params=[SAM, OTHER_DECODER], ids=["sam", "small"])
+@pytest.fixture(scope="module", params=[PUBLISHED_DECODER, OTHER_DECODER], ids=["sam", "small"])
 def both(request):
     """The reference and the upstream decoder with the same seeded weights, in float64."""
     config = request.param
@@ -38,7 +28,7 @@ def both(request):
 
 
 def test_state_dict_is_the_official_one():
-    ours, upstream = build_mask_decoder().state_dict(), upstream_mask_decoder(SAM).state_dict()
+    ours, upstream = build_mask_decoder().state_dict(), upstream_mask_decoder(PUBLISHED_DECODER).state_dict()
     assert len(ours) == 120
     assert [(name, tensor.shape) for name, tensor in ours.items()] == [
         (name, tensor.shape) for name, tensor in upstream.items()
@@ -48,7 +38,7 @@ def test_state_dict_is_the_official_one():
 def test_the_defaults_are_sams_and_create_builds_it():
     state = torch_refs.create("sam_decoder").state_dict()
     assert {name: tensor.shape for name, tensor in state.items()} == {
-        name: tensor.shape for name, tensor in build_mask_decoder(**SAM).state_dict().items()
+        name: tensor.shape for name, tensor in build_mask_decoder(**PUBLISHED_DECODER).state_dict().items()
     }
 
 
