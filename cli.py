@@ -65,7 +65,10 @@ _OPTION = click.option(
 )  # fmt: skip
 _PAIR = click.option("--pair", metavar="MODULE:PAIR", help="Your own pair, from an importable module.")
 _KEY = click.option("--key", help="Which state dict of the file, where several fit, as model_ema.")
-_SCOPE = click.option("--scope", help="Where in a larger network the model is, as backbone.res5.0.")
+_SCOPE = click.option("--scope", help="Where in a larger network the model is, as backbone.res5.0; '' is the whole.")
+_IGNORE = click.option(
+    "--ignore", multiple=True, metavar="NAME", help="Tensors to pass over, as 'loss_fn.*'; may be given several times."
+)
 _DIALECT = click.option(
     "--dialect", "--spelling", "dialect", metavar="NAME",
     help="Whose names and layouts, where several fit the checkpoint, as paddle; --spelling is its older name.",
@@ -90,6 +93,7 @@ _QUIET = click.option("--quiet", "-q", is_flag=True, help="Print nothing but err
 @_KEY
 @_SCOPE
 @_DIALECT
+@_IGNORE
 @_JSON
 @_QUIET
 @_SHOW_VERSION
@@ -108,6 +112,7 @@ def convert(
     key: str | None,
     scope: str | None,
     dialect: str | None,
+    ignore: tuple[str, ...],
     as_json: bool,
     quiet: bool,
 ) -> None:
@@ -119,7 +124,7 @@ def convert(
 
     model = _chosen(model, pair)
     if dry_run:
-        plan = converter.plan(model, checkpoint, options, key=key, scope=scope, dialect=dialect)
+        plan = converter.plan(model, checkpoint, options, key=key, scope=scope, dialect=dialect, ignore=ignore)
         if not quiet:
             if as_json:
                 print_json(plan.to_dict())
@@ -138,6 +143,7 @@ def convert(
             key=key,
             scope=scope,
             dialect=dialect,
+            ignore=ignore,
             allow_nonfinite=allow_nonfinite,
             progress=progress,
         )
@@ -237,6 +243,7 @@ def inspect(file: Path, as_json: bool) -> None:
 @_KEY
 @_SCOPE
 @_DIALECT
+@_IGNORE
 @_JSON
 @_QUIET
 @answering
@@ -250,6 +257,7 @@ def verify(
     key: str | None,
     scope: str | None,
     dialect: str | None,
+    ignore: tuple[str, ...],
     as_json: bool,
     quiet: bool,
 ) -> None:
@@ -259,7 +267,16 @@ def verify(
     model = _chosen(model, pair)
     with progress_for(quiet) as progress:
         report = converter.verify(
-            model, checkpoint, weights, options, level=level, key=key, scope=scope, dialect=dialect, progress=progress
+            model,
+            checkpoint,
+            weights,
+            options,
+            level=level,
+            key=key,
+            scope=scope,
+            dialect=dialect,
+            ignore=ignore,
+            progress=progress,
         )
     if not quiet:
         print_report(report, as_json)

@@ -32,8 +32,8 @@ def child(task: str, checkpoint: str, output: str) -> None:
     from converter.checkpoints.checkpoint import Checkpoint
     from converter.files.weights_file import sign, write
     from converter.pairs.registry import get
+    from converter.planning.choosing import find_reading
     from converter.planning.plan import make_plan
-    from converter.planning.reading import read_as
     from converter.proof.lossless import lossless
 
     pair = get("sam_decoder" if task == "decoder" else "sam_vit_h")
@@ -44,7 +44,7 @@ def child(task: str, checkpoint: str, output: str) -> None:
         needed = converter.convert(pair.name, checkpoint, output, "lossless", overwrite=True).nbytes
     else:
         with Checkpoint(checkpoint) as source:
-            plan = make_plan(source, read_as(source, pair, pair.parse_options({})))
+            plan = make_plan(source, find_reading(source, pair.name, {}))
             if task == "lossless":
                 assert lossless(Path(output), plan, source)
             else:

@@ -3,7 +3,7 @@
 import os
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -17,8 +17,9 @@ from converter.files.atomic import NewFile, undisturbed
 from converter.naming import fold, listed
 from converter.pairs import registry
 from converter.pairs.pair import Pair
+from converter.planning.choosing import Ambiguous, Choice, find_reading
 from converter.planning.origin import Origin
-from converter.planning.reading import Ambiguous, Choice, Reading, find_reading
+from converter.planning.reading import Reading
 from converter.progress import Progress, Silent
 from converter.report import Report
 from converter.torch_side.process import TorchProcess
@@ -66,6 +67,7 @@ def convert(
     key: str | None = None,
     scope: str | None = None,
     dialect: str | None = None,
+    ignore: Sequence[str] = (),
     allow_nonfinite: bool = False,
     progress: Progress | None = None,
 ) -> Report:
@@ -81,8 +83,10 @@ def convert(
         options: what the state dict cannot reveal, by the pair's option names.
         dtype: "float32", or "float16" to write half precision.
         key: which state dict of the file, where several fit: `model_ema`.
-        scope: where in a larger network this one is, as `backbone.res5.0`.
+        scope: where in a larger network this one is, as `backbone.res5.0`; it is searched for where it is not given.
+            "" is the whole state dict.
         dialect: the checkpoint's dialect, where several layouts fit its names and shapes: `paddle`.
+        ignore: names of tensors that are passed over, with `*` and `?` as in file names: `loss_fn.*`.
         allow_nonfinite: convert weights that hold NaN or Inf as they are.
         progress: told of each stage.
 
@@ -97,14 +101,14 @@ def convert(
     progress = progress or Silent()
     began = time.monotonic()
     with _Session(checkpoint, progress) as session:
-        source, reading = session.source, session.read(model, options, Choice(key, scope, dialect))
+        source, reading = session.source, session.read(model, options, Choice(key, scope, dialect, tuple(ignore)))
         output = Path(output or Path("weights", f"{reading.pair.name}.weights.h5")).expanduser()
         new = NewFile(output, overwrite, sources=source.files)
         plan = session.plan(reading, verify)
         from converter.files.weights_file import sign, write  # what imports TensorFlow is imported where it is needed
         from tf_models.runtime.weights_format import check
 
-        origin = Origin.of(reading, source)
+        origin = Origin.of(reading, source, ignore)
         with new.written() as temporary:
             session.ask(plan, dtype, verify)
             progress.start("writing", plan.nbytes)
@@ -132,13 +136,14 @@ def plan(
     key: str | None = None,
     scope: str | None = None,
     dialect: str | None = None,
+    ignore: Sequence[str] = (),
 ) -> Any:
     """What `convert` would do: a `Plan` with `steps`, `dropped` and `out_of_scope`; `print(plan)` shows a table.
 
     Raises: as `convert`.
     """
     with Checkpoint(checkpoint) as source:
-        reading = _read(source, model, options, Choice(key, scope, dialect))
+        reading = _read(source, model, options, Choice(key, scope, dialect, tuple(ignore)))
         from converter.planning.plan import make_plan
 
         return make_plan(source, reading)
@@ -154,6 +159,7 @@ def verify(
     key: str | None = None,
     scope: str | None = None,
     dialect: str | None = None,
+    ignore: Sequence[str] = (),
     progress: Progress | None = None,
 ) -> Report:
     """Prove an existing weights file against its checkpoint; the report is true when every proof passes.
@@ -186,12 +192,13 @@ def verify(
             raise ConversionError(str(error)) from None
         known = () if model in (None, "auto") else registry.get(str(model)).options
         held = {name: recorded[name] for name in known if name in recorded}
+        ignored = tuple(ignore) or tuple(Origin.from_dict(about.get("origin", {})).ignored)
         try:
-            reading = session.read(model, options, Choice(key, scope, dialect), held)
+            reading = session.read(model, options, Choice(key, scope, dialect, ignored), held)
         except Ambiguous:
             if dialect is not None or "dialect" not in about:
                 raise
-            reading = session.read(model, options, Choice(key, scope, about["dialect"]), held)
+            reading = session.read(model, options, Choice(key, scope, about["dialect"], ignored), held)
         plan = session.plan(reading, level)
         if recorded and recorded != plan.config:
             differing = [name for name in plan.config if recorded.get(name) != plan.config[name]]
@@ -269,6 +276,7 @@ class _Session(ExitStack):
             source=self.source.path,
             source_sha256="",
             dialect=plan.dialect.name,
+            scope=plan.scope,
             output=output,
             tensors=plan.tensors,
             variables=len(plan.variables),
@@ -388,7 +396,9 @@ def _read(
         raise
     except ConversionError as error:
         told = f"{printable(str(source.path), 160)}: {error}"
-        raise (Ambiguous(told) if isinstance(error, Ambiguous) else ConversionError(told)) from error.__cause__
+        if isinstance(error, Ambiguous):
+            raise Ambiguous(told, error.choices) from error.__cause__
+        raise ConversionError(told) from error.__cause__
 
 
 def _provenance(report: Report, origin: dict[str, Any]) -> dict[str, Any]:

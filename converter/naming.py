@@ -3,6 +3,7 @@
 import difflib
 import re
 from collections.abc import Iterable
+from fnmatch import fnmatchcase
 
 # An index as torch writes it: "01" and digits of other scripts are other names, and are not to look the same.
 _NUMBER = re.compile(r"(?<!\d)(0|[1-9][0-9]*)(?!\d)")
@@ -49,6 +50,30 @@ def listed(texts: Iterable[str], most: int, between: str = ", ") -> str:
     """The first `most` texts (of names: made printable) in a line, and how many more there are: `a, b and 3 more`."""
     every = list(texts)
     return between.join(every[:most]) + (f" and {len(every) - most} more" if len(every) > most else "")
+
+
+def globs(names: Iterable[str], others: Iterable[str]) -> list[str]:
+    """Patterns (`*`) that match all `names` and none of the others, as few as whole modules and indices allow."""
+    names, others = list(names), list(others)
+    paths = {path for name in others for path in _paths(name)}
+    found: dict[str, list[str]] = {}
+    for name in names:
+        found.setdefault(next((path for path in _paths(name) if path not in paths), name), []).append(name)
+    literal = {path: re.sub(r"([*?[])", r"[\1]", path) for path in (*found, *names)}
+    short = [literal[below[0]] if len(below) == 1 else f"{literal[path]}.*" for path, below in found.items()]
+    alike: dict[str, list[str]] = {}
+    for one in short:
+        alike.setdefault(_NUMBER.sub("*", one), []).append(one)
+    result: list[str] = []
+    for pattern, some in alike.items():
+        clear = len(some) > 1 and not any(fnmatchcase(one, pattern) for one in others)
+        result += [pattern] if clear else some
+    return result
+
+
+def _paths(name: str) -> list[str]:
+    """Every path that leads to the name, itself last: `a`, `a.b`, `a.b.c`."""
+    return [name[: at.start()] for at in re.finditer(r"\.", name)] + [name]
 
 
 def nearest(name: str, known: Iterable[str]) -> str | None:

@@ -153,6 +153,7 @@ class Report:
     variables: int
     nbytes: int
     dtype: str
+    scope: str = ""
     out_of_scope: dict[str, int] = field(default_factory=dict)
     dropped: dict[str, str] = field(default_factory=dict)
     folded: dict[str, str] = field(default_factory=dict)
@@ -202,6 +203,8 @@ class Report:
             ("model", f"{self.model}, {self.tensors} tensors into {self.variables} variables, {size(self.nbytes)}"),
             ("source", f"{self.source}, sha256 {self.source_sha256[:16]}..., dialect {self.dialect}"),
         ]
+        if self.scope:
+            rows.append(("scope", printable(self.scope)))
         if self.out_of_scope:
             rows.append(
                 ("out of scope", listed([f"{printable(w, 40)}.* {n}" for w, n in self.out_of_scope.items()], 8))

@@ -23,7 +23,7 @@ from converter.pairs.mapping import Mapping
 from converter.pairs.pair import Pair
 from converter.pairs.registry import get
 from converter.planning.origin import SMALL, Origin
-from converter.planning.reading import Reading, mapping_of
+from converter.planning.reading import Reading, State, mapping_of
 from converter.progress import Progress, Silent
 from converter.report import size
 
@@ -183,7 +183,7 @@ def _plan(path: Path, pair: Pair, about: dict[str, Any], origin: Origin, dialect
         raise ValueError(refusal)
     variables = {place: tuple(variable.shape) for place, variable in by_path(model).items()}
     entries = dict(_entries(mapping, model, variables, about, origin, dialect))
-    match = Match(Reading(pair, origin.key, origin.prefix, dialect, entries, config=config), model)
+    match = Match(Reading(pair, State(origin.key, {}, []), origin.prefix, dialect, entries, config=config), model)
     if match.problems():
         raise ConversionError(f"{pair.name} does not fit the file: {'; '.join(match.problems())}")
     steps = list(_with_ties(match.steps, mapping.shared(), about, origin, dialect))

@@ -3,7 +3,7 @@
 import functools
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 import click
@@ -13,6 +13,7 @@ from converter.console.streams import discard, hushed, open_streams, tell
 from converter.errors import one_line, shorten
 
 FAILED = 1  # exit code
+_MOST_CHOICES = 20
 
 
 class Command(click.Command):
@@ -40,9 +41,13 @@ class CommandGroup(Command, click.Group):
     pass
 
 
-def fail(message: str, code: int = FAILED) -> NoReturn:
-    """End the command with one line of at most 500 characters that only prints."""
-    tell("error: " + shorten(one_line(" ".join(message.split())), 490))
+def fail(message: str, code: int = FAILED, choices: Sequence[str] = ()) -> NoReturn:
+    """End the command with one line of at most 500 characters that only prints; below it, options to copy."""
+    lines = ["error: " + shorten(one_line(" ".join(message.split())), 490)]
+    lines += [f"  {one_line(choice)}" for choice in choices[:_MOST_CHOICES]]
+    if len(choices) > _MOST_CHOICES:
+        lines.append(f"  and {len(choices) - _MOST_CHOICES} more")
+    tell("\n".join(lines))
     sys.exit(code)
 
 
@@ -69,7 +74,7 @@ def answering(command: Callable[..., None]) -> Callable[..., None]:
                 raise stopped from error
             if isinstance(error, click.ClickException):
                 fail(error.format_message(), error.exit_code)
-            fail(*_explained(error))
+            fail(*_explained(error), choices=getattr(error, "choices", ()))
 
     return run
 

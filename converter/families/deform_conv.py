@@ -95,6 +95,15 @@ def probes(config: dict[str, Any], rng: np.random.Generator) -> list[Probe]:
     return [Probe({"x": images[0]}), Probe({"x": images[1] * np.float32(10)})]
 
 
+# Layers with the same names that compute their offsets from another feature map than the one that they convolve:
+# EDVR's (`pcd_align.L3_dcnpack`, `pcd_align.dcn_pack.l3`, `pcd_alignment.cas_dcnpack`) and FaPN's (`dcpack_L2`).
+_OF_TWO_INPUTS = (
+    (
+        r"(^|\.)(pcd_align(ment)?\.|\w*dcn_?pack\b|dcpack_\w+)",
+        "its offsets come of a second input, as in EDVR and FaPN",
+    ),
+)
+
 _GEOMETRY = {
     "stride": Option((1,), "stride of both convolutions, as 2 or 2,1 (y, x)"),
     "padding": Option((0,), "zeros around the image, as 1 or 1,0; a 3x3 in a detector has 1"),
@@ -121,6 +130,7 @@ DEFORM_CONV2D = Pair(
     channels_first=frozenset({"x", "output"}),
     configure=lambda shapes, options: _config(shapes, options, [3, 2]),
     fallback=_USUAL,
+    not_at=_OF_TWO_INPUTS,
     options={**_GEOMETRY, "modulated": Option(None, "with masks (v2) or without (v1); v2 where both fit", bool)},
     dialects=(MMCV, DETECTRON2),
 )
@@ -133,6 +143,7 @@ DCN_V2 = Pair(
     channels_first=frozenset({"x", "output"}),
     configure=lambda shapes, options: _config(shapes, options, [3]),
     fallback=_USUAL,
+    not_at=_OF_TWO_INPUTS,
     options=_GEOMETRY,
     dialects=(MMCV, DETECTRON2, PADDLE, KERAS_YOLOV4),
 )

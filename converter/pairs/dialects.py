@@ -6,16 +6,17 @@ library also lays a module's tensors out otherwise, the dialect names the kind t
 """
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from converter.kinds import Kind
 from converter.pairs.mapping import join
 
-# Keys that training scripts, DataParallel and torch.compile put before every name.
-WRAPPERS = ("module", "_orig_mod", "model", "state_dict")
-_DEEPEST = 8  # of wrappers within one another
+# What torch.compile, FSDP, activation checkpointing, Lightning's Fabric and Opacus put into a path where they wrap.
+WRAPPERS = {
+    "_orig_mod", "_fsdp_wrapped_module", "_fpw_module", "_checkpoint_wrapped_module", "_forward_module", "_module",
+}  # fmt: skip
 
 _Rules = tuple[tuple[re.Pattern, str], ...]
 
@@ -127,19 +128,8 @@ def _pattern(path: str) -> re.Pattern:
     return re.compile(re.sub(r"\{(\w+)\}", r"(?P<\1>0|[1-9][0-9]*)", escaped) + r"(?P<rest>\..+)?", re.ASCII)
 
 
-def strip_compiled(name: str) -> str:
-    """`name` without the `_orig_mod` that torch.compile puts at any depth."""
-    return ".".join(part for part in name.split(".") if part != "_orig_mod") if "_orig_mod" in name else name
-
-
-def prefixes(names: Iterable[str]) -> list[str]:
-    """Every run of wrapper words that some name starts with, "" first: "", "module.", "module.model.", ..."""
-    found = {""}
-    for name in names:
-        run = ""
-        for part in name.split(".")[:_DEEPEST]:
-            if part not in WRAPPERS or len(run) + len(part) + 1 >= len(name):
-                break
-            run += f"{part}."
-            found.add(run)
-    return sorted(found, key=len)
+def unwrapped(name: str, words: Collection[str] = WRAPPERS) -> str:
+    """`name` without these words, which stand at any depth where a program wraps a module."""
+    if not any(word in name for word in words):
+        return name
+    return ".".join(part for part in name.split(".") if part not in words) or name

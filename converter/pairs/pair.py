@@ -166,6 +166,7 @@ class Pair:
         options: what the state dict cannot reveal.
         scopes: prefixes under which a checkpoint may hold the model; tensors outside are out of scope. "" is a
             checkpoint of the model alone.
+        not_at: (regular expression of a path, what stands there) of other networks' modules with names like its own.
         dialects: how other libraries spell its names.
         variants: published sizes, each with a name to convert by; other sizes go by the family's.
         config_json: what a `config.json` beside the weights says of it.
@@ -185,6 +186,7 @@ class Pair:
     options: Mapping[str, Option] = field(default_factory=dict)
     full_size_probes: Callable[[dict[str, Any], np.random.Generator], list[Probe]] | None = None
     scopes: tuple[str, ...] = ("",)
+    not_at: tuple[tuple[str, str], ...] = ()
     dialects: tuple[Dialect, ...] = ()
     summary: str = ""
     tensors: int | None = None

@@ -59,7 +59,7 @@ class ConfigFile:
                     raise self.refused(pair, [name], error) from None
         return found
 
-    def refused(self, pair: Pair, names: Iterable[str], error: UsageError) -> ConfigJsonError:
+    def refused(self, pair: Pair, names: Iterable[str], error: ConversionError) -> ConfigJsonError:
         """That the network does not take these options, which it gave."""
         places = [self._places(pair)[name] for name in names]
         said = " and ".join(f"{place} is {printable(self._at(place), 40)}" for place in places)

@@ -57,6 +57,7 @@ class Origin:
         unrecorded: which of `names`, `dtypes` and `kept` were too long to be recorded.
         ties: canonical names under which the checkpoint also had a tensor that the model has once.
         spelled: canonical names of tensors that it had in the place of those that the mapping names first.
+        ignored: patterns of the names that were passed over, as the user asked.
     """
 
     key: str = ""
@@ -71,11 +72,13 @@ class Origin:
     unrecorded: list[str] = field(default_factory=list)
     ties: list[str] = field(default_factory=list)
     spelled: list[str] = field(default_factory=list)
+    ignored: list[str] = field(default_factory=list)
 
     @classmethod
-    def of(cls, reading: Reading, checkpoint: Checkpoint) -> "Origin":
-        """What is to be remembered of a checkpoint that was read so."""
-        origin = cls(key=reading.key, out_of_scope=sum(reading.out_of_scope.values()))
+    def of(cls, reading: Reading, checkpoint: Checkpoint, ignored: Iterable[str] = ()) -> "Origin":
+        """What is to be remembered of a checkpoint that was read so, without names of these patterns."""
+        origin = cls(key=reading.key, out_of_scope=sum(reading.out_of_scope.values()) + len(reading.state.ignored))
+        origin.ignored = list(ignored)
         ignored = reading.mapping.ignored()
         spelled = {name: _foreign(reading, name) for name in reading.entries}
         heads = Counter(
@@ -115,6 +118,7 @@ class Origin:
         result["lost"] = fold(self.lost)
         result["ties"] = fold(self.ties)
         result["spelled"] = fold(self.spelled)
+        result["ignored"] = self.ignored
         result["dtype"] = "" if self.dtype == "float32" else self.dtype
         result["dtypes"] = {dtype: fold(names) for dtype, names in _inverted(self.dtypes)}
         result["names"] = self.names
@@ -123,7 +127,7 @@ class Origin:
             for one, names in _inverted(self.kept)
         ]
         result = {name: value for name, value in result.items() if value}
-        for name in ("kept", "names", "dtypes", "lost", "ties", "spelled"):
+        for name in ("kept", "names", "dtypes", "lost", "ties", "spelled", "ignored"):
             if name in result and len(json.dumps(result)) > _LONGEST:
                 del result[name]
                 result.setdefault("unrecorded", []).append(name)
@@ -147,6 +151,7 @@ class Origin:
             out_of_scope=_typed(record, "out_of_scope", int),
             narrowed=_typed(record, "narrowed", int),
             unrecorded=_typed(record, "unrecorded", list),
+            ignored=_typed(record, "ignored", list),
         )
         for dtype, names in _typed(record, "dtypes", dict).items():
             origin.dtypes.update(dict.fromkeys(_expanded(names), dtype))
@@ -157,7 +162,7 @@ class Origin:
             origin.kept.update(dict.fromkeys(_expanded(names), kept))
             if len(origin.kept) > _MOST_NAMES:
                 raise _damaged()
-        texts = (*origin.names.values(), *origin.unrecorded)
+        texts = (*origin.names.values(), *origin.unrecorded, *origin.ignored)
         if not all(isinstance(text, str) for text in texts) or {origin.dtype, *origin.dtypes.values()} - set(FLOATS):
             raise _damaged()
         return origin

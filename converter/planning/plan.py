@@ -1,6 +1,7 @@
 """The plan: which tensor fills which variable. A bijection, or one error with every reason why it is not."""
 
 import contextlib
+import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import zip_longest
@@ -15,7 +16,7 @@ from converter.checkpoints.checkpoint import Checkpoint
 from converter.checkpoints.tensors import FLOATS, Entry
 from converter.errors import ConversionError, PlanError, one_line, printable
 from converter.kinds import Kind, Leaf
-from converter.naming import fold, listed, nearest
+from converter.naming import fold, globs, listed, nearest
 from converter.pairs.dialects import Dialect
 from converter.pairs.mapping import Mapping, join
 from converter.pairs.pair import Pair
@@ -64,6 +65,11 @@ class Plan:
     places: dict[str, str] = field(repr=False)
     modules: list[tuple[str, str, Kind]] = field(default_factory=list, repr=False)
     from_config_json: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def scope(self) -> str:
+        """Path of the network in the state dict; "" where that is of nothing else."""
+        return self.prefix.rstrip(".")
 
     @property
     def layout(self) -> dict[str, tuple[str, tuple[int, ...]]]:
@@ -155,7 +161,7 @@ class Plan:
         lines.append("")
         lines.append(
             f"{self.pair.name}: {self.tensors} tensors fill {len(self.variables)} variables, {self.values:,} values;"
-            f" dialect {self.dialect.name}"
+            f" dialect {self.dialect.name}" + (f", scope {printable(self.scope)}" if self.scope else "")
         )
         lines += [f"dropped {printable(name)}: {reason}" for name, reason in self.dropped.items()]
         lines += [f"folded {printable(name)}: {cost}" for name, cost in self.folded.items()]
@@ -188,6 +194,11 @@ def make_plan(checkpoint: Checkpoint, reading: Reading) -> Plan:
     match = Match(reading, model)
     problems = match.problems() + list(_untied(reading, checkpoint))
     if problems:
+        if match.unexpected and not (match.missing or reading.unsized):
+            strange = [reading.entries[name].name for name in match.unexpected]
+            patterns = globs(strange, [entry.name for name, entry in reading.entries.items() if name in match.known])
+            ignored = listed([f"--ignore {shlex.quote(printable(one))}" for one in patterns], 4, " ")
+            problems.append(f"what is not of this network is passed over with {ignored}")
         raise PlanError(headline, problems) from reading.failure
     return Plan(
         reading.pair,
@@ -273,6 +284,7 @@ class Match:
         others = [name for name in reading.entries if name not in self.known]
         self.unused = {name: reading.entries[name] for name in others if name in ignored}
         self.dropped = {entry.name: ignored[name] for name, entry in self.unused.items()}
+        self.dropped |= dict.fromkeys(reading.state.ignored, "ignored, as asked")
         self.dropped |= {
             name: f"a copy of {printable(kept)}, equal bit for bit" for name, kept in reading.copies.items()
         }

@@ -1,82 +1,91 @@
-"""Which network a checkpoint holds, and how it spells it: state dict, wrapping, scope, dialect and sizes."""
+"""One way to read a state dict as a network: where its names stand, how it spells them, and what sizes they show."""
 
 import json
+import sys
+from bisect import bisect_left
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 from converter.blame import PairError, told, where, where_and_what
 from converter.checkpoints.checkpoint import Checkpoint
-from converter.checkpoints.tensors import FLOATS, Entry
+from converter.checkpoints.tensors import Entry
 from converter.errors import ConversionError, UsageError, printable
 from converter.kinds.axes import relaid_shape
-from converter.naming import listed
 from converter.pairs import dialects
 from converter.pairs.mapping import Mapping
-from converter.pairs.pair import OptionError, Pair
-from converter.pairs.registry import get, pairs
-from converter.planning.config_json import ConfigFile, ConfigJsonError
-
-# Names of a state dict, and of these times the ways to unwrap them: beyond any model here, and tried within seconds.
-_MOST_NAMES = 10_000
-_MOST_READINGS = 30_000
+from converter.pairs.pair import Pair
 
 
-@dataclass(frozen=True)
-class Choice:
-    """What the user says of the checkpoint where it leaves a choice.
+class State:
+    """A state dict with the names that its network gave, before programs wrapped its modules.
 
     Attributes:
-        key: dotted path of the state dict.
-        scope: the prefix under which the network is, in place of the pair's own scopes.
-        dialect: name of the dialect.
+        key: its dotted path inside the file.
+        entries: name -> the entries of that name, of which there are several where two were wrapped differently.
+        ignored: names in the file of those that are to be passed over.
     """
 
-    key: str | None = None
-    scope: str | None = None
-    dialect: str | None = None
+    def __init__(self, key: str, entries: dict[str, list[Entry]], ignored: list[str]):
+        self.key, self.entries, self.ignored = key, entries, ignored
+        self._sorted = sorted(entries)
+        self._place = {name: place for place, name in enumerate(entries)}
+
+    def under(self, prefix: str) -> list[str]:
+        """The names that start with the prefix, in the order of the file."""
+        end = f"{prefix}{chr(sys.maxunicode)}"
+        return self.in_order(self._sorted[bisect_left(self._sorted, prefix) : bisect_left(self._sorted, end)])
+
+    def in_order(self, names: Iterable[str]) -> list[str]:
+        """The names in the order of the file."""
+        return sorted(names, key=self._place.__getitem__)
 
 
-_FREE = Choice()
-
-
-class Ambiguous(ConversionError):
-    """Several state dicts of a file fit the same model, or several layouts of one."""
-
-
-@dataclass
+@dataclass(eq=False)
 class Reading:
     """One way to read a state dict as a pair's network.
 
     Attributes:
-        key: dotted path of the state dict inside the file.
-        prefix: what stands before every canonical name: wrappers and scope.
+        state: the state dict.
+        prefix: what stands before every canonical name.
         entries: canonical name -> entry, of everything in scope.
         doubled: canonical name -> source names, where several spell the same.
         copies: source name -> the one it is a copy of and that is read instead.
-        out_of_scope: first word of the name -> how many tensors under it are not of this network.
         from_config_json: options that the `config.json` beside the checkpoint gave.
         config: the sizes, or None where they could not be read; `unsized` says why.
         lacking: the tensor that is not there, where that is why.
         failure: what the pair's own function raised, where that is why.
+        refused: that an option does not go with the sizes, where that is why.
+        missing, unexpected: canonical names that the network needs and that are not there; and the other way round.
     """
 
     pair: Pair
-    key: str
+    state: State
     prefix: str
     dialect: dialects.Dialect
     entries: dict[str, Entry] = field(default_factory=dict)
     doubled: dict[str, list[str]] = field(default_factory=dict)
     copies: dict[str, str] = field(default_factory=dict)
-    out_of_scope: dict[str, int] = field(default_factory=dict)
     from_config_json: dict[str, Any] = field(default_factory=dict)
     config: dict[str, Any] | None = None
     unsized: str | None = None
     lacking: str | None = None
     failure: BaseException | None = field(default=None, repr=False)
+    refused: ConversionError | None = field(default=None, repr=False)
     missing: list[str] = field(default_factory=list)
     unexpected: list[str] = field(default_factory=list)
+
+    @property
+    def key(self) -> str:
+        """Dotted path of the state dict inside the file."""
+        return self.state.key
+
+    @property
+    def scope(self) -> str:
+        """Where in the state dict the network is, as a module's path; "" is the whole of it."""
+        return self.prefix.rstrip(".")
 
     @property
     def mapping(self) -> Mapping:
@@ -94,53 +103,55 @@ class Reading:
         """How many tensors in scope the network knows."""
         return len(self.entries) - len(self.unexpected) if self.config is not None else 0
 
+    @cached_property
+    def tensors(self) -> frozenset[str]:
+        """Names in the file of the tensors in scope that the network knows."""
+        strange = {self.entries[name].name for name in self.unexpected}
+        return frozenset({entry.name for entry in self.entries.values()} - strange)
 
-def readings(checkpoint: Checkpoint, pair: Pair, options: dict[str, Any], choice: Choice = _FREE) -> Iterator[Reading]:
-    """Every way to read the checkpoint as `pair`'s network."""
-    tried = [one for one in (dialects.CANONICAL, *pair.dialects) if choice.dialect in (None, one.name)]
-    scopes = pair.scopes if choice.scope is None else (f"{choice.scope.rstrip('.')}.",)
-    for state_key, state in checkpoint.states.items():
-        if choice.key not in (None, state_key):
-            continue
-        if len(state) > _MOST_NAMES:
-            raise ConversionError(f"it names {len(state)} tensors, and no model here has more than {_MOST_NAMES}")
-        compiled: dict[str, list[Entry]] = {}
-        for name, entry in state.items():
-            compiled.setdefault(dialects.strip_compiled(name), []).append(entry)
-        wrappers = dialects.prefixes(compiled)
-        if len(compiled) * len(wrappers) > _MOST_READINGS:
-            raise ConversionError(f"its names are wrapped in {len(wrappers)} different ways")
-        for wrapper in wrappers:
-            for scope in scopes:
-                prefix = wrapper + scope
-                if any(name.startswith(prefix) for name in compiled):
-                    for dialect in tried:
-                        reading = Reading(pair, state_key, prefix, dialect)
-                        _spell(reading, wrapper, compiled, checkpoint)
-                        _size(reading, options)
-                        yield reading
+    @cached_property
+    def out_of_scope(self) -> dict[str, int]:
+        """First word of the name -> how many tensors under it are not of this network."""
+        claimed = {entry.name for entry in self.entries.values()} | set(self.copies)
+        claimed.update(name for names in self.doubled.values() for name in names)
+        others = ((name, one) for name, entries in self.state.entries.items() for one in entries)
+        return dict(Counter(name.split(".")[0] for name, one in others if one.name not in claimed))
 
 
-def _spell(reading: Reading, wrapper: str, state: dict[str, list[Entry]], checkpoint: Checkpoint) -> None:
+def read(
+    pair: Pair,
+    state: State,
+    prefix: str,
+    dialect: dialects.Dialect,
+    options: dict[str, Any],
+    checkpoint: Checkpoint,
+    beside: tuple[str, ...] = (),
+) -> Reading:
+    """Read the names under a prefix, but not those under the prefixes `beside` it."""
+    reading = Reading(pair, state, prefix, dialect)
+    _spell(reading, [name for name in state.under(prefix) if not name.startswith(beside)], checkpoint)
+    _size(reading, options)
+    return reading
+
+
+def _spell(reading: Reading, names: list[str], checkpoint: Checkpoint) -> None:
     """Find the entries in scope by their canonical names."""
-    shared = dict(reading.dialect.shared)
+    dialect, prefix, state = reading.dialect, reading.prefix, reading.state
+    scope = max((one for one in reading.pair.scopes if prefix.endswith(one)), key=len, default="")
+    whole = prefix.removesuffix(scope)
+    elsewhere = {f"{whole}{theirs}": ours for theirs, ours in dialect.shared if f"{whole}{theirs}" in state.entries}
     spelled: dict[str, list[Entry]] = {}
-    outside: Counter[str] = Counter()
-    for name, entries in state.items():
-        if name.startswith(wrapper) and name.removeprefix(wrapper) in shared:
-            spelled.setdefault(shared[name.removeprefix(wrapper)], []).extend(entries)
-        elif name.startswith(reading.prefix) and reading.dialect.claims(name.removeprefix(reading.prefix)):
-            canonical = reading.dialect.canonical(name.removeprefix(reading.prefix))
-            spelled.setdefault(canonical, []).extend(entries)
-        else:
-            outside[name.split(".")[0]] += len(entries)
+    for name in state.in_order({*names, *elsewhere}) if elsewhere else names:
+        short = name.removeprefix(prefix)
+        if name in elsewhere or dialect.claims(short):
+            spelled.setdefault(elsewhere.get(name) or dialect.canonical(short), []).extend(state.entries[name])
+    shared = {ours for _, ours in dialect.shared}
     for name, entries in spelled.items():
         reading.entries[name] = entries[0]
-        if len(entries) > 1 and name in shared.values() and equal(entries, checkpoint):
+        if len(entries) > 1 and name in shared and equal(entries, checkpoint):
             reading.copies.update({entry.name: entries[0].name for entry in entries[1:]})
         elif len(entries) > 1:
             reading.doubled[name] = [entry.name for entry in entries]
-    reading.out_of_scope = dict(outside)
 
 
 def equal(entries: list[Entry], checkpoint: Checkpoint) -> bool:
@@ -162,6 +173,8 @@ def _size(reading: Reading, options: dict[str, Any]) -> None:
         reading.unsized = reading.dialect.refusal(reading.config)
     except PairError as error:
         reading.unsized, reading.failure = str(error), error
+    except UsageError as error:
+        reading.unsized, reading.refused = str(error), error
     except (ConversionError, MemoryError):
         raise
     except Exception as error:
@@ -242,186 +255,3 @@ def as_recorded(pair: Pair, config: dict[str, Any]) -> dict[str, Any]:
         return json.loads(json.dumps(config))
     except TypeError as error:
         raise ConversionError(f"the configuration of {pair.name} cannot be recorded: {error}") from None
-
-
-def read_as(checkpoint: Checkpoint, pair: Pair, options: dict[str, Any], choice: Choice = _FREE) -> Reading:
-    """The reading of the checkpoint as `pair`'s network that fits, else the one that comes nearest.
-
-    Raises:
-        ConversionError: nothing in it is of this network, or two state dicts or two layouts fit alike.
-        UsageError: what the user chose is not there.
-    """
-    key, dialect = choice.key, choice.dialect
-    known = [dialects.CANONICAL.name, *(one.name for one in pair.dialects)]
-    if dialect not in (None, *known):
-        raise UsageError(f"{pair.name} has no dialect {printable(dialect)}; it has: {', '.join(known)}")
-    if key is not None and key not in checkpoint.states:
-        there = listed([printable(name or "(the file itself)") for name in checkpoint.states], 8)
-        raise UsageError(f"the file has no state dict at {printable(key)}; it has: {there}")
-    found = list(readings(checkpoint, pair, options, choice))
-    fitting = [reading for reading in found if reading.fits]
-    keys = list(dict.fromkeys(reading.key for reading in fitting))
-    if len(keys) > 1:
-        shown = listed([printable(name or "(the file itself)") for name in keys], 8)
-        raise Ambiguous(f"several state dicts in the file fit {pair.name}: {shown}; choose one with --key")
-    if fitting:
-        best = max(fitting, key=lambda reading: reading.matched)
-        alike = [reading for reading in fitting if _same_tensors(reading, best) and not _same_layout(reading, best)]
-        if alike:
-            shown = ", ".join(reading.dialect.name for reading in (best, *alike))
-            raise Ambiguous(
-                f"its names and shapes fit several layouts of {pair.name}: {shown}; choose one with --dialect"
-            )
-        return best
-    # A reading that sizes itself tells more than one that fell back.
-    nearest = max(found, key=lambda r: (r.matched - len(r.missing) - len(r.doubled), -len(r.unexpected)), default=None)
-    if nearest is None or (nearest.matched == 0 and not _has_modules(nearest)):
-        names = Counter(entry.name.split(".")[0] for entry in checkpoint.entries())
-        shown = listed([f"{printable(name, 40)} ({count})" for name, count in names.most_common()], 6)
-        failure = None if nearest is None else nearest.failure
-        if nearest is not None and failure is not None and nearest.lacking is None:
-            raise PairError(f"{nearest.unsized}; its names start with: {shown}") from failure
-        raise ConversionError(f"it holds no tensor of {pair.name}; its names start with: {shown}") from failure
-    return nearest
-
-
-def _has_modules(reading: Reading) -> bool:
-    """Whether modules of the mapping have tensors of their own, if not those that their kinds have."""
-    if reading.config is None:
-        return False
-    holders = {name.rpartition(".")[0] for name in reading.unexpected}
-    return any(path and path in holders for path, _, _ in reading.mapping.modules())
-
-
-def _same_tensors(one: Reading, other: Reading) -> bool:
-    """Both take the same tensors of the file for the same ones of the network."""
-    return {name: entry.name for name, entry in one.entries.items()} == {
-        name: entry.name for name, entry in other.entries.items()
-    }
-
-
-def _same_layout(one: Reading, other: Reading) -> bool:
-    """Both lay every tensor out alike."""
-    return all(one.dialect.axes(name) == other.dialect.axes(name) for name in one.entries)
-
-
-def recognise(
-    checkpoint: Checkpoint, known: Iterable[Pair], options: dict[str, Any], choice: Choice = _FREE
-) -> Reading:
-    """The reading as the pair whose network covers the most of the checkpoint.
-
-    Raises:
-        ConversionError: none fits, or several do that cover as much; they are listed.
-    """
-    known = [
-        pair
-        for pair in known
-        if choice.dialect is None or any(choice.dialect == one.name for one in (dialects.CANONICAL, *pair.dialects))
-    ]
-    if not known:
-        raise UsageError(f"no model has a dialect {printable(choice.dialect)}")
-    config_file = ConfigFile.of(checkpoint)
-    fitting: list[Reading] = []
-    tried = []
-    refused: list[UsageError] = []
-    for pair in known:
-        tried.append(pair.name)
-        try:
-            pair.parse_options(pair.own_options(options))
-        except UsageError as error:  # a value may be right for another model
-            refused.append(error)
-            continue
-        try:
-            reading = _read_with(checkpoint, pair, config_file, options, choice)
-        except (UsageError, Ambiguous, ConfigJsonError):
-            raise
-        except ConversionError:
-            continue
-        if reading.fits:
-            fitting.append(reading)
-    most = max((reading.matched for reading in fitting), default=0)
-    chosen = [reading for reading in fitting if reading.matched == most]
-    if len(chosen) == 1:
-        reading = chosen[0]
-        _check(reading, config_file, options)
-        variant = reading.pair.published(reading.config or {})
-        if variant is not None:
-            reading.pair = get(variant)
-        return reading
-    if not chosen:
-        if refused:
-            raise refused[0]
-        raise ConversionError(
-            f"no model fits this checkpoint; known: {', '.join(tried)}; name one with --model to see why"
-        )
-    names = ", ".join(reading.pair.name for reading in chosen)
-    raise ConversionError(f"several models fit this checkpoint: {names}; choose one with --model")
-
-
-def _is_placeholders(state: dict[str, Entry]) -> bool:
-    floats = [entry for entry in state.values() if entry.dtype in FLOATS]
-    return len(floats) > 1 and sum(entry.shape == (0,) for entry in floats) > len(floats) / 2
-
-
-def find_reading(
-    checkpoint: Checkpoint,
-    model: str | None,
-    options: dict[str, Any],
-    choice: Choice = _FREE,
-    recorded: dict[str, Any] | None = None,
-) -> Reading:
-    """The checkpoint read as the named model, or as the one that its names show ("auto" or None).
-
-    `recorded` are options as a weights file has them, for those that are not given.
-    """
-    states = [state for key, state in checkpoint.states.items() if choice.key in (None, key)]
-    if states and all(map(_is_placeholders, states)):
-        raise ConversionError(
-            "its tensors hold no values, as those that ZeRO-3 of DeepSpeed keeps in parts; make one file of the parts, "
-            "in the run's folder: python zero_to_fp32.py . one.pth"
-        )
-    if model in (None, "auto"):
-        return recognise(checkpoint, pairs(), options, choice)
-    assert model is not None
-    pair, config_file = get(model), ConfigFile.of(checkpoint)
-    reading = _read_with(checkpoint, pair, config_file, options, choice, recorded)
-    if reading.fits:
-        _check(reading, config_file, options, recorded)
-    elif reading.config is not None:  # no sizes of this checkpoint, but their names
-        pair.named(options, reading.config)
-    return reading
-
-
-def _read_with(
-    checkpoint: Checkpoint,
-    pair: Pair,
-    config_file: ConfigFile,
-    options: dict[str, Any],
-    choice: Choice,
-    recorded: dict[str, Any] | None = None,
-) -> Reading:
-    """The checkpoint read as the pair's network, by the options that are given, else recorded, else in `config.json`.
-
-    Raises:
-        ConfigJsonError: the network does not take what it says.
-    """
-    own = {**(recorded or {}), **pair.own_options(options)}
-    taken = {name: value for name, value in config_file.options(pair).items() if name not in own}
-    try:
-        reading = read_as(checkpoint, pair, pair.parse_options({**taken, **own}), choice)
-    except UsageError as error:
-        refused = [name for name in taken if not isinstance(error, OptionError) or name == error.option]
-        if not refused:
-            raise
-        raise config_file.refused(pair, refused, error) from None
-    reading.from_config_json = taken
-    return reading
-
-
-def _check(
-    reading: Reading, config_file: ConfigFile, options: dict[str, Any], recorded: dict[str, Any] | None = None
-) -> None:
-    """See that the sizes that were read are those that are given, recorded, and in the `config.json`."""
-    pair, config = reading.pair, reading.config or {}
-    pair.check_determined(options, config)
-    config_file.check(pair, config, pair.named(options, config), recorded or {})

@@ -19,7 +19,7 @@ from converter.errors import ConversionError, UsageError, printable
 from converter.files.atomic import NewFolder
 from converter.naming import listed
 from converter.pairs import registry
-from converter.pairs.dialects import strip_compiled
+from converter.pairs.dialects import unwrapped
 from converter.scaffold import files
 from converter.scaffold.classes import Classes, pieces
 from converter.scaffold.guesses import NUM_HEADS, Guess, guesses
@@ -184,7 +184,7 @@ def _entries(source: Checkpoint, key: str | None) -> dict[str, Entry]:
     state = source.states[keys[0]]
     if len(state) > _MOST_TENSORS:
         raise ConversionError(f"it names {len(state)} tensors; at most {_MOST_TENSORS} make a pair")
-    names = {name: strip_compiled(name) for name in state}
+    names = {name: unwrapped(name) for name in state}
     for wrapper in _WRAPPERS:
         if all(name.startswith(wrapper) for name in names.values()):
             names = {name: short.removeprefix(wrapper) for name, short in names.items()}

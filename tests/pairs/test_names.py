@@ -9,7 +9,7 @@ from converter.errors import printable, shorten
 from converter.kinds import BATCH_NORM, DENSE
 from converter.kinds.activations import arrange
 from converter.naming import fold, listed, nearest
-from converter.pairs.dialects import Dialect, prefixes, strip_compiled
+from converter.pairs.dialects import Dialect, unwrapped
 from converter.pairs.mapping import Drop, Mapping, Row, expand, join
 from converter.pairs.pair import Pair
 
@@ -93,11 +93,19 @@ def test_two_rules_for_one_name_are_an_error():
         Dialect("theirs", (("a", "b"), ("a.{i}", "c.{i}"))).canonical("a.0.weight")
 
 
-def test_wrappers():
-    assert strip_compiled("_orig_mod.a._orig_mod.weight") == "a.weight"
-    assert strip_compiled("a_orig_mod.weight") == "a_orig_mod.weight"
-    assert prefixes(["module.model.a.weight", "module.b"]) == ["", "module.", "module.model."]
-    assert prefixes(["model"]) == [""]
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("_orig_mod.a._orig_mod.weight", "a.weight"),
+        ("_fsdp_wrapped_module.a._checkpoint_wrapped_module.0.weight", "a.0.weight"),
+        ("_forward_module.a._module.weight", "a.weight"),
+        ("a_orig_mod.weight", "a_orig_mod.weight"),
+        ("module.a.weight", "module.a.weight"),
+        ("_orig_mod", "_orig_mod"),
+    ],
+)
+def test_what_programs_wrap_around_a_module_is_taken_out_of_its_path(name, expected):
+    assert unwrapped(name) == expected
 
 
 @pytest.mark.parametrize(

@@ -13,9 +13,8 @@ import tf_models
 import torch_refs
 from converter import Mapping, Option, Pair, Probe, Row, kinds, nested
 from converter.checkpoints.checkpoint import Checkpoint
-from converter.families.sam.mask_decoder import SAM_DECODER
 from converter.files.atomic import scratch
-from converter.planning.reading import read_as
+from converter.planning.choosing import find_reading
 from converter.proof.comparing import compare
 from tests.support.checkpoints import save
 from tests.support.pairs import registered
@@ -249,7 +248,7 @@ def test_each_missing_tensor_is_told_as_just_that(tmp_path):
     for name in state:
         checkpoint = save({key: value for key, value in state.items() if key != name}, tmp_path, "one.pth")
         with Checkpoint(checkpoint) as source:
-            reading = read_as(source, SAM_DECODER, OPTIONS)
+            reading = find_reading(source, "sam_decoder", {})
         told = reading.missing or [name]  # whether a bias must be there, the Keras model says later
         if (told, reading.unexpected, reading.doubled, reading.dialect.name) != ([name], [], {}, "official"):
             wrong[name] = (reading.missing[:3], reading.unexpected[:3], list(reading.doubled)[:3])

@@ -14,7 +14,7 @@ import converter
 import tf_models
 from converter.checkpoints.checkpoint import Checkpoint
 from converter.families.sam import SAM
-from converter.planning.reading import find_reading
+from converter.planning.choosing import find_reading
 from tests.support.carrying import twin
 from tests.support.checkpoints import prefixed, save
 from tests.support.pairs import registered
