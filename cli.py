@@ -4,6 +4,7 @@ import importlib
 import json
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -301,6 +302,11 @@ class _Numbers(click.ParamType):
         return numbers
 
 
+def _generating(option: str, kind: click.ParamType, text: str, usual: float) -> Callable[[Any], Any]:
+    """An option that `AutomaticMaskGenerator` knows by the same name; None where it is not given."""
+    return click.option(option, type=kind, help=f"{text}  [default: {usual}]")
+
+
 _POINT, _BOX = _Numbers("X", "Y"), _Numbers("X0", "Y0", "X1", "Y1")
 
 
@@ -311,6 +317,12 @@ _POINT, _BOX = _Numbers("X", "Y"), _Numbers("X0", "Y0", "X1", "Y1")
 @click.option("--background", type=_POINT, metavar="X,Y", multiple=True, help="A pixel that is not of the object.")
 @click.option("--box", "boxes", type=_BOX, metavar="X0,Y0,X1,Y1", multiple=True, help="A box around an object.")
 @click.option("--everything", is_flag=True, help="Find all objects, without prompts.")
+@_generating("--points-per-side", click.IntRange(1), "With --everything: a grid of this many points squared.", 32)
+@_generating("--pred-iou-thresh", click.FloatRange(0, 1), "Keep masks whose estimated IoU is above this.", 0.88)
+@_generating("--stability-score-thresh", click.FloatRange(0, 1), "Keep masks at least so stable.", 0.95)
+@_generating("--box-nms-thresh", click.FloatRange(0, 1), "Of masks whose boxes overlap more, keep the best.", 0.7)
+@_generating("--crop-n-layers", click.IntRange(0, 4), "Look at crops too: 4 in the first layer, 16 in the next.", 0)
+@_generating("--min-mask-region-area", click.IntRange(0), "Fill holes and clear islands of fewer pixels.", 0)
 @click.option(
     "--output", "-o", type=click.Path(path_type=Path), help="Draw the masks over the picture, into this file."
 )
@@ -331,6 +343,7 @@ def segment(
     overwrite: bool,
     as_json: bool,
     quiet: bool,
+    **generating: float | None,
 ) -> None:
     """Segment a PICTURE with the converted WEIGHTS of a whole SAM.
 
@@ -349,7 +362,8 @@ def segment(
     if masks is not None:
         check_folder(masks)
     with progress_for(quiet) as progress:
-        result = segment(weights, picture, points, background, boxes, everything, progress)
+        given = {name: value for name, value in generating.items() if value is not None}
+        result = segment(weights, picture, points, background, boxes, everything, progress, given)
     if drawing is not None:
         with drawing.written() as temporary:
             result.save_drawing(temporary)

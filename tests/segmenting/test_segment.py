@@ -1,7 +1,9 @@
 """The command `weightbridge segment`: the pictures it reads, what it draws and writes, and how it refuses."""
 
+import inspect
 import json
 import os
+import re
 
 import numpy as np
 import pycocotools.mask
@@ -9,12 +11,13 @@ import pytest
 from PIL import Image
 from segment_anything import SamPredictor
 
+import cli
 import tf_models
 from tests.support.checkpoints import prefixed, save
 from tests.support.running import run_forked
 from tests.support.sam_sides import overlap, photographs, save_small, small_sides, steep
 from tests.support.small_sam import OPTIONS, decoder_state
-from tf_models.sam import rle
+from tf_models.sam import AutomaticMaskGenerator, rle
 from tf_models.segmenting.drawing import Drawn, draw
 from tf_models.segmenting.segment import (
     SUFFIXES,
@@ -114,9 +117,24 @@ def test_too_many_pixels(tmp_path, monkeypatch):
 # --- Masks -----------------------------------------------------------------------------------------------------------
 
 
+class Told:
+    """What is told while it works."""
+
+    def __init__(self):
+        self.said = []
+
+    def start(self, stage, total):
+        self.said.append((stage, total))
+
+    def advance(self, count):
+        self.said.append(count)
+
+
 def test_one_point_takes_the_best_of_three_masks(folder, official):
     masks, iou, _ = official.predict(np.array([[200, 120]]), np.array([1]))
-    result = segment(folder / "sam.weights.h5", folder / "photo.png", points=[(200, 120)])
+    told = Told()
+    result = segment(folder / "sam.weights.h5", folder / "photo.png", points=[(200, 120)], progress=told)
+    assert told.said == [("loading the model", 0), ("encoding", 0), ("masks", 0)]
     (record,) = result.masks
     assert record["predicted_iou"] == pytest.approx(iou.max(), abs=1e-5)
     assert overlap(rle.decode(record["segmentation"])[None], masks[[iou.argmax()]]) >= 0.999
@@ -173,6 +191,22 @@ def test_weights_of_another_model(folder):
         segment(weights, folder / "photo.png", points=[(1, 1)])
     with pytest.raises(tf_models.WeightsError, match=r"photo\.png: is not a readable HDF5 file"):
         segment(folder / "photo.png", folder / "photo.png", points=[(1, 1)])
+
+
+def test_where_nothing_passes_a_hint_says_what_would(folder):
+    arguments = {"weights": folder / "sam.weights.h5", "picture": folder / "small.png", "everything": True}
+    told = Told()
+    result = segment(**arguments, generator={"points_per_side": 2, "pred_iou_thresh": 0.999}, progress=told)
+    assert told.said == [("loading the model", 0), ("encoding", 0), ("points", 4), 4]
+    assert result.masks == []
+    assert result.hint.startswith("of 12 masks none is above an estimated IoU of 0.999 (the best: 0.9")
+    assert result.to_dict()["hint"] == result.hint
+    assert str(result).splitlines()[1] == f"hint      {result.hint}"
+    advised = {name.replace("-", "_"): float(value) for name, value in re.findall(r"--(\S+) (\S+)", result.hint)}
+    again = segment(**arguments, generator={"points_per_side": 2, **advised})
+    assert again.masks
+    assert again.hint == ""
+    assert "hint" not in again.to_dict()
 
 
 def test_a_picture_too_long_for_sam(folder):
@@ -317,6 +351,30 @@ def test_the_command_finds_everything(folder):
         assert drawn.size == (404, 548)  # 4 times 101 x 137
 
 
+def test_the_generator_gets_its_options_and_only_those_that_are_given(folder, monkeypatch):
+    given = {
+        "points_per_side": 3,
+        "pred_iou_thresh": 0.5,
+        "stability_score_thresh": 0.1,
+        "box_nms_thresh": 1.0,
+        "crop_n_layers": 1,
+        "min_mask_region_area": 5,
+    }
+    assert given.keys() <= inspect.signature(AutomaticMaskGenerator).parameters.keys()
+    asked = []
+
+    def instead(*arguments):
+        asked.append(arguments[-1])
+        return Segmentation(np.zeros((3, 4, 3), np.uint8), [])
+
+    monkeypatch.setattr("tf_models.segmenting.segment.segment", instead)
+    command = ["segment", "sam.weights.h5", str(folder / "photo.png"), "--everything", "--json"]
+    for options in (given, dict([next(iter(given.items()))]), {}):
+        words = [word for name, value in options.items() for word in (f"--{name.replace('_', '-')}", str(value))]
+        cli.main.commands["segment"].main([*command[1:], *words], standalone_mode=False)
+        assert asked.pop() == options
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
@@ -326,6 +384,12 @@ def test_the_command_finds_everything(folder):
         (("photo.png", "-o", "o.png"), 2, "give a --point, a --box, or --everything"),
         (("photo.png", "--point", "1,1", "-o", "o.txt"), 1, "the output o.txt must end in .png or .jpg"),
         (("none.png", "--point", "1,1", "-o", "o.png"), 1, "none.png: no such file"),
+        (("photo.png", "--everything", "--pred-iou-thresh", "2", "-o", "o.png"), 2, "2.0 is not in the range 0<=x<=1"),
+        (
+            ("photo.png", "--point", "1,1", "--box-nms-thresh", ".5", "-o", "o.png"),
+            2,
+            "--box-nms-thresh is for --every",
+        ),
     ],
 )
 def test_the_command_refuses_in_one_line(folder, arguments, code, message):

@@ -42,14 +42,8 @@ def load(path: str | os.PathLike, require: str | None = None) -> Any:
     from tf_models.runtime.abstract import abstract
 
     with opened(path) as file:
-        attributes = attributes_of(file)
-        about = provenance_of(attributes)
-        _required(about, require)
+        about, held = _declared(file, require)
         name, config = about["model"], about["config"]
-        if name not in tf_models.names():
-            known = ", ".join(tf_models.names())
-            raise WeightsError(f"holds the model {printable(name)}, which is not known here; known: {known}")
-        held = held_by(file, attributes)
         try:
             plan = abstract(lambda: tf_models.create(name, **config), _SPARE_VARIABLES + 4 * len(held))
             compare(held, {place: tuple(variable.shape) for place, variable in places(plan).items()}, name)
@@ -67,6 +61,30 @@ def load(path: str | os.PathLike, require: str | None = None) -> Any:
         for place, variable in homes.items():
             variable.assign(checked(held[place], place))
     return model
+
+
+def declared(path: str | os.PathLike, require: str | None = None) -> dict[str, Any]:
+    """A converted file's provenance, after all that `load` refuses before it needs TensorFlow.
+
+    Raises:
+        WeightsError: it cannot be loaded: damaged, of another program, of a model that is not known, or proven less.
+        ValueError: as `load`.
+    """
+    with opened(path) as file:
+        return _declared(file, require)[0]
+
+
+def _declared(file: Any, require: str | None) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The provenance and the datasets of an open file."""
+    import tf_models
+
+    attributes = attributes_of(file)
+    about = provenance_of(attributes)
+    _required(about, require)
+    if about["model"] not in tf_models.names():
+        known = ", ".join(tf_models.names())
+        raise WeightsError(f"holds the model {printable(about['model'])}, which is not known here; known: {known}")
+    return about, held_by(file, attributes)
 
 
 def _required(about: Mapping[str, Any], require: str | None) -> None:

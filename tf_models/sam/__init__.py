@@ -13,15 +13,13 @@ BUILDERS = {
     "sam_vit_h": "tf_models.sam.sam:build_sam_vit_h",
     "sam_vit_l": "tf_models.sam.sam:build_sam_vit_l",
 }
+PARTS = ("image_encoder", "prompt_encoder", "mask_decoder")  # of a whole one, as attributes
+WHOLE = ("mobile_sam", "sam", "sam_vit_b", "sam_vit_h", "sam_vit_l")
 SIGNATURES = {
-    "mobile_sam": "tf_models.sam.signatures:sam",
-    "sam": "tf_models.sam.signatures:sam",
+    **dict.fromkeys(WHOLE, "tf_models.sam.signatures:sam"),
     "sam_decoder": "tf_models.sam.signatures:mask_decoder",
     "sam_image_encoder": "tf_models.sam.signatures:image_encoder",
     "sam_prompt_encoder": "tf_models.sam.signatures:prompt_encoder",
-    "sam_vit_b": "tf_models.sam.signatures:sam",
-    "sam_vit_h": "tf_models.sam.signatures:sam",
-    "sam_vit_l": "tf_models.sam.signatures:sam",
 }
 _PLACES = {"Predictor": "tf_models.sam.predictor", "AutomaticMaskGenerator": "tf_models.sam.automatic"}
 

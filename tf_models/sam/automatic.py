@@ -1,5 +1,6 @@
 """Masks of everything in a picture: a grid of single points is prompted, and the good and distinct answers are kept."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -31,6 +32,25 @@ class _Found:
     crop_box: list[int]
 
 
+@dataclass
+class Seen:
+    """What the filters saw.
+
+    Attributes:
+        masks: how many there were, three for each point.
+        good: how many of them have a quality above `pred_iou_thresh`.
+        stable: how many of those are as stable as `stability_score_thresh` asks.
+        iou: the best quality, good or not.
+        stability: of the good ones, the best; where none is good, that of the one of the best quality.
+    """
+
+    masks: int = 0
+    good: int = 0
+    stable: int = 0
+    iou: float = -math.inf
+    stability: float = -math.inf
+
+
 class AutomaticMaskGenerator:
     """Finds masks all over a picture, without prompts.
 
@@ -52,6 +72,9 @@ class AutomaticMaskGenerator:
         point_grids: points (P, 2) in the unit square for each layer, in place of `points_per_side`.
         min_mask_region_area: fill holes and clear islands of fewer pixels than this.
         output_mode: masks as "binary_mask", "uncompressed_rle" or "coco_rle", whose counts are compressed.
+
+    Attributes:
+        seen: what the filters saw in the last picture.
 
     Raises:
         ValueError: not exactly one of `points_per_side` and `point_grids`, or an unknown output mode.
@@ -91,13 +114,15 @@ class AutomaticMaskGenerator:
         self.crop_n_points_downscale_factor = crop_n_points_downscale_factor
         self.min_mask_region_area = min_mask_region_area
         self.output_mode = output_mode
+        self.seen = Seen()
 
     def generate(self, image: np.ndarray, progress: Any = None) -> list[dict[str, Any]]:
         """Find the masks of a picture.
 
         Args:
             image: (H, W, 3), uint8, RGB.
-            progress: an object with `start(stage, total)` and `advance(count)`, which is told of the points.
+            progress: an object with `start(stage, total)` and `advance(count)`, which is told of each crop's encoding,
+                whose total is not known (0), and of its points.
 
         Returns:
             A record for each mask: `segmentation`, (H, W) of bool or its RLE; `area` in pixels; `bbox` as
@@ -108,11 +133,11 @@ class AutomaticMaskGenerator:
             ValueError: as `Predictor.set_image`.
         """
         crops = crop_boxes(image.shape[:2], self.crop_n_layers, self.crop_overlap_ratio)
-        if progress is not None:
-            progress.start("points", sum(len(self.point_grids[layer]) for _, layer in crops))
+        self.seen = Seen()
         found: list[_Found] = []
-        for crop_box, layer in crops:
-            found += self._in_crop(image, crop_box, self.point_grids[layer], progress)
+        for number, (crop_box, layer) in enumerate(crops, start=1):
+            where = f", crop {number} of {len(crops)}" if len(crops) > 1 else ""
+            found += self._in_crop(image, crop_box, self.point_grids[layer], where, progress)
         if len(crops) > 1:
             # Small crops first: they show more.
             areas = [(x1 - x0) * (y1 - y0) for x0, y0, x1, y1 in (one.crop_box for one in found)]
@@ -121,10 +146,16 @@ class AutomaticMaskGenerator:
             found = self._without_small_regions(found)
         return [self._record(one) for one in found]
 
-    def _in_crop(self, image: np.ndarray, crop_box: list[int], grid: np.ndarray, progress: Any) -> list[_Found]:
+    def _in_crop(
+        self, image: np.ndarray, crop_box: list[int], grid: np.ndarray, where: str, progress: Any
+    ) -> list[_Found]:
         x0, y0, x1, y1 = crop_box
+        if progress is not None:
+            progress.start(f"encoding{where}", 0)
         self.predictor.set_image(image[y0:y1, x0:x1])
         points = np.asarray(grid) * (x1 - x0, y1 - y0)
+        if progress is not None:
+            progress.start(f"points{where}", len(points))
         found: list[_Found] = []
         for start in range(0, len(points), self.points_per_batch):
             batch = points[start : start + self.points_per_batch]
@@ -139,12 +170,16 @@ class AutomaticMaskGenerator:
         predictor = self.predictor
         coords = predictor.transform.apply_coords(points, predictor.original_size)
         low, iou = predictor.decode(coords[:, None], np.ones((len(points), 1), np.int32))
+        good = np.argwhere((iou > self.pred_iou_thresh) | (self.pred_iou_thresh <= 0))
+        self._look(low, iou, len(good))
         found = []
-        for i, k in np.argwhere((iou > self.pred_iou_thresh) | (self.pred_iou_thresh <= 0)):
+        for i, k in good:
             # Only here, when most masks are dropped, is one scaled to the picture.
             mask, stability = self._stable_mask(low[i, k])
+            self.seen.stability = max(self.seen.stability, float(np.nan_to_num(stability)))
             if not (stability >= self.stability_score_thresh or self.stability_score_thresh <= 0):
                 continue
+            self.seen.stable += 1
             box = mask_boxes(mask[None])
             if near_crop_edge(box, crop_box, size)[0]:
                 continue
@@ -158,6 +193,19 @@ class AutomaticMaskGenerator:
                 _Found(rle.encode(whole), box[0] + offset, iou[i, k], stability, points[i] + offset[:2], crop_box)
             )
         return found
+
+    def _look(self, low: np.ndarray, iou: np.ndarray, good: int) -> None:
+        """Note masks of logits low (P, K, h, w) and quality iou (P, K), of which so many are good."""
+        seen = self.seen
+        if good and not seen.good:
+            seen.stability = -math.inf  # that of one that is not good
+        seen.masks += iou.size
+        seen.good += good
+        best = np.unravel_index(iou.argmax(), iou.shape)
+        if iou[best] > seen.iou:
+            seen.iou = float(iou[best])
+            if not seen.good:
+                seen.stability = float(np.nan_to_num(self._stable_mask(low[best])[1]))
 
     def _stable_mask(self, low: np.ndarray) -> tuple[np.ndarray, np.float32]:
         """low (h, w), logits -> the mask (H, W), bool, and its stability."""

@@ -4,15 +4,17 @@ import math
 import os
 import stat
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+import tf_models
+from tf_models.runtime.loading import declared
 from tf_models.runtime.weights_format import printable
-from tf_models.sam import rle
+from tf_models.sam import PARTS, WHOLE, rle
 from tf_models.sam.regions import mask_boxes, xywh
 
 if TYPE_CHECKING:
@@ -48,6 +50,7 @@ class Segmentation:
     masks: list[dict[str, Any]]
     points: Sequence[Point] = ()
     background: Sequence[Point] = ()
+    hint: str = ""  # where nothing was found, what the filters saw and what would let it through
 
     def drawing(self) -> "Image.Image":
         """The masks and prompts over the picture, each mask with its number and estimated quality."""
@@ -90,11 +93,13 @@ class Segmentation:
         """The same as data: masks as COCO's compressed RLE."""
         height, width = self.image.shape[:2]
         masks = [mask | {"segmentation": rle.to_coco(mask["segmentation"])} for mask in self.masks]
-        return {"width": width, "height": height, "masks": masks}
+        return {"width": width, "height": height, "masks": masks} | ({"hint": self.hint} if self.hint else {})
 
     def __str__(self) -> str:
         height, width = self.image.shape[:2]
         lines = [f"{'picture':<9} {width} x {height} pixels, masks {len(self.masks)}"]
+        if self.hint:
+            lines.append(f"{'hint':<9} {self.hint}")
         for number, mask in enumerate(self.masks, start=1):
             x, y, w, h = mask["bbox"]
             lines.append(
@@ -112,6 +117,7 @@ def segment(
     boxes: Sequence[Box] = (),
     everything: bool = False,
     progress: Any = None,
+    generator: Mapping[str, Any] | None = None,
 ) -> Segmentation:
     """Find masks in a picture.
 
@@ -124,26 +130,31 @@ def segment(
         points, background: (x, y) in pixels, on the object and beside it.
         boxes: (x0, y0, x1, y1) in pixels.
         everything: find masks all over the picture, without prompts.
-        progress: an object with `start(stage, total)` and `advance(count)`.
+        progress: an object with `start(stage, total)` and `advance(count)`; a total of 0 is not known.
+        generator: arguments of `AutomaticMaskGenerator` that are not to be the usual ones; for `everything`.
 
     Raises:
         PictureError: the picture cannot be read, or the weights are not those of a whole SAM.
-        PromptError: the prompts contradict each other, or lie outside the picture.
+        PromptError: prompts and arguments contradict each other, or prompts lie outside the picture.
         WeightsError: the weights file is damaged.
     """
-    _check_combination(points, background, boxes, everything)
+    _check_combination(points, background, boxes, everything, generator)
     image = read_picture(picture)
     _check_places(image, {"--point": points, "--background": background}, boxes)
-    model = _load(weights)
+    start = progress.start if progress is not None else lambda _stage, _total: None
+    model = _load(weights, start)
     from tf_models.sam import AutomaticMaskGenerator, Predictor
 
     try:
         if everything:
-            generator = AutomaticMaskGenerator(model, output_mode="uncompressed_rle")
-            masks = generator.generate(image, progress)
-            return Segmentation(image, sorted(masks, key=lambda mask: -mask["predicted_iou"]))
+            finder = AutomaticMaskGenerator(model, output_mode="uncompressed_rle", **(generator or {}))
+            masks = finder.generate(image, progress)
+            hint = "" if masks else _hint(finder)
+            return Segmentation(image, sorted(masks, key=lambda mask: -mask["predicted_iou"]), hint=hint)
         predictor = Predictor(model)
+        start("encoding", 0)
         predictor.set_image(image)
+        start("masks", 0)
     except ValueError as error:
         raise PictureError(f"{printable(str(picture))}: {error}") from None
     return Segmentation(image, _prompted(predictor, points, background, boxes), points, background)
@@ -226,8 +237,14 @@ def _from_more_bits(values: np.ndarray, mode: str) -> np.ndarray:
 
 
 def _check_combination(
-    points: Sequence[Point], background: Sequence[Point], boxes: Sequence[Box], everything: bool
+    points: Sequence[Point],
+    background: Sequence[Point],
+    boxes: Sequence[Box],
+    everything: bool,
+    generator: Mapping[str, Any] | None,
 ) -> None:
+    if generator and not everything:
+        raise PromptError(f"--{next(iter(generator)).replace('_', '-')} is for --everything")
     if everything and (points or background or boxes):
         raise PromptError("--everything takes no --point, --background or --box")
     if not (everything or points or boxes):
@@ -250,15 +267,43 @@ def _check_places(image: np.ndarray, points: dict[str, Sequence[Point]], boxes: 
             raise PromptError(f"--box {x0:g},{y0:g},{x1:g},{y1:g} lies outside {inside}")
 
 
-def _load(weights: str | os.PathLike) -> Any:
-    import tf_models
-    from tf_models.runtime.weights_format import provenance
-
-    name = provenance(weights)["model"]
+def _load(weights: str | os.PathLike, start: Callable[[str, int], None]) -> Any:
+    about = declared(weights)
+    if about["model"] in tf_models.builders():  # else it is a model of the user's own, and shows its parts when built
+        _check_whole(weights, about, about["model"] in WHOLE)
+    start("loading the model", 0)
     model = tf_models.load(weights)
-    if not all(hasattr(model, part) for part in ("image_encoder", "prompt_encoder", "mask_decoder")):
-        raise PictureError(f"{printable(str(weights))} holds {name}, which is not a whole SAM with an image encoder")
+    _check_whole(weights, about, all(hasattr(model, part) for part in PARTS))
     return model
+
+
+def _check_whole(weights: str | os.PathLike, about: Mapping[str, Any], whole: bool) -> None:
+    if not whole:
+        name = printable(about["model"])
+        raise PictureError(f"{printable(str(weights))} holds {name}, which is not a whole SAM with an image encoder")
+
+
+def _hint(finder: Any) -> str:
+    """Why nothing passed the generator's filters, and with which options the nearest mask would."""
+    seen, least_iou, least_stability = finder.seen, finder.pred_iou_thresh, finder.stability_score_thresh
+    if seen.stable:
+        return f"{seen.stable:,} of {seen.masks:,} masks pass the thresholds, and all reach the edge of a crop"
+    options = []
+    if not seen.good:
+        options.append(f"--pred-iou-thresh {_below(seen.iou)}")
+    if not seen.stability >= least_stability:
+        options.append(f"--stability-score-thresh {_below(seen.stability)}")
+    passing = f"{seen.good:,} are above" if seen.good else "none is above"
+    return (
+        f"of {seen.masks:,} masks {passing} an estimated IoU of {least_iou:g} (the best: {seen.iou:.2f}), and "
+        f"{'the best stability of those' if seen.good else 'its stability'} is {seen.stability:.2f} (asked for: "
+        f"{least_stability:g}); {' '.join(options)} lets one through"
+    )
+
+
+def _below(value: float) -> float:
+    """A threshold of two digits that the value is above; 0 takes everything."""
+    return max(math.floor(100 * value - 0.01) / 100, 0.0) if math.isfinite(value) else 0.0
 
 
 def _prompted(

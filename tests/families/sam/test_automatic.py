@@ -1,5 +1,7 @@
 """The automatic mask generator against segment-anything's on photographs, with the same weights."""
 
+import re
+
 import numpy as np
 import pytest
 from segment_anything import SamAutomaticMaskGenerator
@@ -8,6 +10,7 @@ from tests.support.carrying import twin
 from tests.support.sam_sides import Sides, photographs, small_sides, steep
 from tests.support.small_sam import CONFIG
 from tf_models.sam import AutomaticMaskGenerator, Predictor, rle
+from tf_models.segmenting.segment import _hint
 
 LENIENT = {
     "points_per_side": 4,
@@ -141,8 +144,46 @@ def test_the_picture_is_encoded_once_for_each_crop_and_progress_is_told(sides, m
 
     generator.generate(photographs()["small"], Progress())
     assert len(encoded) == 5
-    assert said[0] == ("points", 16 + 4 * 1)
-    assert sum(said[1:]) == 16 + 4 * 1
+    whole = [("encoding, crop 1 of 5", 0), ("points, crop 1 of 5", 16), 7, 7, 2]
+    assert said[:5] == whole
+    assert said[5:] == [
+        one for n in (2, 3, 4, 5) for one in ((f"encoding, crop {n} of 5", 0), (f"points, crop {n} of 5", 1), 1)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("thresholds", "told"),
+    [
+        ((0.9999, 0.0), r"^of 48 masks none is above an estimated IoU of 0.9999 \(the best: 0.9"),
+        (
+            (0.0, 1.0),
+            r"^of 48 masks 48 are above an estimated IoU of 0 \(.* the best stability of those is 0\.\d\d ",
+        ),
+        ((0.9999, 1.0), r"none is above .* and its stability is 0\.\d\d \(asked for: 1\)"),
+    ],
+)
+def test_where_nothing_passes_it_is_known_what_would(sides, thresholds, told):
+    image = photographs()["small"]
+    options = LENIENT | dict(zip(("pred_iou_thresh", "stability_score_thresh"), thresholds, strict=True))
+    finder = AutomaticMaskGenerator(sides.keras, **options)
+    assert finder.generate(image) == []
+    hint = _hint(finder)
+    assert re.search(told, hint)
+    advised = {name.replace("-", "_"): float(value) for name, value in re.findall(r"--(\S+) (\S+)", hint)}
+    assert advised.keys() == {name for name in ("pred_iou_thresh", "stability_score_thresh") if options[name] > 0}
+    found = AutomaticMaskGenerator(sides.keras, **options | advised).generate(image)
+    assert found
+    for name, score in (("pred_iou_thresh", "predicted_iou"), ("stability_score_thresh", "stability_score")):
+        best = max(record[score] for record in found)
+        assert name not in advised or best - 0.02 < advised[name] < best, "no lower than it must be"
+    assert finder.seen.iou == pytest.approx(max(record["predicted_iou"] for record in both(sides, image)[0]), abs=0.01)
+
+
+def test_masks_that_all_reach_the_edge_of_a_crop(sides, monkeypatch):
+    monkeypatch.setattr("tf_models.sam.automatic.near_crop_edge", lambda boxes, *_: [True])
+    finder = AutomaticMaskGenerator(sides.keras, **LENIENT)
+    assert finder.generate(photographs()["small"]) == []
+    assert re.search(r"^\d+ of 48 masks pass the thresholds, and all reach the edge of a crop$", _hint(finder))
 
 
 @pytest.mark.parametrize(
