@@ -417,7 +417,10 @@ def export(
     import converter
 
     _chosen("auto", pair)
-    report = converter.export(file, output, format, dtype=dtype, part=part, sizes=sizes, overwrite=overwrite)
+    with progress_for(quiet) as progress:
+        report = converter.export(
+            file, output, format, dtype=dtype, part=part, sizes=sizes, overwrite=overwrite, progress=progress
+        )
     if not quiet:
         print_report(report, as_json)
 

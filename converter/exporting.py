@@ -3,9 +3,10 @@
 import dataclasses
 import json
 import math
+import operator
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,16 +20,18 @@ from converter.files.atomic import NewFile, NewFolder
 from converter.kinds.activations import arrange
 from converter.naming import listed
 from converter.pairs import registry
+from converter.pairs.pair import Pair
+from converter.progress import Progress, Silent
 from converter.report import size
 from tf_models.runtime import exporting
 from tf_models.runtime.exporting import DTYPES, ExportError, Input, Part, Signature
-from tf_models.runtime.loading import load
-from tf_models.runtime.weights_format import SUFFIX, WeightsError, provenance
+from tf_models.runtime.loading import declared, load
+from tf_models.runtime.weights_format import SUFFIX, WeightsError
 
 FORMATS = ("saved_model", "tflite")
 MARK = "export.json"  # in a folder that we wrote: what it holds, and of which file
 _LITE = ".tflite"
-# A lossy export further away than this, relative to the output's scale, is no longer the same network.
+# A lossy export that is so far away, relative to the output's scale, is no longer the same network.
 _LOSSY = {"float16": 2.0**-5, "int8-dynamic": 1.0}
 
 
@@ -57,6 +60,8 @@ class Difference:
         return self.error / self.scale if self.scale else math.inf if self.error else 0.0
 
     def __bool__(self) -> bool:
+        if self.dtype in _LOSSY:
+            return self.error < self.allowed or self.error == 0
         return self.error <= self.allowed
 
     def __str__(self) -> str:
@@ -111,6 +116,7 @@ class ExportReport:
                     "part": one.part,
                     "output": str(one.output),
                     "nbytes": one.nbytes,
+                    "weights_nbytes": one.weights_nbytes,
                     "ratio": round(one.ratio, 4),
                     "outputs": [{**asdict(d), "relative": d.relative, "allowed": d.allowed} for d in one.differences],
                 }
@@ -124,8 +130,22 @@ class ExportReport:
         for one in self.parts:
             rows.append(("part", f"{one.part}, {size(one.nbytes)} on disk, {one.ratio:.2f} of its float32 weights"))
             rows += [("output", str(difference)) for difference in one.differences]
+        if self.dtype in _LOSSY:
+            rows += self._bargain()
         rows.append(("written", f"{self.output} in {self.seconds:.1f} s"))
         return rows
+
+    def _bargain(self) -> list[tuple[str, str]]:
+        """What a lossy dtype saved, and what it cost."""
+        before, after = (sum(map(operator.attrgetter(name), self.parts)) for name in ("weights_nbytes", "nbytes"))
+        part, worst = max(
+            ((one.part, each) for one in self.parts for each in one.differences), key=lambda each: each[1].relative
+        )
+        change = f"{abs(1 - after / max(before, 1)):.0%} {'less' if after <= before else 'MORE'}"
+        return [
+            ("saved", f"{size(before)} of float32 weights are {size(after)} on disk, {change}"),
+            ("cost", f"an error of at most {worst.relative:.1%} of the output's own size, in {part}, {worst.name}"),
+        ]
 
     def __str__(self) -> str:
         return "\n".join(aligned(self.lines()))
@@ -140,6 +160,7 @@ def export(
     part: str | None = None,
     sizes: Mapping[str, int] | None = None,
     overwrite: bool = False,
+    progress: Progress | None = None,
 ) -> ExportReport:
     """Write a converted file's model as a SavedModel or for TensorFlow Lite, and compare it with the Keras model.
 
@@ -153,6 +174,7 @@ def export(
         part: export this part only.
         sizes: lengths of named axes, which TensorFlow Lite fixes; see `tf_models.runtime.exporting.Signature.sizes`.
         overwrite: replace an existing output; a folder only if it is an export.
+        progress: told of each stage.
 
     Raises:
         UsageError: an unknown format, dtype, part or axis.
@@ -166,67 +188,71 @@ def export(
         raise UsageError("int8-dynamic is for tflite only; a SavedModel takes float32 or float16")
     if sizes and format != "tflite":
         raise UsageError("sizes are for tflite only; a SavedModel takes any")
+    progress = progress or Silent()
     began = time.monotonic()
     source = Path(weights).expanduser()
     try:
-        about = provenance(source)
-        if output is not None:
-            output = Path(output).expanduser()
-            if output.exists():  # refuse early: what comes next takes long
-                _new(output, format == "tflite" and not output.is_dir(), overwrite, source)
+        # First all that needs no TensorFlow: that takes seconds to load, and what comes after it longer.
+        about = declared(source)
+        held, described = exporting.axes(about["model"]), None
+        if held is None:
+            described = _Described.of(about)
+            held = {about["model"]: tuple(described.sizes)}
+        chosen = _chosen(held, part)
+        _check(sizes or {}, held)
+        several = len(chosen) > 1
+        if output is None:
+            stem = source.name.removesuffix(SUFFIX) + (f"_{part}" if part and len(held) > 1 else "")
+            output = source.with_name(stem + (_LITE if format == "tflite" and not several else f"_{format}"))
+        output = Path(output).expanduser()
+        one_file = format == "tflite" and not several
+        new = NewFile(output, overwrite, (_LITE,), [source]) if one_file else NewFolder(output, overwrite, MARK)
+        progress.start("loading the model", 0)
         model = load(source)
-        found = exporting.parts(about["model"], model) or _probed(about["model"], about["config"], model)
+        found = exporting.parts(about["model"], model) if described is None else [described.part(model)]
     except WeightsError as error:
         raise ConversionError(str(error)) from error.__cause__
-    chosen = _chosen(found, part)
-    chosen = [_sized(one, sizes or {}, found) for one in chosen]
-    several = len(chosen) > 1
-    if output is None:
-        stem = source.name.removesuffix(SUFFIX) + (f"_{part}" if part and len(found) > 1 else "")
-        output = source.with_name(stem + (_LITE if format == "tflite" and not several else f"_{format}"))
     report = ExportReport(about["model"], source, about, format, dtype, output)
-    with _new(output, format == "tflite" and not several, overwrite, source).written() as temporary:
-        for one in chosen:
+    with new.written() as temporary:
+        for one in [_sized(one, sizes or {}) for one in found if one.name in chosen]:
             place = Path(one.name) if several else Path()
             if format == "saved_model":
                 place /= "1"
             elif several:
                 place = place.with_name(one.name + _LITE)
-            report.parts.append(_write(one, temporary / place, output / place, format, dtype))
+            report.parts.append(_write(one, temporary / place, output / place, format, dtype, progress))
         report.seconds = time.monotonic() - began
         wrong = [str(difference) for one in report.parts for difference in one.differences if not difference]
         if wrong:
             shown = listed(wrong, 3, "; ")
-            raise ProofError(f"the export differs from Keras, nothing was written: {shown}", report)
+            why = "the export differs from Keras"
+            if dtype == "int8-dynamic":
+                why = "8 bits are too few, the error is as large as the output: take float16"
+            raise ProofError(f"{why}, nothing was written: {shown}", report)
         if temporary.is_dir():
             (temporary / MARK).write_text(json.dumps(report.to_dict(), indent=2) + "\n")
     return report
 
 
-def _new(output: Path, one_file: bool, overwrite: bool, source: Path) -> NewFile | NewFolder:
-    return NewFile(output, overwrite, (_LITE,), [source]) if one_file else NewFolder(output, overwrite, MARK)
-
-
-def _chosen(found: list[Part], part: str | None) -> list[Part]:
+def _chosen(held: Mapping[str, Any], part: str | None) -> list[str]:
     if part is None:
-        return found
-    chosen = [one for one in found if one.name == part]
-    if not chosen:
-        raise UsageError(f"the file holds no {printable(part)}, but {', '.join(one.name for one in found)}")
-    return chosen
+        return [*held]
+    if part not in held:
+        raise UsageError(f"the file holds no {printable(part)}, but {', '.join(held)}")
+    return [part]
 
 
-def _sized(part: Part, sizes: Mapping[str, int], every: list[Part]) -> Part:
-    """The part with these lengths where it has such axes."""
-    known = {
-        axis: size for one in every for signature in one.signatures.values() for axis, size in signature.sizes.items()
-    }
+def _check(sizes: Mapping[str, int], held: Mapping[str, Sequence[str]]) -> None:
+    known = dict.fromkeys(axis for axes in held.values() for axis in axes)
     for axis, length in sizes.items():
         if axis not in known:
-            named = listed([f"{name} ({size})" for name, size in known.items()], 12)
-            raise UsageError(f"no input has an axis {printable(axis)}; known: {named}")
+            raise UsageError(f"no input has an axis {printable(axis)}; known: {listed(list(known), 12)}")
         if not isinstance(length, int) or length < 1:
             raise UsageError(f"{axis} takes a whole number from 1, not {printable(length)}")
+
+
+def _sized(part: Part, sizes: Mapping[str, int]) -> Part:
+    """The part with these lengths where it has such axes."""
     signatures = {
         name: dataclasses.replace(
             one, sizes={**one.sizes, **{axis: n for axis, n in sizes.items() if axis in one.sizes}}
@@ -236,7 +262,8 @@ def _sized(part: Part, sizes: Mapping[str, int], every: list[Part]) -> Part:
     return dataclasses.replace(part, signatures=signatures)
 
 
-def _write(part: Part, path: Path, output: Path, format: str, dtype: str) -> Exported:
+def _write(part: Part, path: Path, output: Path, format: str, dtype: str, progress: Progress) -> Exported:
+    progress.start(f"converting {part.name}", 0)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         if format == "tflite":
@@ -246,21 +273,27 @@ def _write(part: Part, path: Path, output: Path, format: str, dtype: str) -> Exp
     except ExportError as error:
         raise ConversionError(str(error)) from error.__cause__
     files = [path] if path.is_file() else [one for one in path.rglob("*") if one.is_file()]
-    differences = tuple(_compared(part, path, format, dtype))
+    differences = tuple(_compared(part, path, format, dtype, progress))
     return Exported(part.name, output, sum(one.stat().st_size for one in files), part.nbytes, differences)
 
 
-def _compared(part: Part, path: Path, format: str, dtype: str) -> Iterator[Difference]:
+def _compared(part: Part, path: Path, format: str, dtype: str, progress: Progress) -> Iterator[Difference]:
     """A difference for each output of each signature, on seeded probes of the usual sizes and, where free, others."""
     rng = np.random.default_rng(0)
     weights = [np.asarray(variable) for variable in part.model.weights]
     runner = exporting.runners(path)
-    for name, signature in part.signatures.items():
-        if format == "tflite" and signature.empty:
-            continue
-        run = runner(name)
+    lite = format == "tflite"
+    probes = {
+        name: (signature.sizes, signature.also) if signature.also and not lite else (signature.sizes,)
+        for name, signature in part.signatures.items()
+        if not (lite and signature.empty)
+    }
+    count = sum(map(len, probes.values()))
+    progress.start(f"comparing {part.name}", count if count > 1 else 0)
+    for name, several in probes.items():
+        signature, run = part.signatures[name], runner(name)
         found: dict[str, Difference] = {}
-        for sizes in (signature.sizes, signature.also) if signature.also and format != "tflite" else (signature.sizes,):
+        for sizes in several:
             inputs = signature.probe(sizes)
             ours = {key: np.asarray(value, np.float64) for key, value in run(**inputs).items()}
             keras = _numbers(signature.call(**inputs))
@@ -275,6 +308,7 @@ def _compared(part: Part, path: Path, format: str, dtype: str) -> Iterator[Diffe
                 last = found.get(key, one)
                 worse = max(one, last, key=lambda each: rounding.ratio(each.error, each.allowed))
                 found[key] = dataclasses.replace(worse, scale=max(one.scale, last.scale))
+            progress.advance(1)
         yield from found.values()
 
 
@@ -302,40 +336,62 @@ def _nudged(values: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     return (values * (1 + size * rng.choice((-1.0, 1.0), values.shape))).astype(np.float32)
 
 
-def _probed(name: str, config: dict[str, Any], model: Any) -> list[Part]:
-    """A pair's model with the signature that its probes show: all axes free but the last of each input.
+@dataclass(frozen=True)
+class _Described:
+    """What a pair's first probe of plain arrays tells of the one signature of its model, `call`.
 
-    Raises:
-        ConversionError: there is no such pair, or it has no probe of plain arrays.
+    Attributes:
+        inputs: by name; all axes are free but the last of each.
+        sizes: of the free axes, the probe's.
+        options: with which the model is called.
     """
-    from converter.proof.asking import SEED
-    from converter.proof.calling import call_model
 
-    pair = registry.get(name)
-    with blaming(name, "probes"):
-        probes = [
-            probe
-            for probe in pair.probes(config, np.random.default_rng(SEED))
-            if not probe.part and all(isinstance(value, np.ndarray) for value in probe.inputs.values())
-        ]
-    if not probes:
-        raise ConversionError(f"{name} has no probe inputs of plain arrays, which an export takes its inputs from")
-    options = probes[0].options
-    arrays = arrange(probes[0].inputs, pair.activations)
+    pair: Pair
+    inputs: dict[str, Input]
+    sizes: dict[str, int]
+    options: dict[str, Any]
 
-    def call(**inputs: Any) -> dict[str, Any]:
-        results = [value for _, value in nested.flat(call_model(model, {key: inputs[key] for key in arrays}, options))]
-        names = (*pair.outputs, *(f"output_{i}" for i in range(len(pair.outputs), len(results))))
-        return dict(zip(names, results, strict=False))
+    @classmethod
+    def of(cls, about: Mapping[str, Any]) -> "_Described":
+        """Of the model that a file says it holds.
 
-    inputs = {key: _input(key, value) for key, value in arrays.items()}
-    sizes = {
-        axis: length
-        for key, one in inputs.items()
-        for axis, length in zip(one.shape, arrays[key].shape, strict=True)
-        if isinstance(axis, str)
-    }
-    return [Part(name, model, {"call": Signature(inputs, call, sizes)})]
+        Raises:
+            ConversionError: there is no such pair, or it has no probe of plain arrays.
+        """
+        from converter.proof.asking import SEED
+
+        name = about["model"]
+        pair = registry.get(name)
+        with blaming(name, "probes"):
+            probes = [
+                probe
+                for probe in pair.probes(about["config"], np.random.default_rng(SEED))
+                if not probe.part and all(isinstance(value, np.ndarray) for value in probe.inputs.values())
+            ]
+        if not probes:
+            raise ConversionError(f"{name} has no probe inputs of plain arrays, which an export takes its inputs from")
+        arrays = arrange(probes[0].inputs, pair.activations)
+        inputs = {key: _input(key, value) for key, value in arrays.items()}
+        sizes = {
+            axis: length
+            for key, one in inputs.items()
+            for axis, length in zip(one.shape, arrays[key].shape, strict=True)
+            if isinstance(axis, str)
+        }
+        return cls(pair, inputs, sizes, probes[0].options)
+
+    def part(self, model: Any) -> Part:
+        """The model with the signature."""
+        from converter.proof.calling import call_model
+
+        def call(**inputs: Any) -> dict[str, Any]:
+            arrays = {key: inputs[key] for key in self.inputs}
+            results = [value for _, value in nested.flat(call_model(model, arrays, self.options))]
+            outputs = self.pair.outputs
+            names = (*outputs, *(f"output_{i}" for i in range(len(outputs), len(results))))
+            return dict(zip(names, results, strict=False))
+
+        return Part(self.pair.name, model, {"call": Signature(self.inputs, call, self.sizes)})
 
 
 def _input(name: str, array: np.ndarray) -> Input:

@@ -20,6 +20,8 @@ import converter
 import tf_models
 from converter import ConversionError, UsageError
 from converter.files.atomic import NewFolder
+from converter.progress import Silent
+from converter.report import size
 from tests.support.carrying import twin
 from tests.support.checkpoints import save
 from tests.support.pairs import registered
@@ -164,6 +166,20 @@ def test_tflite(weights, tmp_path, part, dtype):
     assert os.listdir(tmp_path) == ["o.tflite"]
     assert all(one.differences), str(report)
     assert ("is lossy" in str(report)) == (dtype != "float32")
+    bargain = {heading: text for heading, text in report.lines() if heading in ("saved", "cost")}
+    if dtype == "float32":
+        assert bargain == {}
+    else:
+        ratio = one.nbytes / one.weights_nbytes
+        assert (
+            f" are {size(one.nbytes)} on disk, {abs(1 - ratio):.0%} {'less' if ratio < 1 else 'MORE'}"
+            in bargain["saved"]
+        )
+        assert bargain["saved"].startswith(f"{size(one.weights_nbytes)} of float32 weights are ")
+        worst = max(one.differences, key=lambda each: each.error / each.scale)
+        assert bargain["cost"] == (
+            f"an error of at most {worst.error / worst.scale:.1%} of the output's own size, in {part}, {worst.name}"
+        )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         interpreter = tf.lite.Interpreter(str(tmp_path / "o.tflite"))
@@ -226,6 +242,72 @@ def test_a_wrong_export_is_refused(weights, tmp_path, monkeypatch):
     assert os.listdir(tmp_path) == []
 
 
+def dense(weight):
+    """A pair of one layer without a bias, and what its first input is in the proof: 0."""
+    rows, columns = weight.shape
+
+    def build(**_config):
+        model = keras.Sequential([keras.layers.Input((rows,)), keras.layers.Dense(columns, use_bias=False)])
+        model.layers[0].set_weights([weight])
+        return model
+
+    def probes(_config, rng):
+        x = rng.standard_normal((3, rows), dtype=np.float32)
+        x[:, 0] = 0
+        return [converter.Probe({"x": x})]
+
+    return converter.Pair(
+        name="one_dense",
+        build_tf=build,
+        build_torch="nowhere:missing",
+        mapping=lambda config: converter.Mapping([converter.Row("layers.0", converter.kinds.DENSE)]),
+        probes=probes,
+    )
+
+
+@pytest.mark.parametrize(("large", "lost"), [(2.0, False), (1e6, True)], ids=["some", "all"])
+def test_eight_bits_that_lose_everything_are_refused(tmp_path, monkeypatch, large, lost):
+    """A weight so large that all others of its column round to nothing beside it; no input reaches it."""
+    weight = np.random.default_rng(0).standard_normal((80, 40)).astype(np.float32)
+    weight[0] = large
+    pair = dense(weight)
+    monkeypatch.setattr("converter.exporting.declared", lambda _path: {"model": "one_dense", "config": {}})
+    monkeypatch.setattr("converter.exporting.load", lambda _path: pair.build_tf())
+    said = []
+
+    class Told(Silent):
+        def start(self, stage, total):
+            said.append((stage, total))
+
+    with registered(pair):
+        export = partial(converter.export, tmp_path / "w.weights.h5", format="tflite", dtype="int8-dynamic")
+        if not lost:
+            report = export(progress=Told())
+            assert 0 < report.parts[0].differences[0].relative < 0.2
+            assert said == [("loading the model", 0), ("converting one_dense", 0), ("comparing one_dense", 0)]
+            return
+        told = (
+            "^8 bits are too few, the error is as large as the output: take float16, nothing was written: call.output"
+        )
+        with pytest.raises(converter.ProofError, match=told) as caught:
+            export()
+    assert caught.value.exit_code == 1
+    (difference,) = caught.value.report.parts[0].differences
+    assert difference.relative == 1.0, "all that came out is 0"
+    assert os.listdir(tmp_path) == []
+
+
+def test_parts_and_axes_are_known_without_the_model(weights):
+    whole = exporting.parts("sam_vit_b", tf_models.load(weights))
+    held = {one.name: {axis for signature in one.signatures.values() for axis in signature.sizes} for one in whole}
+    assert {name: set(axes) for name, axes in exporting.axes("sam_vit_b").items()} == held
+    for network in tf_models.networks():
+        assert getattr(network, "AXES", {}).keys() == getattr(network, "SIGNATURES", {}).keys()
+    for name, part in (("sam_decoder", "mask_decoder"), ("sam_prompt_encoder", "prompt_encoder")):
+        assert {each: set(axes) for each, axes in exporting.axes(name).items()} == {part: held[part]}
+    assert exporting.axes("deform_conv2d") is None
+
+
 def test_an_op_that_tensorflow_lite_lacks_is_named():
     model = keras.Sequential([keras.layers.Input((3,)), keras.layers.Dense(2)])
     part = Part("part", model, {"call": Signature({"x": Input((2, 3))}, lambda x: {"y": tf.math.erf(model(x))})})
@@ -236,7 +318,9 @@ def test_an_op_that_tensorflow_lite_lacks_is_named():
 def test_usage(weights, tmp_path):
     with pytest.raises(UsageError, match="holds no decoder, but image_encoder, prompt_encoder, mask_decoder"):
         converter.export(weights, tmp_path / "o", part="decoder")
-    with pytest.raises(UsageError, match="no input has an axis people; known: images"):
+    with pytest.raises(
+        UsageError, match=r"no input has an axis people; known: images, prompts, points, height, width, tokens$"
+    ):
         converter.export(weights, tmp_path / "o.tflite", "tflite", part="mask_decoder", sizes={"people": 2})
     with pytest.raises(UsageError, match="prompts takes a whole number from 1, not 0"):
         converter.export(weights, tmp_path / "o.tflite", "tflite", part="mask_decoder", sizes={"prompts": 0})

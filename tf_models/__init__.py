@@ -2,7 +2,7 @@
 
 Nothing here imports torch, and importing this package does not import TensorFlow. Each folder beside the rooms holds a
 network: its `BUILDERS` say what `create` builds, its `SIGNATURES` (where it has any) what an export holds, each as
-name -> "module:callable".
+name -> "module:callable"; `AXES` tells of the latter, without the model, name -> {part: axes}.
 """
 
 import pkgutil

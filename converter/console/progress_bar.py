@@ -1,29 +1,56 @@
-"""Progress as a bar where a person is looking."""
+"""Progress as a bar where a person is looking.
+
+The bar is drawn by a process of its own: native code may hold this one's interpreter for many seconds, as TensorFlow
+Lite's converter does, and a bar that stands still looks like a program that does.
+"""
 
 import contextlib
+import json
+import os
+import subprocess
 import sys
 from collections.abc import Iterator
 from typing import Any
 
 from converter.console.streams import tell
+from converter.errors import one_line, shorten
+from converter.python import python
 
 
 class _Bar:
-    """A progress bar on a terminal's standard error."""
+    """A progress bar on a terminal's standard error, from the first stage on."""
 
-    def __init__(self, bar: Any):
-        self._bar, self._task = bar, None
+    def __init__(self) -> None:
+        self._process: subprocess.Popen | None = None
 
     def start(self, stage: str, total: int) -> None:
-        if self._task is not None:
-            self._bar.remove_task(self._task)
-        self._task = self._bar.add_task(stage, total=total or None)
+        self._send("start", shorten(one_line(stage), 100), total)
 
     def advance(self, count: int) -> None:
-        self._bar.advance(self._task, count)
+        self._send("advance", count)
 
     def say(self, text: str) -> None:
-        self._bar.console.print(text, highlight=False)
+        self._send("say", shorten(one_line(text), 1000))
+
+    def close(self) -> None:
+        """Take the bar off the screen."""
+        if self._process is not None and self._process.stdin is not None:
+            self._process.stdin.close()
+            self._process.wait()
+
+    def _send(self, *message: Any) -> None:
+        if self._process is None:
+            self._process = subprocess.Popen(
+                python("from converter.console import bar_process; bar_process.main()"),
+                stdin=subprocess.PIPE,
+                stdout=subprocess.DEVNULL,
+                stderr=sys.stderr,
+                start_new_session=True,  # Ctrl-C is for the command, which takes the bar away when it ends
+            )
+        assert self._process.stdin is not None
+        with contextlib.suppress(BrokenPipeError):
+            # One short line at a time, which a pipe takes whole, from whatever thread.
+            os.write(self._process.stdin.fileno(), json.dumps(message).encode() + b"\n")
 
 
 class _Plain:
@@ -45,9 +72,5 @@ def progress_for(quiet: bool) -> Iterator[Any]:
     if quiet or not sys.stderr.isatty():
         yield None if quiet else _Plain()
         return
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
-
-    columns = (TextColumn("{task.description:<18}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        yield _Bar(bar)
+    with contextlib.closing(_Bar()) as bar:
+        yield bar

@@ -3,7 +3,7 @@
 import math
 import re
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -13,10 +13,12 @@ from converter.checkpoints.checkpoint import Checkpoint
 from converter.errors import ConversionError, printable
 from converter.naming import listed
 from converter.pairs.pair import Probe
-from converter.planning.plan import Plan
 from converter.planning.reading import mapping_of
 from converter.report import size
 from converter.torch_side.questions import Proof, Reference, Source
+
+if TYPE_CHECKING:
+    from converter.planning.plan import Plan
 
 SEED = 20_240_229
 BIG = 50_000_000  # values of a model whose proof is announced with its cost
@@ -24,7 +26,7 @@ BIG = 50_000_000  # values of a model whose proof is announced with its cost
 _BYTES_COPIED, _BYTES_SINGLE, _BYTES_SPARE = 18, 10, 1 << 30
 
 
-def question_for(plan: Plan, checkpoint: Checkpoint, dtype: str, level: str = "full") -> Proof:
+def question_for(plan: "Plan", checkpoint: Checkpoint, dtype: str, level: str = "full") -> Proof:
     """What the torch side must do to prove `plan`: seeded probe inputs, and the layers to record.
 
     "full-size" adds probes of the size the model is meant for, where a pair has smaller ones; "train" adds training.
@@ -90,7 +92,7 @@ def _single(value: Any) -> Any:
     return value.astype(np.float32) if isinstance(value, np.ndarray) and value.dtype == np.float64 else value
 
 
-def cost(plan: Plan, question: Proof) -> str:
+def cost(plan: "Plan", question: Proof) -> str:
     """What the numerical proof of `plan` will take, for a person to know beforehand."""
     memory = plan.values * (_BYTES_COPIED if question.copied else _BYTES_SINGLE)
     return (

@@ -4,7 +4,6 @@ import contextlib
 import os
 import pickle
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -14,13 +13,11 @@ import cloudpickle
 
 from converter.errors import ConversionError, printable
 from converter.files.atomic import scratch
+from converter.python import python
 from converter.torch_side.answers import Answer, Failure
 from converter.torch_side.questions import Question
 
-_BOOT = (
-    "import sys; sys.path = [path for path in sys.path if path]; import ast; sys.path = ast.literal_eval(sys.argv[1]); "
-    "from converter.torch_side import worker; worker.main(sys.argv[2])"
-)
+_PROGRAM = "from converter.torch_side import worker; worker.main(sys.argv[2])"
 
 
 class InChild(Exception):
@@ -39,14 +36,7 @@ class TorchProcess:
         environment = {"OMP_WAIT_POLICY": "PASSIVE", **os.environ, "CUDA_VISIBLE_DEVICES": "-1"}
         self._log = self._stack.enter_context(open(self._folder / "log", "w+b"))  # noqa: SIM115
         self._process = subprocess.Popen(
-            # Neither -m nor PYTHONPATH: both would let a `torch.py` in the current folder run.
-            [
-                sys.executable,
-                "-c",
-                _BOOT,
-                repr([str(path) if path else os.getcwd() for path in sys.path]),
-                str(self._folder),
-            ],
+            python(_PROGRAM, str(self._folder)),
             stdin=subprocess.PIPE,
             stdout=self._log,
             stderr=self._log,

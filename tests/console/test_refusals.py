@@ -55,6 +55,7 @@ def refused(folder, *arguments):
     return done.returncode, done.stderr
 
 
+PAIR = "tests.support.converted:PAIR"
 SEGMENT = ("photo.png", "--point", "1,1", "-o", "out.png")
 
 
@@ -73,6 +74,53 @@ def test_segment(folder, weights, told):
     code, said = refused(folder, "segment", f"{weights}.weights.h5", *SEGMENT)
     assert code == 1
     assert told in said
+
+
+EXPORT = ("--format", "tflite")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "told"),
+    [
+        (
+            ("sam", *EXPORT, "--part", "decoder"),
+            2,
+            "the file holds no decoder, but image_encoder, prompt_encoder, mask",
+        ),
+        (("sam", *EXPORT, "--size", "people=3"), 2, "no input has an axis people; known: images, prompts, points, "),
+        (("sam", *EXPORT, "--size", "prompts=0"), 2, "prompts takes a whole number from 1, not 0"),
+        (("sam", "--format", "saved_model", "--dtype", "int8-dynamic"), 2, "int8-dynamic is for tflite only"),
+        (("sam", "--format", "saved_model", "-o", "there"), 1, "the output there exists; --overwrite replaces it"),
+        (("sam", *EXPORT, "--part", "mask_decoder", "-o", "photo.png"), 1, "photo.png must end in .tflite"),
+        (("sam", *EXPORT, "--part", "mask_decoder"), 1, "sam_mask_decoder.tflite exists; --overwrite replaces it"),
+        (("stack", *EXPORT), 1, "holds the model stack, which is not known here; known: "),
+        (("stack", *EXPORT, "--pair", PAIR, "--size", "y.0=3"), 2, "no input has an axis y.0; known: x.0"),
+        (("plain", *EXPORT), 1, "plain.weights.h5: carries no provenance"),
+        (("config", *EXPORT), 1, "config.weights.h5: its config is not JSON"),
+        (("changed", *EXPORT), 1, "changed.weights.h5: what it says of itself does not match its digest"),
+    ],
+)
+def test_export(folder, arguments, code, told):
+    name, *others = arguments
+    (folder / "sam_mask_decoder.tflite").touch()
+    done = refused(folder, "export", f"{name}.weights.h5", *others)
+    assert done[0] == code
+    assert told in done[1]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "told"),
+    [
+        (("sam.weights.h5", "-o", "out.pth", "--dialect", "klingon"), 2, "sam_vit_b has no dialect klingon"),
+        (("sam.weights.h5", "-o", "out.txt"), 1, "must end in .pth"),
+        (("stack.weights.h5", "-o", "out.pth"), 2, "no model is named stack"),
+        (("plain.weights.h5", "-o", "out.pth"), 1, "carries no provenance"),
+    ],
+)
+def test_restore(folder, arguments, code, told):
+    done = refused(folder, "restore", *arguments)
+    assert done[0] == code
+    assert told in done[1]
 
 
 def test_that_something_is_shown_by_these_tests(folder):

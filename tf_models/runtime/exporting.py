@@ -83,14 +83,19 @@ class Part:
         return sum(4 * int(np.prod(variable.shape)) for variable in self.model.weights)
 
 
-def parts(name: str, model: Any) -> list[Part] | None:
-    """The parts of the model that `tf_models.create(name)` built, or None where its signatures are not known here."""
+def parts(name: str, model: Any) -> list[Part]:
+    """The parts of the model that `tf_models.create(name)` built; none where its signatures are not known here."""
     for network in tf_models.networks():
         place = getattr(network, "SIGNATURES", {}).get(name)
         if place is not None:
             module, _, attribute = place.partition(":")
             return getattr(import_module(module), attribute)(model)
-    return None
+    return []
+
+
+def axes(name: str) -> dict[str, tuple[str, ...]] | None:
+    """Names of those parts, and of the axes that each has; nothing is built for it."""
+    return next((network.AXES[name] for network in tf_models.networks() if name in getattr(network, "AXES", {})), None)
 
 
 def save(part: Part, folder: Path | str, dtype: str = "float32", sizes: Mapping[str, int] | None = None) -> None:
