@@ -4,7 +4,7 @@ BIN := .venv/bin
 export TF_CPP_MIN_LOG_LEVEL ?= 3
 export CUDA_VISIBLE_DEVICES ?= -1
 
-.PHONY: help demo quick test test-all lint format bench-ops bench-pairs soundness fuzz clean
+.PHONY: help demo quick test test-all test-floors test-wheel lint format bench-ops bench-pairs soundness fuzz clean
 
 help:
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -13,7 +13,7 @@ help:
 	$(PYTHON) -m venv .venv
 
 .venv/.installed: pyproject.toml | .venv/bin/python
-	$(BIN)/pip install --quiet --editable .
+	$(BIN)/pip install --quiet --editable '.[torch]'
 	@touch $@
 
 .venv/.installed-test: pyproject.toml | .venv/bin/python
@@ -45,6 +45,20 @@ test: .venv/.installed-test  ## the tests, about 9 minutes on two cores
 test-all: .venv/.installed-test  ## the tests and the exhaustive ones
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
+# An environment of its own, with the lowest version of all that pyproject.toml names for users.
+.venv-floors/.installed: pyproject.toml tests/floors.txt
+	$(PYTHON) -m venv .venv-floors
+	.venv-floors/bin/pip install --quiet --constraint tests/floors.txt --editable '.[test]'
+	@touch $@
+
+test-floors: export OMP_NUM_THREADS ?= 1
+test-floors: export TF_NUM_INTRAOP_THREADS ?= 1
+test-floors: .venv-floors/.installed  ## the tests with the lowest versions that are allowed; PYTHON is 3.10 to 3.12
+	.venv-floors/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not slow"
+
+test-wheel: .venv/.installed-test  ## build the wheel, install it into an empty environment, and try it there
+	$(BIN)/python -m pytest tests/test_installed.py
+
 lint: .venv/.installed-test  ## ruff and mypy
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -68,4 +82,4 @@ fuzz: .venv/.installed-test  ## 100,000 mutants of every file format; prints wha
 	$(BIN)/python -m tests.hardening.fuzzing --mutants 100000
 
 clean:  ## remove what the targets above made, except weights/
-	rm -rf .venv demo build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-floors demo build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -10,9 +10,12 @@ from typing import Any
 
 import click
 
-from converter.console.commands import Command, CommandGroup, answering
-from converter.console.progress_bar import progress_for
-from converter.console.streams import print_json, print_lines, print_report
+try:
+    from converter.console.commands import Command, CommandGroup, answering
+    from converter.console.progress_bar import progress_for
+    from converter.console.streams import print_json, print_lines, print_report
+except ImportError as error:  # of a system that it does not run on
+    sys.exit(f"error: {error}")
 
 
 def _options(_context: click.Context, _parameter: click.Parameter, values: tuple[str, ...]) -> dict[str, str]:

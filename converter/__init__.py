@@ -8,8 +8,12 @@ Importing this package imports next to nothing: its names are looked up when the
 answers at once.
 """
 
+import os
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
+
+if not hasattr(os, "preadv"):  # as on Windows, which has none of the file locks either
+    raise ImportError("Weightbridge runs on Linux and macOS; on Windows use WSL")
 
 if TYPE_CHECKING:
     from converter import kinds

@@ -22,7 +22,7 @@ from converter.planning.origin import Origin
 from converter.planning.reading import Reading
 from converter.progress import Progress, Silent
 from converter.report import Report
-from converter.torch_side.process import TorchProcess
+from converter.torch_side.process import TorchProcess, check_torch
 
 if TYPE_CHECKING:
     from converter.planning.plan import Plan
@@ -98,6 +98,8 @@ def convert(
     """
     _one_of("verify", verify, LEVELS)
     _one_of("dtype", dtype, DTYPES)
+    if verify in _NUMERICAL:
+        check_torch("--verify lossless")
     progress = progress or Silent()
     began = time.monotonic()
     with _Session(checkpoint, progress) as session:
@@ -172,6 +174,8 @@ def verify(
     from tf_models.runtime.weights_format import NoProvenance, WeightsError, provenance
 
     _one_of("level", level, LEVELS[:4])
+    if level in _NUMERICAL:
+        check_torch("--level lossless")
     progress = progress or Silent()
     began = time.monotonic()
     weights = Path(weights).expanduser()

@@ -18,9 +18,8 @@ def by_path(model: Any) -> dict[str, Any]:
     """
     weights = {id(weight) for weight in model.weights}
     found: dict[int, tuple[str, Any]] = {}
-    for path, variable in _walk(model, "", set()):
-        if id(variable) in weights:
-            found.setdefault(id(variable), (path, variable))
+    for path, variable in _walk(model, "", weights, set()):
+        found.setdefault(id(variable), (path, variable))
     return dict(found.values())
 
 
@@ -42,12 +41,12 @@ def layers_of(model: Any, path: str, parts: Sequence[str]) -> dict[str, Any]:
     return {part: layer_at(model, f"{path}.{part}" if path and part else path or part) for part in parts or ("",)}
 
 
-def _walk(node: Any, path: str, above: set[int]) -> Iterator[tuple[str, Any]]:
-    if isinstance(node, keras.Variable):
+def _walk(node: Any, path: str, weights: set[int], above: set[int]) -> Iterator[tuple[str, Any]]:
+    if id(node) in weights:
         yield path, node
     elif id(node) not in above:
         for word, child in _children(node):
-            yield from _walk(child, f"{path}.{word}" if path else word, above | {id(node)})
+            yield from _walk(child, f"{path}.{word}" if path else word, weights, above | {id(node)})
 
 
 def _children(node: Any) -> Iterator[tuple[str, Any]]:

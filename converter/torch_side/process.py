@@ -7,6 +7,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 
 import cloudpickle
@@ -22,6 +23,18 @@ _PROGRAM = "from converter.torch_side import worker; worker.main(sys.argv[2])"
 
 class InChild(Exception):
     """What happened in the child, as its Python told it."""
+
+
+def check_torch(without: str) -> None:
+    """See that torch is installed; `without` names the choice that needs none.
+
+    Raises:
+        ConversionError: it is not.
+    """
+    if find_spec("torch") is None:
+        raise ConversionError(
+            f"the numerical proof needs torch, which is not installed: pip install 'weightbridge[torch]', or {without}"
+        )
 
 
 class TorchProcess:

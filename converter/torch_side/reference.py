@@ -131,8 +131,8 @@ def _values(file: str, key: str, names: list[str], send: Send) -> Any:
         with safe_open(file, framework="pt") as opened:
             return {name: opened.get_tensor(name) for name in names}
     try:
-        with torch.serialization.safe_globals([argparse.Namespace]):
-            tree = torch.load(file, map_location="cpu", weights_only=True, mmap=head.startswith(b"PK"))
+        torch.serialization.add_safe_globals([argparse.Namespace])
+        tree = torch.load(file, map_location="cpu", weights_only=True, mmap=head.startswith(b"PK"))
         return _descend(tree, key)
     except pickle.UnpicklingError:
         # torch declines company that our reader leaves aside, such as numpy scalars of a training run.
