@@ -217,7 +217,9 @@ def inspect(file: Path, as_json: bool) -> None:
     held = converter.inspect(file)
     if as_json:
         entries = [{"name": e.name, "shape": list(e.shape), "dtype": e.dtype, "nbytes": e.nbytes} for e in held]
-        print_json({"container": held.container, "provenance": held.provenance, "entries": entries})
+        print_json(
+            {"container": held.container, "provenance": held.provenance, "entries": entries, "notes": [*held.notes]}
+        )
         return
     lines = []
     rows = [(printable(e.name), "x".join(map(str, e.shape)) or "-", printable(e.dtype), f"{e.nbytes:,}") for e in held]

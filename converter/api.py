@@ -18,6 +18,7 @@ from converter.naming import fold, listed
 from converter.pairs import registry
 from converter.pairs.pair import Pair
 from converter.planning.choosing import Ambiguous, Choice, find_reading
+from converter.planning.intruders import intruders, refuse_intruders
 from converter.planning.origin import Origin
 from converter.planning.reading import Reading
 from converter.progress import Progress, Silent
@@ -347,7 +348,7 @@ def inspect(path: str | os.PathLike) -> Inspection:
     path = Path(path).expanduser()
     if _is_hdf5(path):
         return _inspect_weights(path)
-    with Checkpoint(path) as source:
+    with Checkpoint(path, named=False) as source:
         several = len(source.states) > 1
         entries = tuple(
             Listed(
@@ -356,9 +357,10 @@ def inspect(path: str | os.PathLike) -> Inspection:
                 entry.dtype,
                 entry.nbytes,
             )
-            for entry in source.entries()
+            for entry in (*source.entries(), *source.bare)
         )
-        return Inspection(entries, source.container, {}, tuple(source.notes))
+        unlisted = [f"not listed: {told}" for told in source.unlisted]
+        return Inspection(entries, source.container, {}, (*source.notes, *unlisted))
 
 
 def _inspect_weights(path: Path) -> Inspection:
@@ -395,11 +397,15 @@ def _read(
     recorded: dict[str, Any] | None = None,
 ) -> Reading:
     try:
-        return find_reading(source, model, dict(options or {}), choice, recorded)
+        reading = find_reading(source, model, dict(options or {}), choice, recorded)
+        refuse_intruders(source, reading)
+        return reading
     except UsageError:
         raise
     except ConversionError as error:
-        told = f"{printable(str(source.path), 160)}: {error}"
+        among = next(intruders(source), None)
+        first = f"{among}; " if among and among not in str(error) else ""
+        told = f"{printable(str(source.path), 160)}: {first}{error}"
         if isinstance(error, Ambiguous):
             raise Ambiguous(told, error.choices) from error.__cause__
         raise ConversionError(told) from error.__cause__

@@ -16,9 +16,10 @@ import numpy as np
 from converter.checkpoints.other_files import no_file, other_file, other_folder
 from converter.checkpoints.safetensors_file import LONGEST_HEADER, json_object, read_bytes, read_safetensors
 from converter.checkpoints.tensors import Entry, Scratch, Storage, dense_strides, read_into
-from converter.checkpoints.torch_file import read_legacy, read_zip
+from converter.checkpoints.torch_file import read_pickles, read_zip
+from converter.checkpoints.tree import SAVE, Beside
 from converter.errors import ConversionError, printable
-from converter.naming import listed
+from converter.naming import fold, listed
 
 # What a folder may hold, in the order transformers itself looks.
 FOLDER_NAMES = (
@@ -40,14 +41,19 @@ class Checkpoint:
 
     Attributes:
         path: the path that was asked for.
-        container: "zip", "legacy", "safetensors" or "sharded".
+        container: "zip", "legacy", "numpy pickle", "safetensors" or "sharded".
         files: every file that belongs to it, the index first.
         states: dotted path of each state dict inside the file ("" when the file is one) -> name -> Entry.
+        bare: tensors without names, of a file that has no others.
+        objects: dotted path of a state dict -> name there -> what stands there that is no tensor.
         notes: what a user should know of it.
+        unlisted: what stands in the file and is none of its entries, a line each.
     """
 
-    def __init__(self, path: str | os.PathLike):
+    def __init__(self, path: str | os.PathLike, named: bool = True):
         """Open `path`: a file, a shard index, or a folder that holds one as Hugging Face names it.
+
+        A file of tensors without names is refused, if they are to be `named`.
 
         Raises:
             ConversionError: it cannot be read as a checkpoint; the message starts with the file's name.
@@ -56,7 +62,7 @@ class Checkpoint:
         self.files: list[Path] = []
         self.notes: list[str] = []
         self.states: dict[str, dict[str, Entry]] = {}
-        self._strangers: set[str] = set()  # classes of what stands beside the weights
+        self._beside = Beside()
         self._descriptors: list[int] = []
         self._identities: list[tuple[int, ...]] = []
         self._stopped = False
@@ -65,21 +71,34 @@ class Checkpoint:
         try:
             self.container, entries = self._open(_resolve(self.path))
             try:
-                self._sort(entries)
-                if self._strangers:
-                    names = listed([printable(name, 60) for name in sorted(self._strangers)], 4)
-                    self.notes.append(f"not read, and nothing of it run: what is of the classes {names}")
+                self._sort(entries, named)
             except ConversionError as error:
                 raise ConversionError(f"{_shown(self.path)}: {error}") from None
         except BaseException:
             self.close()
             raise
 
-    def _sort(self, entries: list[Entry]) -> None:
-        """Put every entry in its state dict."""
-        if not entries:
-            raise ConversionError("it holds no named tensors")
-        if len(entries) > _MOST_TENSORS:
+    def _sort(self, entries: list[Entry], named: bool) -> None:
+        """Put every entry in its state dict, and say what else there is."""
+        beside = self._beside
+        self.bare, self.objects, self.unlisted = beside.bare, beside.objects, beside.unlisted
+        inside = [f"{count} in {printable(name, 60)}" for name, count in beside.aside.inside.most_common()]
+        if inside:
+            self.unlisted = [*self.unlisted, f"tensors inside objects that are not built: {listed(inside, 4)}"]
+        if not entries and not (self.bare and not named):
+            if self.bare:
+                raise ConversionError(f"it holds {beside.what}, not a state dict of named ones; {SAVE}")
+            told = f", but tensors inside objects that are not built ({listed(inside, 3)}); {SAVE}" if inside else ""
+            raise ConversionError(f"it holds no named tensors{told}")
+        if beside.aside.classes:
+            names = listed([printable(name, 60) for name in sorted(beside.aside.classes)], 4)
+            self.notes.append(f"not read, and nothing of it run: what is of the classes {names}")
+        extra = [name for name in _names(entries, self.objects) if is_extra(name)]
+        if extra:
+            told = listed([printable(name, 60) for name in fold(extra)], 3)
+            self.notes.append(f"passed over: {told}, where torch keeps what a module has besides tensors")
+            entries = [entry for entry in entries if not is_extra(entry.name)]
+        if len(entries) + len(self.bare) > _MOST_TENSORS:
             raise ConversionError(f"it names {len(entries)} tensors; at most {_MOST_TENSORS} are read")
         for entry in entries:
             state = self.states.setdefault(entry.key, {})
@@ -120,6 +139,8 @@ class Checkpoint:
         Raises:
             ConversionError: the file cannot be read or its bytes are damaged.
         """
+        if entry.made is not None:
+            return entry.made.how([self.read(one) for one in entry.made.of])
         try:
             values = entry.read(scratch)
             self._check_crc(entry, values)
@@ -188,9 +209,9 @@ class Checkpoint:
             if head[8:9] == b"{" and int.from_bytes(head[:8], "little") <= LONGEST_HEADER:
                 return "safetensors", read_safetensors(descriptor, path.name)
             if head.startswith((b"PK\x03\x04", b"PK\x05\x06")):
-                return "zip", read_zip(descriptor, path.name, self._strangers)
+                return "zip", read_zip(descriptor, path.name, self._beside)
             if head.startswith(b"\x80"):
-                return "legacy", read_legacy(descriptor, path.name, self._strangers)
+                return read_pickles(descriptor, path.name, self._beside)
             if head.lstrip().startswith(b"{") and not is_shard:
                 return "sharded", self._open_shards(path, descriptor)
             raise ConversionError(other_file(head, path.name, os.pread(descriptor, 5, 257)))
@@ -270,6 +291,17 @@ def _stays(link: Path) -> bool:
     return target.parent == folder or (
         folder.parent.name == "snapshots" and target.parent == folder.parent.parent / "blobs"
     )
+
+
+def _names(entries: list[Entry], objects: dict[str, dict[str, str]]) -> Iterator[str]:
+    yield from (entry.name for entry in entries)
+    for table in objects.values():
+        yield from table
+
+
+def is_extra(name: str) -> bool:
+    """Whether torch keeps under this name what a module has besides tensors (`torch.nn.Module.get_extra_state`)."""
+    return name.rpartition(".")[2] == "_extra_state"
 
 
 def _crc_of(storage: Storage) -> int:

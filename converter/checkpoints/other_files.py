@@ -60,6 +60,8 @@ def other_file(head: bytes, name: str, at_257: bytes) -> str:
     for start, meaning in known.items():
         if head.startswith(start):
             return meaning
+    if re.match(rb"\([dl]p\d|c(numpy|collections|copy_reg|torch|__builtin__)[._\n]", head):
+        return "it is a pickle of protocol 0, which is text; load it where you trust it: pickle.dump(state, file, 4)"
     if re.search(r"\.data-\d{5}-of-\d{5}$|\.index$", name):
         return "it is part of a TensorFlow checkpoint; the checkpoint to convert is torch's"
     if name.endswith(".onnx"):

@@ -2,6 +2,7 @@
 
 import os
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from math import prod
 
@@ -35,7 +36,8 @@ _SPAN = 1 << 18  # elements of a view's span that are read at once, however few 
 class Storage:
     """A run of bytes in an open file that tensors are views of.
 
-    `crc` is the zip record's CRC-32, or None where the container has none.
+    `crc` is the zip record's CRC-32, or None where the container has none. `held` are the bytes themselves, where they
+    are few and in memory already. Where the file has them as UTF-8, a character for each, `coded` is the text's length.
     """
 
     descriptor: int
@@ -43,6 +45,40 @@ class Storage:
     nbytes: int
     big_endian: bool = False
     crc: int | None = None
+    held: bytes | None = field(default=None, repr=False)
+    coded: int = 0
+
+    def fill(self, place: int, values: np.ndarray) -> None:
+        """Fill the C-contiguous `values` with the bytes from `place`, counted from the storage's own beginning.
+
+        Raises:
+            OSError: the file ends before.
+            ValueError: they are not those that the storage declares.
+        """
+        if self.held is None and not self.coded:
+            read_into(self.descriptor, self.start + place, values)
+            return
+        data = self._decoded() if self.held is None else self.held
+        values.reshape(-1).view(np.uint8)[:] = np.frombuffer(data, np.uint8)[place : place + values.nbytes]
+
+    def _decoded(self) -> bytes:
+        text = np.empty(self.coded, np.uint8)
+        read_into(self.descriptor, self.start, text)
+        try:
+            data = str(text.data, "utf-8").encode("latin1")
+        except UnicodeError:
+            data = b""
+        if len(data) != self.nbytes:
+            raise ValueError("its bytes are not as many as its shape needs; the file is damaged, get it again")
+        return data
+
+
+@dataclass(frozen=True)
+class Made:
+    """Values that are computed of other tensors': `how` takes theirs."""
+
+    of: tuple["Entry", ...]
+    how: Callable[[list[np.ndarray]], np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -56,6 +92,8 @@ class Entry:
         key: dotted path of the state dict inside the file ("" when the file is one).
         file: name of the file that holds the values.
         problem: why its values cannot be read, or None.
+        made: how its values are computed of other tensors of the file, where they do not stand there themselves
+            (`Checkpoint.read` does it).
     """
 
     name: str
@@ -68,6 +106,7 @@ class Entry:
     offset: int = 0
     strides: tuple[int, ...] = ()
     negated: bool = False
+    made: Made | None = field(default=None, repr=False)
 
     @property
     def nbytes(self) -> int:
@@ -87,19 +126,19 @@ class Entry:
             raise ValueError(self.problem or f"its dtype is {self.dtype}")
         dtype = NUMBERS[self.dtype]
         stored = dtype.newbyteorder(">") if self.storage.big_endian else dtype
-        start = self.storage.start + self.offset * dtype.itemsize
+        place = self.offset * dtype.itemsize
         if prod(self.shape) == 0:
             values = np.empty(self.shape, stored)
         elif self.strides == dense_strides(self.shape):
             values = scratch.array("read", self.shape, stored) if scratch else np.empty(self.shape, stored)
-            read_into(self.storage.descriptor, start, values)
+            self.storage.fill(place, values)
         else:
-            values = self._gather(stored, start, self.shape, self.strides)
+            values = self._gather(stored, place, self.shape, self.strides)
         if self.negated:
             values = -values
         return values.astype(dtype, copy=False)
 
-    def _gather(self, stored: np.dtype, start: int, shape: tuple[int, ...], strides: tuple[int, ...]) -> np.ndarray:
+    def _gather(self, stored: np.dtype, place: int, shape: tuple[int, ...], strides: tuple[int, ...]) -> np.ndarray:
         """A view that is not dense: read the span that it covers, in halves where it picks little of it.
 
         The file is never mapped: one that shrinks meanwhile would end the process.
@@ -109,14 +148,14 @@ class Entry:
         span = 1 + sum(reach)
         if span <= max(_SPAN, 4 * prod(shape)):
             flat = np.empty(span, stored)
-            read_into(self.storage.descriptor, start, flat)
+            self.storage.fill(place, flat)
             steps = [stride * stored.itemsize for stride in strides]
             return np.array(np.lib.stride_tricks.as_strided(flat, shape, steps, writeable=False), order="C")
         axis = reach.index(max(reach))
         half = shape[axis] // 2
         first, second = ((*shape[:axis], n, *shape[axis + 1 :]) for n in (half, shape[axis] - half))
-        middle = start + half * strides[axis] * stored.itemsize
-        halves = self._gather(stored, start, first, strides), self._gather(stored, middle, second, strides)
+        middle = place + half * strides[axis] * stored.itemsize
+        halves = self._gather(stored, place, first, strides), self._gather(stored, middle, second, strides)
         return np.concatenate(halves, axis)
 
 

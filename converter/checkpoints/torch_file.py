@@ -7,16 +7,17 @@ import struct
 import sys
 import zipfile
 import zlib
-from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from converter.checkpoints.other_files import other_zip
+from converter.checkpoints.pickle_file import read_pickle
 from converter.checkpoints.tensors import ITEM_SIZES, Entry, Storage, read_into, strided_problem
-from converter.checkpoints.unpickle import Inert, StorageRef, TensorRef, load, storage_ref
+from converter.checkpoints.tree import Beside, entries
+from converter.checkpoints.unpickle import StorageRef, TensorRef, load, storage_ref
 from converter.errors import ConversionError, printable
 
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
@@ -30,9 +31,6 @@ _END_64 = struct.Struct("<4s28xQQQ")
 _LOCATOR = struct.Struct("<4s4xQ4x")  # signature, place of the record above
 _DESCRIPTORS = (12, 16, 20, 24)  # bytes of what may follow a record: CRC and lengths
 _LONGEST_PICKLE = 1 << 28
-_MOST_OBJECTS = 1_000_000
-_DEEPEST = 32
-_LONGEST_PATH = 500
 
 
 @dataclass(frozen=True)
@@ -44,10 +42,10 @@ class _Record:
     crc: int
 
 
-def read_zip(descriptor: int, file: str, strangers: set[str]) -> list[Entry]:
+def read_zip(descriptor: int, file: str, beside: Beside) -> list[Entry]:
     """Entries of a zip checkpoint; reads the directory and the pickle, none of the values.
 
-    `strangers` is told the classes of what stands beside the weights.
+    `beside` is told what stands beside the weights.
 
     Raises:
         ConversionError: not what torch.save writes: compressed, truncated, doubled or misshapen records, TorchScript.
@@ -82,7 +80,7 @@ def read_zip(descriptor: int, file: str, strangers: set[str]) -> list[Entry]:
             return f"its record holds {record.nbytes} bytes, its storage declares {_nbytes(ref)}"
         return Storage(descriptor, record.start, record.nbytes, order == b"big", record.crc)
 
-    return _entries(load(io.BytesIO(pickled), len(pickled), _Declared(), strangers), storage, file)
+    return _entries(load(io.BytesIO(pickled), len(pickled), _Declared(), beside.aside), storage, file, beside)
 
 
 def _check_version(text: bytes) -> None:
@@ -187,22 +185,27 @@ def _data_start(descriptor: int, info: zipfile.ZipInfo, shown: str) -> tuple[int
     return place + name_length + extra_length, bool(flags & 0x8)
 
 
-def read_legacy(descriptor: int, file: str, strangers: set[str]) -> list[Entry]:
-    """Entries of a legacy (non-zip) checkpoint: magic, version, system, object, storage keys, then the storages.
+def read_pickles(descriptor: int, file: str, beside: Beside) -> tuple[str, list[Entry]]:
+    """Container and entries of a file that begins with a pickle: torch's legacy format, or one of numpy arrays.
+
+    The legacy format is magic, version, system, object, storage keys, then the storages.
 
     Raises:
-        ConversionError: not a torch checkpoint, or cut off.
+        ConversionError: neither, or cut off.
     """
     size = os.fstat(descriptor).st_size
     with _Clipped(descriptor, size) as stream:
-        if load(stream, size) != _LEGACY_MAGIC:
+        declared = _Declared()
+        tree = load(stream, size, declared, beside.aside)
+        if type(tree) is int and tree != _LEGACY_MAGIC:
             raise ConversionError("it is a pickle, but not one that torch.save wrote")
+        if type(tree) is not int:
+            return "numpy pickle", read_pickle(tree, descriptor, file, beside)
         version = load(stream, size)
         if version != _LEGACY_VERSION:
             raise ConversionError(f"its legacy format has version {printable(version, 40)}, not {_LEGACY_VERSION}")
         load(stream, size)  # the system that wrote it: torch stores little-endian numbers on every one
-        declared = _Declared()
-        tree = load(stream, size, declared, strangers)
+        tree = load(stream, size, declared, beside.aside)
         keys = load(stream, size)
         if not isinstance(keys, list) or set(map(type, keys)) - {str} or len(keys) != len(set(keys)):
             raise ConversionError("its list of storages is damaged")
@@ -225,7 +228,7 @@ def read_legacy(descriptor: int, file: str, strangers: set[str]) -> list[Entry]:
             return "its values are not in the file"
         return Storage(descriptor, starts[ref.key], _nbytes(ref))
 
-    return _entries(tree, storage, file)
+    return "legacy", _entries(tree, storage, file, beside)
 
 
 class _Declared:
@@ -263,19 +266,13 @@ def _nbytes(ref: StorageRef) -> int:
     return ref.count * (ITEM_SIZES.get(ref.dtype, 1) if ref.dtype else 1)
 
 
-def _entries(tree: Any, storage: Callable[[StorageRef], Storage | str], file: str) -> list[Entry]:
+def _entries(tree: Any, storage: Callable[[StorageRef], Storage | str], file: str, beside: Beside) -> list[Entry]:
     """Every tensor that stands by name in a dict, wherever the dict is nested."""
-    if isinstance(tree, TensorRef):
-        raise ConversionError("it holds one bare tensor, not a state dict of named ones")
-    if not isinstance(tree, dict):
-        what = tree.name if isinstance(tree, Inert) else type(tree).__name__
-        raise ConversionError(
-            f"it holds a {printable(what, 80)}, not a state dict of named tensors; "
-            "save the weights alone: torch.save(model.state_dict(), path)"
-        )
     places: dict[StorageRef, Storage | str] = {}
-    found = []
-    for key, name, ref in _walk(tree):
+
+    def entry(key: str, name: str, ref: Any) -> Entry | None:
+        if not isinstance(ref, TensorRef):
+            return None
         place, problem = None, ref.problem
         if ref.storage is not None:
             if ref.storage not in places:
@@ -292,8 +289,9 @@ def _entries(tree: Any, storage: Callable[[StorageRef], Storage | str], file: st
                 problem = f"its dtype {printable(ref.dtype)} is not known"
             else:
                 problem = strided_problem(ref.shape, strides, ref.offset, place.nbytes // item)
-        found.append(Entry(name, ref.shape, ref.dtype, key, file, problem, place, ref.offset, strides, ref.negated))
-    return found
+        return Entry(name, ref.shape, ref.dtype, key, file, problem, place, ref.offset, strides, ref.negated)
+
+    return entries(tree, entry, beside)
 
 
 def _strides(ref: TensorRef) -> tuple[int, ...]:
@@ -307,33 +305,6 @@ def _strides(ref: TensorRef) -> tuple[int, ...]:
             strides[axis] = expected
         expected *= ref.shape[axis]
     return tuple(strides)
-
-
-def _walk(tree: dict) -> Iterator[tuple[str, str, TensorRef]]:
-    """(dotted path of the dict, name, tensor), without recursion, each dict once."""
-    seen: set[int] = set()
-    used: set[str] = set()
-    waiting: deque[tuple[str, dict, int]] = deque([("", tree, 0)])
-    count = 0
-    while waiting:
-        key, node, depth = waiting.popleft()
-        if id(node) in seen:
-            continue
-        seen.add(id(node))
-        count += len(node)
-        if count > _MOST_OBJECTS or depth > _DEEPEST or len(key) > _LONGEST_PATH:
-            raise ConversionError("its dicts are nested deeper or larger than any state dict is")
-        tensors = [(name, value) for name, value in node.items() if isinstance(value, TensorRef)]
-        if tensors and key in used:
-            raise ConversionError(f"two of its state dicts are both reached by {printable(key)}")
-        if tensors:
-            used.add(key)
-        yield from ((key, name, ref) for name, ref in tensors)
-        for name, value in node.items():
-            if isinstance(value, dict):
-                if len(name) > _LONGEST_PATH:
-                    raise ConversionError("the name of one of its dicts is longer than any is")
-                waiting.append((f"{key}.{name}" if key else name, value, depth + 1))
 
 
 assert sys.byteorder == "little", "read_into fills native arrays; TensorFlow runs on little-endian machines only"

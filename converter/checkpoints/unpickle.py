@@ -4,18 +4,19 @@ torch's `weights_only=True` allows a short list of functions and refuses the res
 imports nothing from the pickle and calls none of its functions. Each allowed global becomes a stand-in of our own that
 only notes what the file declares, so that names, shapes and places of the tensors are known without touching a value.
 Classes of the training program's own, which stand beside the weights, are known by their names alone and never built.
+Long values, such as those of numpy arrays, are not read either: it is noted where they stand.
 """
 
 import pickle
 import sys
 from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING
-from collections import OrderedDict
+from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from math import prod
 from typing import Any, BinaryIO, ClassVar
 
-from converter.checkpoints.tensors import ITEM_SIZES
+from converter.checkpoints.tensors import ITEM_SIZES, dense_strides
 from converter.errors import ConversionError, printable
 
 _MOST_AXES = 64  # as numpy and torch have it
@@ -23,6 +24,8 @@ _MOST_VALUES = 2**63  # what torch's own sizes can count
 _MOST_ARGUMENTS = 16
 _LONGEST_KEY = 100  # of a storage: torch numbers them
 _MOST_STRANGERS = 100  # classes that are remembered by name
+_NO_NUMBERS = "OVUSMm"  # numpy's letters for objects, structures, text and times
+_LONG = 1 << 16  # bytes of a value from which on it is not read
 
 
 @dataclass(frozen=True)
@@ -54,6 +57,63 @@ class Inert:
     name: str
 
 
+@dataclass(frozen=True)
+class Reference(Inert):
+    """A class or function that is named, as in a configuration; a pickle that calls it is refused."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """A long value that was not read: where in the file it stands.
+
+    `coded` are bytes that the file has as UTF-8, a character for each: so protocol 2 of Python 3 writes bytes.
+    """
+
+    start: int
+    length: int
+    coded: bool = False
+
+
+@dataclass
+class NumpyType:
+    """A numpy dtype by its code, as `f4`; `plain` is one of single numbers."""
+
+    code: str
+    big_endian: bool = False
+    plain: bool = True
+
+
+@dataclass
+class ArrayRef:
+    """A numpy array as the pickle declares it; `strides` are in elements, `data` holds the values, or says where."""
+
+    shape: tuple[int, ...] = ()
+    dtype: NumpyType | None = None
+    strides: tuple[int, ...] = ()
+    data: bytes | Run | None = None
+
+
+class Table(dict):
+    """A dict of what stands under text; `unnamed` is what stands under other keys."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.unnamed: list[tuple[Any, Any]] = []
+
+
+@dataclass
+class Aside:
+    """What a pickle holds besides numbers, text and tensors.
+
+    Attributes:
+        classes: names of those that are neither Python's, numpy's nor torch's.
+        inside: class -> how many tensors stand inside objects of it, where they are not read.
+    """
+
+    classes: set[str] = field(default_factory=set)
+    inside: Counter[str] = field(default_factory=Counter)
+
+
 class Refused(Exception):
     """The pickle asks for something that a file of weights does not need."""
 
@@ -81,6 +141,8 @@ def _sizes(value: Any) -> tuple[int, ...]:
 def _tensor(
     storage: Any, offset: Any, size: Any, strides: Any, dtype: str | None = None, flags: Any = None
 ) -> TensorRef:
+    if isinstance(storage, Inert) and storage.name == "torch.storage._load_from_bytes":
+        raise Refused("its tensors were pickled by pickle.dump; write them with torch.save(model.state_dict(), path)")
     if not isinstance(storage, StorageRef) or type(offset) is not int or not 0 <= offset < _MOST_VALUES:
         raise Refused("a tensor has no storage, or no place in it")
     element = dtype or storage.dtype
@@ -147,8 +209,8 @@ def _rebuild_quantized(storage, _offset, size, *_):
     return TensorRef(_sizes(size), dtype or "quint8", problem="it is quantized")
 
 
-def _ordered_dict(*args: Any) -> OrderedDict:
-    result: OrderedDict = OrderedDict()
+def _ordered_dict(*args: Any) -> Table:
+    result = Table()
     for pair in args[0] if args and isinstance(args[0], (list, tuple)) else ():
         if not isinstance(pair, (list, tuple)) or len(pair) != 2:
             raise Refused("an OrderedDict is not made of pairs")
@@ -161,17 +223,97 @@ def _size(*args: Any) -> tuple:
     return _sizes(tuple(values) if isinstance(values, list) and len(values) <= _MOST_AXES else values)
 
 
+def _tuple(*args: Any) -> Any:
+    """Paddle writes a tensor as a call: tuple((name, array))."""
+    values = args[0] if args else ()
+    return tuple(values) if isinstance(values, (list, tuple)) else Inert("builtins.tuple")
+
+
+def _type(*args: Any) -> Inert:
+    """The type of None, which annotations name; any other use makes classes."""
+    if args != (None,):
+        raise _could_run("builtins.type")
+    return Inert("builtins.NoneType")
+
+
+def _attribute(*args: Any) -> Inert:
+    """A class within another, as protocols 2 and 3 name it, or an operation of torch: only a longer name here."""
+    of, name = args if len(args) == 2 else (None, None)
+    if isinstance(of, Inert) and isinstance(name, str) and (_is_strange(of.name) or of.name in _HOLDERS):
+        return type(of)(f"{of.name}.{name}")
+    raise _could_run("builtins.getattr")
+
+
+def _encoded(*args: Any) -> Any:
+    """Bytes as protocol 2 of Python 3 writes them."""
+    text, coding = args if len(args) == 2 else (None, None)
+    if coding in ("latin1", "latin-1") and isinstance(text, str):
+        return text.encode("latin1")
+    return Run(text.start, text.length, True) if isinstance(text, Run) else Inert("_codecs.encode")
+
+
+def _numpy_type(*args: Any) -> Any:
+    code = args[0] if args else None
+    if isinstance(code, Inert) and code.name.startswith("ml_dtypes."):
+        return NumpyType(code.name.removeprefix("ml_dtypes."))
+    return NumpyType(code, plain=code[:1] not in _NO_NUMBERS) if isinstance(code, str) else Inert("numpy.dtype")
+
+
+def _array(*args: Any) -> Any:
+    """An array, whose shape and values follow as its state; of a subclass it is not known what that means."""
+    of = args[0] if args else None
+    return ArrayRef() if isinstance(of, Inert) and of.name == "numpy.ndarray" else Inert("numpy.ndarray")
+
+
+def _array_of(data: Any, dtype: Any, shape: Any, order: Any, axes: Any = None) -> ArrayRef:
+    """An array as protocol 5 writes it."""
+    array = ArrayRef()
+    _fill(array, dtype, shape, order == "F", data)
+    if axes is not None:
+        if not isinstance(axes, tuple) or sorted(_lengths(axes)) != [*range(len(array.shape))]:
+            raise Refused("an array's axes are not in an order of them")
+        array.shape = tuple(array.shape[axis] for axis in axes)
+        array.strides = tuple(array.strides[axis] for axis in axes)
+    return array
+
+
+def _fill(array: ArrayRef, dtype: Any, shape: Any, fortran: Any, data: Any) -> None:
+    if not isinstance(dtype, NumpyType):
+        raise Refused("an array's dtype is none of numpy's")
+    if isinstance(data, str):  # bytes of Python 2
+        data = data.encode()
+    if isinstance(data, Inert) and data.name.endswith(".bytes"):  # none of them, in protocol 2
+        data = b""
+    array.shape, array.dtype = _sizes(shape), dtype
+    array.strides = dense_strides(array.shape[::-1])[::-1] if fortran else dense_strides(array.shape)
+    array.data = data if isinstance(data, (bytes, Run)) else None
+
+
 def _set(mapping: Any, key: Any, value: Any) -> None:
-    if isinstance(mapping, Inert):
-        return
-    if not isinstance(mapping, dict):
+    if not isinstance(mapping, Table):
         raise Refused("items are set on something that is not a dict")
     # A tensor has a name. What stands under any other key is not looked at: the hash of what a stranger nested may
     # never end, and his numbers may all have the same one.
-    if isinstance(key, str):
-        if key in mapping:
-            raise Refused(f"the key {printable(key)} stands twice in one dict")
-        mapping[key] = value
+    if isinstance(key, Run):
+        raise Refused(f"a name in its pickle has {key.length} characters")
+    if not isinstance(key, str):
+        mapping.unnamed.append((key, value))
+        return
+    if key in mapping:
+        raise Refused(f"the key {printable(key)} stands twice in one dict")
+    mapping[key] = value
+
+
+def _is_strange(name: str) -> bool:
+    """Whether a class is neither Python's nor numpy's nor torch's, so the training program's own."""
+    return name.partition(".")[0] not in _HOMES
+
+
+def _could_run(name: str) -> Refused:
+    return Refused(
+        f"it holds a Python object of class {printable(name, 80)}, which could run code; "
+        "save the weights alone: torch.save(model.state_dict(), path)"
+    )
 
 
 _REBUILDERS = (
@@ -192,6 +334,14 @@ _FUNCTIONS: dict[str, Callable[..., Any]] = {
     "torch._utils._rebuild_wrapper_subclass": _rebuild_distributed,
     "collections.OrderedDict": _ordered_dict,
     "torch.Size": _size,
+    "_codecs.encode": _encoded,
+    "numpy.dtype": _numpy_type,
+    "paddle.framework.io_utils._reconstruct_dense_tensor_data": lambda *args: args[0] if args else None,
+    **{f"{home}.tuple": _tuple for home in ("builtins", "__builtin__")},
+    **{f"{home}.type": _type for home in ("builtins", "__builtin__")},
+    **{f"{home}.getattr": _attribute for home in ("builtins", "__builtin__")},
+    **{f"numpy.{core}.multiarray._reconstruct": _array for core in ("core", "_core")},
+    **{f"numpy.{core}.numeric._frombuffer": _array_of for core in ("core", "_core")},
 }
 STORAGES = {
     **{"FloatStorage": "float32", "DoubleStorage": "float64", "HalfStorage": "float16", "BFloat16Storage": "bfloat16"},
@@ -200,26 +350,54 @@ STORAGES = {
     **{"QInt32Storage": "qint32", "QUInt4x2Storage": "quint4x2", "QUInt2x4Storage": "quint2x4"},
     **{"ComplexFloatStorage": "complex64", "ComplexDoubleStorage": "complex128", "UntypedStorage": None},
 }
-_PLAIN = """
-    int long float complex bool str unicode bytes bytearray list tuple dict set frozenset slice range xrange object
-"""
 # Harmless company of weights in training checkpoints, of torch, numpy and Python: noted by name, never built.
-_INERT = {
-    *(f"torch.{name}" for name in ITEM_SIZES),
-    *("torch.device", "torch.Tensor", "torch.nn.parameter.Parameter", "torch.serialization._get_layout"),
-    *("torch.strided", "torch.sparse_coo", "torch.sparse_csr", "torch.per_tensor_affine", "torch.per_channel_affine"),
-    *("argparse.Namespace", "collections.defaultdict", "collections.Counter"),
-    *("numpy.dtype", "numpy.core.multiarray.scalar", "numpy.core.multiarray._reconstruct", "numpy.ndarray"),
-    *("numpy._core.multiarray.scalar", "numpy._core.multiarray._reconstruct", "_codecs.encode"),
-    *("numpy.core.numeric._frombuffer", "numpy._core.numeric._frombuffer"),
-    *(f"pathlib.{name}" for name in ("Path", "PosixPath", "WindowsPath", "PurePosixPath", "PureWindowsPath")),
-    *(f"pathlib._local.{name}" for name in ("Path", "PosixPath", "WindowsPath", "PurePosixPath", "PureWindowsPath")),
-    *(f"datetime.{name}" for name in ("datetime", "date", "time", "timedelta", "timezone")),
-    *(f"{home}.{name}" for home in ("builtins", "__builtin__") for name in _PLAIN.split()),
-    *("collections.deque", "types.SimpleNamespace", "functools.partial", "io.BytesIO", "_io.BytesIO", "uuid.UUID"),
-    *("decimal.Decimal", "fractions.Fraction", "copyreg._reconstructor", "copy_reg._reconstructor", "typing.Any"),
-    *("torch.Generator", "torch.storage._load_from_bytes"),
+_DATA = {
+    ("builtins", "__builtin__"): """int long float complex bool str unicode bytes bytearray list dict set frozenset
+        slice range xrange object Ellipsis NotImplemented""",
+    ("argparse",): "Namespace",
+    ("collections",): "defaultdict Counter deque ChainMap UserDict UserList UserString",
+    ("UserDict", "UserList", "UserString"): "IterableUserDict UserList UserString",
+    ("pathlib", "pathlib._local"): "Path PosixPath WindowsPath PurePath PurePosixPath PureWindowsPath",
+    ("datetime",): "datetime date time timedelta timezone",
+    ("zoneinfo",): "ZoneInfo ZoneInfo._unpickle",
+    ("decimal",): "Decimal Context",
+    ("io", "_io"): "BytesIO StringIO",
+    ("copyreg", "copy_reg"): "_reconstructor",
+    ("array",): "array _array_reconstructor",
+    ("ipaddress",): "IPv4Address IPv6Address IPv4Network IPv6Network IPv4Interface IPv6Interface",
+    ("inspect",): "Signature Parameter _ParameterKind _empty",
+    ("operator", "_operator"): "itemgetter attrgetter getitem",
+    ("re", "sre"): "_compile Pattern",
+    ("types",): "SimpleNamespace MappingProxyType GenericAlias",
+    ("functools",): "partial",
+    ("fractions",): "Fraction",
+    ("uuid",): "UUID SafeUUID",
+    ("string",): "Template",
+    ("random",): "Random",
+    ("time",): "struct_time",
+    ("logging",): "getLogger",
+    ("numpy",): """ndarray bool bool_ int8 int16 int32 int64 uint8 uint16 uint32 uint64 float16 float32 float64
+        longdouble complex64 complex128 intc longlong ulonglong str_ bytes_ object_ void datetime64 timedelta64""",
+    ("numpy.core.multiarray", "numpy._core.multiarray"): "scalar",
+    ("numpy.random._pickle",): "__generator_ctor __bit_generator_ctor __randomstate_ctor",
+    ("numpy.random.bit_generator",): "SeedSequence __pyx_unpickle_SeedSequence",
+    ("torch",): "device Tensor Generator strided sparse_coo sparse_csr per_tensor_affine per_channel_affine "
+    + " ".join(ITEM_SIZES),
+    ("torch", "torch._utils.torch"): "preserve_format contiguous_format channels_last channels_last_3d",
+    ("torch.nn.parameter",): "Parameter",
+    ("torch.serialization",): "_get_layout",
+    ("torch.storage",): "_load_from_bytes",
+    ("torch.torch_version",): "TorchVersion",
 }
+_INERT = {f"{home}.{name}" for homes, names in _DATA.items() for home in homes for name in names.split()}
+# Packages whose objects are such company as well: optimizers, schedules and what feeds them.
+_INERT_HOMES = (
+    *("torch.distributed.", "torch.optim.", "torch.utils.data.", "torch.amp.", "torch.cuda.amp."),
+    *("numpy.dtypes.", "numpy.random._mt19937.", "numpy.random._pcg64.", "numpy.random._philox.", "typing."),
+)
+# What a configuration may name, as functools.partial(torch.nn.LayerNorm, eps=1e-6), and what nothing may call.
+_REFERENCES = ("torch.nn.", "torch._C._nn.")
+_HOLDERS = ("torch._C._VariableFunctionsClass", "zoneinfo.ZoneInfo")
 # Packages of which no class is the training program's own: Python's under the names of Python 2 too, by which torch
 # pickles them.
 _HOMES = {"torch", "numpy", *sys.stdlib_module_names}
@@ -245,10 +423,11 @@ class _Unpickler(_PythonUnpickler):
         if code in {getattr(pickle, name)[0] for name in _OPCODES}
     }
 
-    def __init__(self, file: BinaryIO, size: int, storage: Callable[[Any], StorageRef], strangers: set[str]):
+    def __init__(self, file: BinaryIO, size: int, storage: Callable[[Any], StorageRef], aside: Aside):
         super().__init__(file, encoding="utf-8")
+        self._source = file
         self._storage = storage
-        self._strangers = strangers
+        self._aside = aside
         self._size = size
         self._budget = 100_000 + 2 * size
 
@@ -258,19 +437,21 @@ class _Unpickler(_PythonUnpickler):
             return _FUNCTIONS[full]
         if module in ("torch", "torch.cuda", "torch.storage") and name in STORAGES:
             return Inert(full)
-        ours = module.partition(".")[0] in _HOMES
         # Of a program's own classes it is known that they are not built here. What Python, numpy and torch have and
         # weights do not need is refused, because whoever loads the file otherwise runs it.
-        if not ours and len(self._strangers) < _MOST_STRANGERS:
-            self._strangers.add(full)
-        if full in _INERT or not ours or full.startswith("torch.distributed."):
+        if _is_strange(full):
+            if len(self._aside.classes) < _MOST_STRANGERS:
+                self._aside.classes.add(full)
             return Inert(full)
-        raise Refused(
-            f"it holds a Python object of class {printable(full, 80)}, which could run code; "
-            "save the weights alone: torch.save(model.state_dict(), path)"
-        )
+        if full in _INERT or full.startswith(_INERT_HOMES):
+            return Inert(full)
+        if full.startswith(_REFERENCES) or full in _HOLDERS:
+            return Reference(full)
+        raise _could_run(full)
 
-    def persistent_load(self, pid: Any) -> StorageRef:
+    def persistent_load(self, pid: Any) -> StorageRef | Inert:
+        if isinstance(pid, tuple) and len(pid) > 1 and pid[0] == "module" and isinstance(pid[1], Inert):
+            return pid[1]  # how the legacy format names a class of modules
         return self._storage(pid)
 
     def load_reduce(self) -> None:
@@ -282,47 +463,77 @@ class _Unpickler(_PythonUnpickler):
         self._budget -= sum(len(arg) for arg in args if isinstance(arg, (str, bytes, tuple, list, dict)))
         if self._budget < 0:
             raise Refused("it would grow to far more than it holds")
+        if isinstance(function, Reference):
+            raise _could_run(function.name)
         if isinstance(function, Inert):
+            self._passed_over(function, args)
             self.stack[-1] = Inert(function.name)
         elif any(function is known for known in _FUNCTIONS.values()):
             self.stack[-1] = function(*args)
         else:
             raise Refused("it calls something that is not a function of torch")
 
+    def _passed_over(self, owner: Inert, values: Any) -> None:
+        """Count the tensors that stand inside an object that is not built."""
+        parts = values if isinstance(values, (list, tuple)) else (values,)
+        every = [one for part in parts for one in (part.values() if isinstance(part, dict) else (part,))]
+        count = sum(isinstance(one, TensorRef) for one in every)
+        if count and (owner.name in self._aside.inside or len(self._aside.inside) < _MOST_STRANGERS):
+            self._aside.inside[owner.name] += count
+
     def load_build(self) -> None:
-        self.stack.pop()  # attributes are of no use here, and setting them on our stand-ins could mislead
-        if not isinstance(self.stack[-1], (dict, Inert)):
+        state, built = self.stack.pop(), self.stack[-1]
+        if isinstance(built, ArrayRef):
+            if not isinstance(state, tuple) or len(state) not in (4, 5):
+                raise Refused("an array's state is not one")
+            shape, dtype, fortran, data = state[-4:]
+            _fill(built, dtype, shape, fortran, data)
+        elif isinstance(built, NumpyType):
+            if not isinstance(state, tuple) or len(state) < 5 or state[1] not in ("<", ">", "|", "="):
+                raise Refused("a dtype's state is not one")
+            built.big_endian = state[1] == ">"
+        elif isinstance(built, Inert):
+            self._passed_over(built, state)
+        elif not isinstance(built, dict):  # attributes of a dict are of no use here
             raise Refused("it sets attributes on a tensor, or on something that is not an object")
+
+    def _set_items(self, items: list) -> None:
+        target = self.stack[-1]
+        if isinstance(target, Inert):
+            self._passed_over(target, items)
+            return
+        for i in range(0, len(items), 2):
+            _set(target, items[i], items[i + 1])
 
     def load_setitem(self) -> None:
         value, key = self.stack.pop(), self.stack.pop()
-        _set(self.stack[-1], key, value)
+        self._set_items([key, value])
 
     def load_setitems(self) -> None:
-        items = self.pop_mark()
-        for i in range(0, len(items), 2):
-            _set(self.stack[-1], items[i], items[i + 1])
+        self._set_items(self.pop_mark())
 
     def load_dict(self) -> None:
         items = self.pop_mark()
-        result: dict = {}
-        for i in range(0, len(items), 2):
-            _set(result, items[i], items[i + 1])
-        self.append(result)
+        self.append(Table())
+        self._set_items(items)
 
-    def load_appends(self) -> None:
-        items = self.pop_mark()
-        if isinstance(self.stack[-1], list):
-            self.stack[-1].extend(items)
-        elif not isinstance(self.stack[-1], Inert):
+    def load_empty_dictionary(self) -> None:
+        self.append(Table())
+
+    def _append_items(self, items: list) -> None:
+        target = self.stack[-1]
+        if isinstance(target, Inert):
+            self._passed_over(target, items)
+        elif isinstance(target, list):
+            target.extend(items)
+        else:
             raise Refused("items are appended to something that is not a list")
 
+    def load_appends(self) -> None:
+        self._append_items(self.pop_mark())
+
     def load_append(self) -> None:
-        value = self.stack.pop()
-        if isinstance(self.stack[-1], list):
-            self.stack[-1].append(value)
-        elif not isinstance(self.stack[-1], Inert):
-            raise Refused("an item is appended to something that is not a list")
+        self._append_items([self.stack.pop()])
 
     def load_newobj_ex(self) -> None:
         self.stack.pop()  # keyword arguments
@@ -332,16 +543,36 @@ class _Unpickler(_PythonUnpickler):
         self.pop_mark()
         self.append(Inert("builtins.frozenset"))
 
-    def load_bytearray8(self) -> None:
-        self._skip()
-        self.append(Inert("builtins.bytearray"))
-
-    def _skip(self) -> None:
-        """Over bytes whose length stands before them."""
-        length = int.from_bytes(self.read(8), "little")
-        if length > self._size:
+    def _taken(self, length: int) -> bytes | Run:
+        """The next bytes, or where they stand if they are long."""
+        start = self._source.tell()
+        if length > self._size - start:
             raise Refused("a value in its pickle is longer than the file")
-        self.read(length)
+        if length < _LONG:
+            return self.read(length)
+        self._source.seek(start + length)
+        return Run(start, length)
+
+    def _load_bytes(self, width: int) -> None:
+        self.append(self._taken(int.from_bytes(self.read(width), "little")))
+
+    def _load_text(self, width: int) -> None:
+        taken = self._taken(int.from_bytes(self.read(width), "little"))
+        self.append(taken if isinstance(taken, Run) else str(taken, "utf-8", "surrogatepass"))
+
+    def _load_string(self, width: int) -> None:
+        """What Python 2 calls a string: text, or bytes."""
+        taken = self._taken(int.from_bytes(self.read(width), "little"))
+        try:
+            self.append(taken if isinstance(taken, Run) else taken.decode())
+        except UnicodeDecodeError:
+            self.append(taken)
+
+    def load_frame(self) -> None:
+        """Frames say how much to read at once, and nothing of what is read."""
+        length = int.from_bytes(self.read(8), "little")
+        if length > self._size - self._source.tell():
+            raise Refused("a frame of its pickle is longer than the file")
 
     def load_empty_set(self) -> None:
         self.append(Inert("builtins.set"))
@@ -354,7 +585,8 @@ class _Unpickler(_PythonUnpickler):
         (pickle.NEWOBJ, load_reduce),
         (pickle.NEWOBJ_EX, load_newobj_ex),
         (pickle.FROZENSET, load_frozenset),
-        (pickle.BYTEARRAY8, load_bytearray8),
+        (pickle.FRAME, load_frame),
+        (pickle.EMPTY_DICT, load_empty_dictionary),
         (pickle.BUILD, load_build),
         (pickle.SETITEM, load_setitem),
         (pickle.SETITEMS, load_setitems),
@@ -365,6 +597,13 @@ class _Unpickler(_PythonUnpickler):
         (pickle.ADDITEMS, load_additems),
     ):
         dispatch[_code[0]] = _handler
+    for _load, _codes in (
+        (_load_bytes, ((pickle.BINBYTES, 4), (pickle.BINBYTES8, 8), (pickle.BYTEARRAY8, 8))),
+        (_load_text, ((pickle.BINUNICODE, 4), (pickle.BINUNICODE8, 8))),
+        (_load_string, ((pickle.SHORT_BINSTRING, 1), (pickle.BINSTRING, 4))),
+    ):
+        for _code, _width in _codes:
+            dispatch[_code[0]] = lambda self, load=_load, width=_width: load(self, width)
 
 
 def storage_ref(pid: Any) -> StorageRef:
@@ -384,20 +623,20 @@ def load(
     file: BinaryIO,
     size: int,
     storage: Callable[[Any], StorageRef] = storage_ref,
-    strangers: set[str] | None = None,
+    aside: Aside | None = None,
 ) -> Any:
     """The object that the next pickle in `file`, of `size` bytes, describes.
 
-    `strangers` is told the names of classes that are neither Python's, numpy's nor torch's.
+    `aside` is told what it holds besides.
 
-    It is made of dicts with text for keys (others are left out), lists, tuples, numbers, text, `TensorRef`s and
-    `Inert`s.
+    It is made of `Table`s, lists, tuples, numbers, text, `TensorRef`s, `ArrayRef`s and `Inert`s; long text and bytes
+    are `Run`s.
 
     Raises:
         ConversionError: the pickle is broken, or needs more than a state dict does.
     """
     try:
-        return _Unpickler(file, size, storage, set() if strangers is None else strangers).load()
+        return _Unpickler(file, size, storage, aside or Aside()).load()
     except Refused as error:
         raise ConversionError(str(error)) from None
     except ConversionError:

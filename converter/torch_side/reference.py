@@ -136,13 +136,13 @@ def _values(file: str, key: str, names: list[str], send: Send) -> Any:
         return _descend(tree, key)
     except pickle.UnpicklingError:
         # torch declines company that our reader leaves aside, such as numpy scalars of a training run.
-        send(
-            Note(
-                "torch's own loader refuses this file for what stands beside the weights, so that the values "
-                "on the torch side were read by the converter's reader too"
-            )
-        )
         with Checkpoint(file) as checkpoint:
+            why = (
+                "torch has no loader for pickles of numpy arrays"
+                if checkpoint.container == "numpy pickle"
+                else "torch's own loader refuses this file for what stands beside the weights"
+            )
+            send(Note(f"{why}, so that the values on the torch side were read by the converter's reader too"))
             entries = checkpoint.states[key]
             return {name: torch.from_numpy(_numbers(checkpoint.read(entries[name]))) for name in names}
 

@@ -1,15 +1,28 @@
 """What training programs write beside the weights: noted by class, never built; and what no weights are among them."""
 
 import argparse
+import array
 import collections
 import dataclasses
 import datetime
+import decimal
 import enum
+import fractions
 import functools
 import io
+import ipaddress
+import logging
+import operator
 import pathlib
 import pickle
+import random
+import re
+import string
+import time
 import types
+import typing
+import uuid
+import zoneinfo
 
 import numpy as np
 import pytest
@@ -30,6 +43,12 @@ class Config:
     lr: float = 1e-3
     path: pathlib.Path = pathlib.Path("/x")
 
+    class Inner:
+        pass
+
+    class Mode(enum.Enum):
+        TRAIN = 1
+
 
 class History(list):
     """As mmengine's HistoryBuffer: with arrays among its attributes."""
@@ -37,6 +56,36 @@ class History(list):
     def __init__(self):
         super().__init__([1.0, 2.0])
         self.values = np.arange(3.0)
+
+
+class SmallText(str):
+    pass
+
+
+class Whole(int):
+    pass
+
+
+class OwnDict(dict):
+    pass
+
+
+class OwnOrdered(collections.OrderedDict):
+    pass
+
+
+class Named(typing.NamedTuple):
+    a: object
+    b: object
+
+
+@dataclasses.dataclass(frozen=True)
+class Frozen:
+    a: Color = Color.RED
+
+
+def of_the_program():
+    pass
 
 
 class Made:
@@ -75,6 +124,50 @@ COMPANY = {
     "array": np.arange(4),
     "dtype": torch.float16,
     "text": "x" * 300,
+    "strings": SmallText("x"),
+    "an int": Whole(3),
+    "named tuple": Named(1, Named(2, 3)),
+    "of the program": OwnDict(a=OwnDict(b=1)),
+    "ordered": OwnOrdered(a=1),
+    "nested class": Config.Inner(),
+    "enum within a class": Config.Mode.TRAIN,
+    "frozen": Frozen(),
+    "tuple of configurations": (Config(), Frozen(), argparse.Namespace(a=1)),
+    "keys of all sorts": {0: 1, (1, 2): 3, Color.RED: 4, None: 5, b"x": 6},
+    "function": of_the_program,
+    "class": Config,
+    "decimal": decimal.Decimal("1.5"),
+    "fraction": fractions.Fraction(1, 2),
+    "uuid": uuid.UUID(int=1),
+    "pattern": re.compile("x"),
+    "zone": zoneinfo.ZoneInfo("UTC"),
+    "typing": typing.ClassVar[int],
+    "alias": list[int],
+    "ellipsis": ...,
+    "address": ipaddress.ip_address("1.2.3.4"),
+    "numbers": array.array("f", [1, 2]),
+    "chain": collections.ChainMap({"a": 1}),
+    "user dict": collections.UserDict(a=1),
+    "template": string.Template("x"),
+    "when": time.gmtime(0),
+    "logger": logging.getLogger("x"),
+    "getter": operator.itemgetter(1),
+    "whole numbers": 10**400,
+    "text of a day": np.datetime64("2020-01-01"),
+    "structures": np.zeros(2, [("a", "f4"), ("b", "i4")]),
+    "objects": np.array([1, "x", None], object),
+    "numpy type": np.float32,
+    "numpy generator": np.random.default_rng(0),
+    "numpy state": np.random.RandomState(0).get_state(),
+    "random state": random.Random(0).getstate(),
+    "size": torch.Size([1, 2]),
+    "device": torch.device("cpu"),
+    "version": torch.__version__,
+    "partial of a layer": functools.partial(nn.LayerNorm, eps=1e-6),
+    "activation": torch.nn.functional.gelu,
+    "operation": torch.relu,
+    "optimizer": torch.optim.SGD([nn.Parameter(torch.zeros(2))], lr=0.1),
+    "scaler": torch.amp.GradScaler("cpu").state_dict(),
 }
 
 
@@ -91,7 +184,8 @@ def test_it_stands_aside(name, protocol, tmp_path):
         for key, tensor in weights.items():
             np.testing.assert_array_equal(checkpoint.read(checkpoint.states["state_dict"][key]), tensor)
         own = [note for note in checkpoint.notes if "classes" in note]
-    assert bool(own) == (type(COMPANY[name]).__module__ == __name__ or name == "namespace")
+    data = pickle.dumps(COMPANY[name], protocol)
+    assert bool(own) == (__name__.encode() in data)
     assert all(f"{__name__}." in note and "nothing of it run" in note for note in own)
 
 
@@ -165,3 +259,112 @@ def test_a_distributed_tensor_is_told_how_to_be_gathered(tmp_path):
         assert (entry.shape, entry.dtype) == ((4, 3), "float32")
         with pytest.raises(converter.ConversionError, match=r"a part of a DTensor.*full_state_dict=True"):
             checkpoint.read(entry)
+
+
+WEIGHTS = torch_refs.create("sam_decoder").state_dict()
+
+
+def planned(state, path, model="sam_decoder"):
+    torch.save(state, path)
+    return converter.plan(model, path)
+
+
+@pytest.mark.parametrize("model", ["auto", "sam_decoder"])
+@pytest.mark.parametrize("name", ["mask_tokens.weight", "transformer.history"])
+@pytest.mark.parametrize("thing", ["history", "enum", "dataclass", "namespace", "partial", "path", "delta", "default"])
+def test_among_the_weights_it_is_refused(thing, name, model, tmp_path):
+    told = re.escape(f"{name} stands among the weights and is an object of class ")
+    with pytest.raises(converter.ConversionError, match=f"{told}.*, not a tensor; save the weights alone"):
+        planned({**WEIGHTS, name: COMPANY[thing]}, tmp_path / "ckpt.pth", model)
+
+
+@pytest.mark.parametrize("thing", [np.zeros(3), [1.0], 3, None, "x"], ids=repr)
+def test_nothing_else_stands_under_the_name_of_a_tensor(thing, tmp_path):
+    with pytest.raises(converter.ConversionError, match=r"mask_tokens\.weight stands among the weights and is "):
+        planned({**WEIGHTS, "mask_tokens.weight": thing}, tmp_path / "ckpt.pth")
+
+
+def test_an_optional_tensor_that_is_none_is_no_tensor_left_out(tmp_path):
+    state = torch_refs.create("deform_conv2d", in_channels=6, out_channels=8).state_dict()
+    with pytest.raises(converter.ConversionError, match="bias stands among the weights and is an object of class"):
+        planned({**state, "bias": Config()}, tmp_path / "ckpt.pth", "deform_conv2d")
+
+
+def test_beside_the_tensors_it_is_passed_over(tmp_path):
+    plan = planned({**WEIGHTS, "cfg": Config(), "epoch": 3, "run.name": "x"}, tmp_path / "ckpt.pth")
+    assert plan.tensors == len(WEIGHTS)
+    other = {**{f"mask_decoder.{name}": tensor for name, tensor in WEIGHTS.items()}, "image_encoder.x": Config()}
+    assert planned(other, tmp_path / "ckpt.pth").tensors == len(WEIGHTS)
+
+
+def test_what_torch_keeps_besides_tensors_is_passed_over_and_noted(tmp_path):
+    """As TransformerEngine fills it, in its releases: bytes, a buffer, a tensor of bytes, nothing."""
+    extra = [b"x", io.BytesIO(b"x"), torch.zeros(5, dtype=torch.uint8), None, bytearray(b"x" * 300), Config()]
+    state = {**WEIGHTS, **{f"transformer.layers.{i}._extra_state": one for i, one in enumerate(extra)}}
+    assert planned(state, tmp_path / "ckpt.pth").tensors == len(WEIGHTS)
+    held = converter.inspect(tmp_path / "ckpt.pth")
+    assert len(held) == len(WEIGHTS)
+    told = "passed over: transformer.layers.{0-5}._extra_state, where torch keeps what a module has besides tensors"
+    assert told in held.notes
+
+
+def test_weights_inside_an_object_are_told_as_that(tmp_path):
+    with pytest.raises(converter.ConversionError) as caught:
+        planned({"state_dict": OwnOrdered(WEIGHTS)}, tmp_path / "ckpt.pth", "auto")
+    inside = (
+        f"no named tensors, but tensors inside objects that are not built ({len(WEIGHTS)} in {__name__}.OwnOrdered)"
+    )
+    assert inside in str(caught.value)
+    assert "torch.save(model.state_dict(), path)" in str(caught.value)
+
+
+@pytest.mark.parametrize("protocol", [2, 4])
+@pytest.mark.parametrize("zipped", [True, False])
+def test_a_module_is_named_and_not_called(zipped, protocol, tmp_path):
+    company = {"w": torch.zeros(2), "criterion": nn.CrossEntropyLoss()}
+    torch.save(company, tmp_path / "ckpt.pth", pickle_protocol=protocol, _use_new_zipfile_serialization=zipped)
+    with pytest.raises(converter.ConversionError, match="CrossEntropyLoss, which could run code"):
+        converter.inspect(tmp_path / "ckpt.pth")
+
+
+def test_inspect_tells_what_it_does_not_list(tmp_path):
+    layer = nn.Linear(3, 2)
+    optimizer = torch.optim.Adam(layer.parameters())
+    layer(torch.ones(3)).sum().backward()
+    optimizer.step()
+    torch.save(
+        {
+            "state_dict": layer.state_dict(), "optimizer": optimizer.state_dict(), "epoch": 3, "best": 0.5,
+            "args": Config(),
+            "ema": [torch.zeros(2, 3), torch.zeros(())], "stats": {"mean": np.zeros(3), "w": torch.zeros(1)},
+        },
+        tmp_path / "ckpt.pth",
+    )  # fmt: skip
+    held = converter.inspect(tmp_path / "ckpt.pth")
+    assert [row.name for row in held] == ["state_dict.weight", "state_dict.bias", "stats.w"]
+    assert [note.removeprefix("not listed: ") for note in held.notes if note.startswith("not listed: ")] == [
+        "ema, a list with 2 tensors (2x3, a number)",
+        "in the file itself, what is no tensor: epoch, best, args",
+        "in optimizer, what is no tensor: param_groups",
+        "in stats, numpy arrays: mean (3)",
+        "in optimizer.state, 2 keys that are numbers (0, 1), with 6 tensors",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("tree", "rows", "told"),
+    [
+        (torch.zeros(2, 3), [("(the tensor)", (2, 3))], "one bare tensor"),
+        ([torch.zeros(2), torch.zeros(1, 4)], [("0", (2,)), ("1", (1, 4))], "a list of 2 bare tensors"),
+        ((torch.zeros(2),), [("0", (2,))], "a tuple of 1 bare tensors"),
+        ({0: torch.zeros(2), 1: torch.zeros(3)}, [("0", (2,)), ("1", (3,))], "2 tensors without names"),
+        ([{"w": torch.zeros(2)}], [("0.w", (2,))], "a list of 1 bare tensors"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_bare_tensors_are_listed_and_not_converted(tree, rows, told, tmp_path):
+    torch.save(tree, tmp_path / "ckpt.pth")
+    held = converter.inspect(tmp_path / "ckpt.pth")
+    assert [(row.name, row.shape) for row in held] == rows
+    with pytest.raises(converter.ConversionError, match=f"it holds {told}.*, not a state dict of named ones; save the"):
+        converter.convert("sam_decoder", tmp_path / "ckpt.pth", tmp_path / "o.weights.h5")

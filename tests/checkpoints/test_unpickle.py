@@ -28,10 +28,7 @@ def loads(body: bytes) -> object:
 @pytest.mark.parametrize("protocol", [2, 3, 4, 5])
 def test_plain_values(value, protocol):
     data = pickle.dumps(value, protocol)
-    expected = value
-    if protocol == 2 and b"_codecs" in data:  # it writes bytes as a call, which is noted and not made
-        expected = {"a": 1, "b": [1.5, None, True, ("x", Inert("_codecs.encode"))]}
-    assert load(io.BytesIO(data), len(data)) == expected
+    assert load(io.BytesIO(data), len(data)) == value
 
 
 def test_a_state_dict():
@@ -52,7 +49,6 @@ def test_company_of_weights_becomes_inert():
     whole = {
         "args": argparse.Namespace(lr=0.1),
         "scalar": np.float32(3),
-        "array": np.arange(3),
         "dtype": torch.float16,
         "device": torch.device("cpu"),
         "size": torch.Size([2, 3]),

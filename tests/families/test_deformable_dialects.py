@@ -1,5 +1,7 @@
 """Checkpoints of deformable convolutions and attention: every dialect gives the weights of the official one."""
 
+import pickle
+
 import h5py
 import numpy as np
 import pytest
@@ -146,6 +148,32 @@ def test_the_whole_proof_is_run_by_default_and_passes(case, tmp_path):
     assert f"{layers} of {layers} agree with torch" in done.output
     assert "equal bit for bit" in done.output
     assert converter.verify(None, checkpoint, output, level="lossless"), "options and dialect are in the record"
+
+
+@pytest.mark.parametrize(
+    ("file", "case", "wrap"),
+    [
+        ("dcn.pdparams", "paddle", lambda arrays: {**arrays, "StructuredToParameterName@@": {}}),
+        ("R-50.pkl", "detectron2", lambda arrays: {"model": arrays, "__author__": "x", "matching_heuristics": True}),
+        ("attention.pdparams", "paddle's attention", dict),
+    ],
+)
+def test_pickles_of_arrays_are_converted_and_proven(file, case, wrap, tmp_path):
+    pair, dialect, spell, _ = CASES[case]
+    config, options = SETTINGS[pair]
+    official = state(pair, config)
+    (tmp_path / file).write_bytes(pickle.dumps(wrap({n: t.numpy() for n, t in spell(official).items()}), 4))
+    output = tmp_path / "o.weights.h5"
+    done = CliRunner().invoke(cli.convert, ["--model", pair, str(tmp_path / file), "-o", str(output), *options])
+    assert done.exit_code == 0, done.output
+    assert "torch has no loader for pickles of numpy arrays" in done.output
+    assert provenance(output)["dialect"] == dialect
+    assert provenance(output)["proof"]["level"] == "full"
+    report = converter.restore(output, tmp_path / "back.pth", dialect="official")
+    back = torch.load(tmp_path / "back.pth")
+    assert report.output == tmp_path / "back.pth"
+    for name, tensor in official.items():
+        np.testing.assert_array_equal(back.get("model", back)[name], tensor)
 
 
 @pytest.mark.parametrize("config", [

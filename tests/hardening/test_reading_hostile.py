@@ -49,7 +49,7 @@ REASONS = {
     "zip: one path to two dicts": "both reached by a.b",
     "zip: name with control characters": r"w\x1b[2J\x07\r\n",
     "zip: name with right to left": r"w\u202etxet",
-    "zip: a name of 900,000 characters": "a name has 900000 characters: nnn",
+    "zip: a name of 900,000 characters": "a name in its pickle has 900000 characters",
     "zip: self-referencing dict": "holds no named tensors",
     "zip: one text encoded many times": "grow to far more than it holds",
     "zip: one list into many OrderedDicts": "grow to far more than it holds",

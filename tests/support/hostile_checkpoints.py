@@ -95,7 +95,7 @@ def pickles() -> Iterator[tuple[str, bytes]]:
     rebuild = P.keep(2, P.named("torch._utils._rebuild_tensor_v2"))
     yield "wide arguments to many calls", wide + b"0" + rebuild + b"0(" + b"h\2h\1R" * 90_000 + b"t"
     yield "wide arguments to nothing", wide + b"0" + inert + b"0(" + b"h\2h\1R" * 150_000 + b"t"
-    text = P.keep(1, P.text("x" * 400_000))
+    text = P.keep(1, P.text("x" * 60_000))
     encode = P.keep(2, P.named("_codecs.encode"))
     yield "one text encoded many times", text + b"0" + encode + b"0(" + b"h\2h\1\x85R" * 90_000 + b"t"
     typed = P.keep(2, P.named("torch._tensor._rebuild_from_type_v2")) + b"0" + P.keep(3, P.named("torch.Tensor")) + b"0"

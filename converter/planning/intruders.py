@@ -1,0 +1,41 @@
+"""What stands among a network's tensors and is none. Beside the weights it is passed over; among them it refuses."""
+
+from collections.abc import Iterator
+
+from converter.checkpoints.checkpoint import Checkpoint, is_extra
+from converter.errors import ConversionError, printable
+from converter.pairs.dialects import strip_compiled
+from converter.planning.reading import Reading
+
+
+def refuse_intruders(checkpoint: Checkpoint, reading: Reading) -> None:
+    """
+    Raises:
+        ConversionError: an object stands among the tensors in scope, or anything under the name of one.
+    """
+    known = {name for name, _ in reading.mapping.tensors()} if reading.config is not None else set()
+    for name, what in checkpoint.objects.get(reading.key, {}).items():
+        plain = strip_compiled(name)
+        if is_extra(name) or not plain.startswith(reading.prefix):
+            continue
+        rest = plain.removeprefix(reading.prefix)
+        if reading.dialect.canonical(rest) in known or _is_among(rest, what):
+            raise ConversionError(told(name, what))
+
+
+def intruders(checkpoint: Checkpoint) -> Iterator[str]:
+    """Every object that stands among tensors, in words."""
+    for table in checkpoint.objects.values():
+        yield from (told(name, what) for name, what in table.items() if not is_extra(name) and _is_among(name, what))
+
+
+def told(name: str, what: str) -> str:
+    return (
+        f"{printable(name)} stands among the weights and is {what}, not a tensor; "
+        "save the weights alone: torch.save(model.state_dict(), path)"
+    )
+
+
+def _is_among(name: str, what: str) -> bool:
+    """Whether an object has a name as tensors have them, of a module and its tensor."""
+    return "." in name and what.startswith("an object")
