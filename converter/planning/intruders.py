@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 from converter.checkpoints.checkpoint import Checkpoint, is_extra
 from converter.errors import ConversionError, printable
-from converter.pairs.dialects import strip_compiled
+from converter.pairs.dialects import unwrapped
 from converter.planning.reading import Reading
 
 
@@ -15,7 +15,7 @@ def refuse_intruders(checkpoint: Checkpoint, reading: Reading) -> None:
     """
     known = {name for name, _ in reading.mapping.tensors()} if reading.config is not None else set()
     for name, what in checkpoint.objects.get(reading.key, {}).items():
-        plain = strip_compiled(name)
+        plain = unwrapped(name)
         if is_extra(name) or not plain.startswith(reading.prefix):
             continue
         rest = plain.removeprefix(reading.prefix)
