@@ -347,11 +347,11 @@ def _name(reading: Reading) -> str:
 
 
 def _nearly(reading: Reading) -> bool:
-    """Whether it would fit but for a few tensors."""
+    """Whether it would fit but for a few tensors: what it lacks is rarely much, what stands beside it may be more."""
     unsized = reading.unsized and reading.lacking is None
     if reading.config is None or reading.fits or unsized or reading.doubled:
         return False
-    return 2 * (len(reading.missing) + len(reading.unexpected)) <= reading.matched
+    return 10 * len(reading.missing) <= reading.matched and 2 * len(reading.unexpected) <= reading.matched
 
 
 def _outermost(fitting: list[Reading]) -> list[Reading]:
