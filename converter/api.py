@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from converter.checkpoints.checkpoint import Checkpoint
+from converter.checkpoints.hub import is_address
 from converter.errors import ConversionError, ProofError, UsageError, printable
 from converter.files.atomic import NewFile, undisturbed
 from converter.naming import fold, listed
@@ -76,7 +77,8 @@ def convert(
 
     Args:
         model: a pair's name; None or "auto" recognises it from the checkpoint.
-        checkpoint: a `.pth`, `.pt`, `.bin` or `.safetensors` file, a shard index, or a folder that holds one.
+        checkpoint: a `.pth`, `.pt`, `.bin` or `.safetensors` file, a shard index, a folder that holds one, or the
+            address of one on the Hugging Face Hub, `hf://ORGANISATION/NAME[@REVISION][/FILE]`.
         output: where to write, ending in `.weights.h5`; by default `weights/MODEL.weights.h5`.
         verify: "full" (lossless and numerical), "full-size" (with runs at the size a big model is meant for as well),
             "train" (with gradients, moving statistics and three steps as well), "lossless" or "none".
@@ -230,7 +232,7 @@ class _Session(ExitStack):
 
     def __init__(self, checkpoint: str | os.PathLike, progress: Progress):
         super().__init__()
-        self.source = self.enter_context(Checkpoint(checkpoint))
+        self.source = self.enter_context(Checkpoint(checkpoint, progress=progress))
         self._progress = progress
         self._torch: TorchProcess | None = None
         self._question: Any = None
@@ -278,7 +280,7 @@ class _Session(ExitStack):
         return Report(
             model=plan.pair.name,
             config=plan.config,
-            source=self.source.path,
+            source=self.source.address or self.source.path,
             source_sha256="",
             dialect=plan.dialect.name,
             scope=plan.scope,
@@ -345,9 +347,8 @@ def inspect(path: str | os.PathLike) -> Inspection:
     Raises:
         ConversionError: it is neither.
     """
-    path = Path(path).expanduser()
-    if _is_hdf5(path):
-        return _inspect_weights(path)
+    if not is_address(path) and _is_hdf5(Path(path).expanduser()):
+        return _inspect_weights(Path(path).expanduser())
     with Checkpoint(path, named=False) as source:
         several = len(source.states) > 1
         entries = tuple(
@@ -405,7 +406,7 @@ def _read(
     except ConversionError as error:
         among = next(intruders(source), None)
         first = f"{among}; " if among and among not in str(error) else ""
-        told = f"{printable(str(source.path), 160)}: {first}{error}"
+        told = f"{printable(source.address or str(source.path), 160)}: {first}{error}"
         if isinstance(error, Ambiguous):
             raise Ambiguous(told, error.choices) from error.__cause__
         raise ConversionError(told) from error.__cause__
@@ -414,12 +415,13 @@ def _read(
 def _provenance(report: Report, origin: dict[str, Any]) -> dict[str, Any]:
     from tf_models.runtime.weights_format import FORMAT
 
+    source = report.source if isinstance(report.source, str) else report.source.name
     return {
         "format": FORMAT,
         "version": version("weightbridge"),
         "model": report.model,
         "config": report.config,
-        "source": report.source.name.encode(errors="backslashreplace").decode(),  # it need not be UTF-8
+        "source": source.encode(errors="backslashreplace").decode(),  # it need not be UTF-8
         "source_sha256": report.source_sha256,
         "dialect": report.dialect,
         "dtype": report.dtype,

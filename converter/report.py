@@ -141,11 +141,11 @@ SKIPPED_NUMERICAL = Numerical(ran=False)
 
 @dataclass
 class Report:
-    """A finished conversion (or verification)."""
+    """A finished conversion (or verification); `source` is the checkpoint's path, or its address on the hub."""
 
     model: str
     config: dict[str, Any]
-    source: Path
+    source: Path | str
     source_sha256: str
     dialect: str
     output: Path

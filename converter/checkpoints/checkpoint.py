@@ -13,21 +13,16 @@ from pathlib import Path
 
 import numpy as np
 
-from converter.checkpoints.other_files import no_file, other_file, other_folder
+from converter.checkpoints.hub import located
+from converter.checkpoints.other_files import FOLDER_NAMES, no_file, other_file, other_folder
 from converter.checkpoints.safetensors_file import LONGEST_HEADER, json_object, read_bytes, read_safetensors
 from converter.checkpoints.tensors import Entry, Scratch, Storage, dense_strides, read_into
 from converter.checkpoints.torch_file import read_pickles, read_zip
 from converter.checkpoints.tree import SAVE, Beside
 from converter.errors import ConversionError, printable
 from converter.naming import fold, listed
+from converter.progress import Progress
 
-# What a folder may hold, in the order transformers itself looks.
-FOLDER_NAMES = (
-    "model.safetensors",
-    "model.safetensors.index.json",
-    "pytorch_model.bin",
-    "pytorch_model.bin.index.json",
-)
 # Beyond any real checkpoint (the largest mixtures of experts have 90,000 tensors), within what is handled in seconds.
 _MOST_TENSORS = 100_000
 _MOST_STATES = 1_000
@@ -40,7 +35,8 @@ class Checkpoint:
     """An open checkpoint.
 
     Attributes:
-        path: the path that was asked for.
+        path: the path that was asked for; of an address on the hub, where its file is in the cache.
+        address: on the hub, with the commit and the file; "" of what is not from there.
         container: "zip", "legacy", "numpy pickle", "safetensors" or "sharded".
         files: every file that belongs to it, the index first.
         states: dotted path of each state dict inside the file ("" when the file is one) -> name -> Entry.
@@ -50,15 +46,17 @@ class Checkpoint:
         unlisted: what stands in the file and is none of its entries, a line each.
     """
 
-    def __init__(self, path: str | os.PathLike, named: bool = True):
-        """Open `path`: a file, a shard index, or a folder that holds one as Hugging Face names it.
+    def __init__(self, path: str | os.PathLike, named: bool = True, *, progress: Progress | None = None):
+        """Open `path`: a file, a shard index, a folder that holds one as Hugging Face names it, or an address there.
+
+        `progress` is told of what is fetched.
 
         A file of tensors without names is refused, if they are to be `named`.
 
         Raises:
             ConversionError: it cannot be read as a checkpoint; the message starts with the file's name.
         """
-        self.path = Path(path).expanduser()
+        self.path, self.address = located(path, progress)
         self.files: list[Path] = []
         self.notes: list[str] = []
         self.states: dict[str, dict[str, Entry]] = {}
@@ -279,7 +277,7 @@ def _resolve(path: Path) -> Path:
     for name in FOLDER_NAMES:
         if os.path.lexists(path / name):
             return path / name
-    raise ConversionError(f"{_shown(path)}: {other_folder(path, FOLDER_NAMES)}")
+    raise ConversionError(f"{_shown(path)}: {other_folder(path)}")
 
 
 def _stays(link: Path) -> bool:

@@ -11,6 +11,13 @@ from converter.errors import printable
 
 _SAVE = "save the weights alone: torch.save(model.state_dict(), path)"
 WEIGHTS = (".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".pkl", ".pdparams")
+# What a folder may hold, in the order transformers itself looks.
+FOLDER_NAMES = (
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+)
 _SHARD = re.compile(r"-\d{5}-of-\d{5}\.")
 _MOST_NAMES = 1000  # of a folder that are looked at
 
@@ -69,7 +76,17 @@ def other_file(head: bytes, name: str, at_257: bytes) -> str:
     return "it is not a checkpoint: neither torch's zip or legacy format, nor safetensors, nor a shard index"
 
 
-def other_folder(path: Path, looked_for: Iterable[str]) -> str:
+def weights_among(names: Iterable[str]) -> list[str]:
+    """Of names in a folder, or paths below it, those of files that are weights by their ending, sorted."""
+    beside = ("optimizer", "scheduler", "rng_state", "training_args")  # what training writes next to them
+    return sorted(
+        name
+        for name in names
+        if name.endswith(WEIGHTS) and not _SHARD.search(name) and not name.rpartition("/")[2].startswith(beside)
+    )
+
+
+def other_folder(path: Path) -> str:
     """What a folder is in which no checkpoint stands under a usual name."""
     names = sorted(_names(path))
     deepspeed = [name for name in names if name.startswith(("zero_pp_rank_", "bf16_zero_pp_rank_"))]
@@ -86,8 +103,7 @@ def other_folder(path: Path, looked_for: Iterable[str]) -> str:
     if runs:
         last = max(runs, key=lambda name: int(re.sub(r"\D", "", name)))
         return f"it is the folder of a run; name one of its checkpoints: the last is {_path(path, last)}"
-    beside = ("optimizer", "scheduler", "rng_state", "training_args")  # what training writes next to them
-    weights = [one for one in names if one.endswith(WEIGHTS) and not _SHARD.search(one) and not one.startswith(beside)]
+    weights = weights_among(names)
     if len(weights) == 1:
         return f"no checkpoint under a usual name; it holds one file of weights, name it: {_path(path, weights[0])}"
     if weights:
@@ -96,7 +112,7 @@ def other_folder(path: Path, looked_for: Iterable[str]) -> str:
     parts = [name for name in names if (path / name).is_dir() and (path / name / "config.json").is_file()]
     if "model_index.json" in names and parts:
         return f"it is a pipeline of several networks; name one of its folders: {', '.join(map(printable, parts[:6]))}"
-    return f"the folder holds no checkpoint (looked for {', '.join(looked_for)})"
+    return f"the folder holds no checkpoint (looked for {', '.join(FOLDER_NAMES)})"
 
 
 def no_file(path: Path) -> str:
@@ -108,7 +124,7 @@ def no_file(path: Path) -> str:
     if near:
         return f"no such file; did you mean {_path(path.parent, near)}?"
     if re.fullmatch(r"[\w.-]+/[\w.-]+", text) and not path.parent.is_dir() and not path.suffix:
-        return "no such file; if it is a name on a model hub, download the files, and name their folder"
+        return f"no such file; if it is a name on the Hugging Face Hub: did you mean hf://{printable(text)}?"
     return "no such file"
 
 

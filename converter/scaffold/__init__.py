@@ -42,7 +42,7 @@ class NewPair:
     Attributes:
         name: the pair's.
         output: its folder.
-        checkpoint: what it was made of.
+        checkpoint: what it was made of: a path, or an address on the hub.
         key: which state dict of it, where that was told.
         tensors: how many there are.
         rows: of the mapping.
@@ -52,7 +52,7 @@ class NewPair:
 
     name: str
     output: Path
-    checkpoint: Path
+    checkpoint: Path | str
     key: str | None
     tensors: int
     rows: int
@@ -93,9 +93,9 @@ class NewPair:
         }
 
 
-def command(name: str, checkpoint: Path, key: str | None, output: Path, *more: str) -> str:
+def command(name: str, checkpoint: Path | str, key: str | None, output: Path, *more: str) -> str:
     """The command that converts the checkpoint with the pair, to be given in the folder that holds the pair's."""
-    place = checkpoint if output.parent == Path(".") else checkpoint.absolute()
+    place = checkpoint if isinstance(checkpoint, str) or output.parent == Path(".") else checkpoint.absolute()
     keyed = ["--key", printable(shlex.quote(key))] if key else []
     return " ".join(["convert", "--pair", f"{name}.pair:PAIR", *more, *keyed, printable(shlex.quote(str(place)), 200)])
 
@@ -124,6 +124,7 @@ def new_pair(
     _check_name(output.name)
     new = NewFolder(output, overwrite, MARK)
     with Checkpoint(checkpoint) as source:
+        named = source.address or Path(checkpoint)
         root = grown(_entries(source, key))
         place_in_keras(root)
         found = list(guesses(root))
@@ -131,11 +132,9 @@ def new_pair(
     classes = Classes(pieces(root, {module.path: guess for module, guess in found}))
     lines = mapping(found)
     if not any(line.kind for line in lines):
-        raise ConversionError(f"{printable(str(checkpoint), 160)}: none of its tensors is of floats, as weights are")
+        raise ConversionError(f"{printable(str(named), 160)}: none of its tensors is of floats, as weights are")
     guessed = tuple(f"{line.path}: {line.kind or 'dropped'}, because {line.why}" for line in lines if not line.certain)
-    report = NewPair(
-        output.name, output, Path(checkpoint), key, tensors, len(lines), len(lines) - len(guessed), guessed
-    )
+    report = NewPair(output.name, output, named, key, tensors, len(lines), len(lines) - len(guessed), guessed)
     texts = _texts(report, classes, lines, [(module.path, one) for module, one in found if one is not None])
     with new.written() as folder:
         for name, text in texts.items():
