@@ -49,9 +49,7 @@ class Checkpoint:
     def __init__(self, path: str | os.PathLike, named: bool = True, *, progress: Progress | None = None):
         """Open `path`: a file, a shard index, a folder that holds one as Hugging Face names it, or an address there.
 
-        `progress` is told of what is fetched.
-
-        A file of tensors without names is refused, if they are to be `named`.
+        `progress` is told of what is fetched. A file of tensors without names is refused, if they are to be `named`.
 
         Raises:
             ConversionError: it cannot be read as a checkpoint; the message starts with the file's name.
