@@ -11,6 +11,7 @@ from typing import Any
 import click
 
 try:
+    from converter.console import completion
     from converter.console.commands import Command, CommandGroup, answering
     from converter.console.progress_bar import progress_for
     from converter.console.streams import print_json, print_lines, print_report
@@ -62,13 +63,18 @@ def _version(context: click.Context, _parameter: click.Parameter, wanted: bool) 
 _SHOW_VERSION = click.option(
     "--version", is_flag=True, expose_value=False, is_eager=True, callback=_version, help="Show the version and exit."
 )
-_MODEL = click.option("--model", "-m", default="auto", show_default=True, help="Model name; auto recognises it.")
+_MODEL = click.option(
+    "--model", "-m", default="auto", show_default=True, help="Model name; auto recognises it.",
+    shell_complete=completion.models,
+)  # fmt: skip
 _OPTION = click.option(
-    "--option", "options", multiple=True, callback=_options, metavar="KEY=VALUE",
+    "--option", "options", multiple=True, callback=_options, metavar="KEY=VALUE", shell_complete=completion.options,
     help="What the checkpoint cannot reveal; `weightbridge models` lists the keys.",
 )  # fmt: skip
 _PAIR = click.option("--pair", metavar="MODULE:PAIR", help="Your own pair, from an importable module.")
-_KEY = click.option("--key", help="Which state dict of the file, where several fit, as model_ema.")
+_KEY = click.option(
+    "--key", help="Which state dict of the file, where several fit, as model_ema.", shell_complete=completion.keys
+)
 _SCOPE = click.option("--scope", help="Where in a larger network the model is, as backbone.res5.0; '' is the whole.")
 _IGNORE = click.option(
     "--ignore", multiple=True, metavar="NAME", help="Tensors to pass over, as 'loss_fn.*'; may be given several times."
@@ -396,9 +402,12 @@ def _sizes(context: click.Context, parameter: click.Parameter, values: tuple[str
     help="float16 stores half precision; int8-dynamic is for tflite.",
 )  # fmt: skip
 @click.option("--output", "-o", type=click.Path(path_type=Path), help="Default: beside FILE, under its name.")
-@click.option("--part", help="Of a whole Segment Anything: image_encoder, prompt_encoder or mask_decoder.")
 @click.option(
-    "--size", "sizes", multiple=True, callback=_sizes, metavar="AXIS=LENGTH",
+    "--part", help="Of a whole Segment Anything: image_encoder, prompt_encoder or mask_decoder.",
+    shell_complete=completion.parts,
+)  # fmt: skip
+@click.option(
+    "--size", "sizes", multiple=True, callback=_sizes, metavar="AXIS=LENGTH", shell_complete=completion.sizes,
     help="Length of an axis that tflite fixes, as prompts=4; docs/export.md lists them.",
 )  # fmt: skip
 @click.option("--overwrite", is_flag=True, help="Replace an existing output.")

@@ -46,6 +46,7 @@ class Difference:
             part of the scale.
         scale: largest magnitude of Keras's output.
         dtype: of the export.
+        note: why the outputs could not even be compared, or "".
     """
 
     name: str
@@ -53,6 +54,7 @@ class Difference:
     allowed: float
     scale: float
     dtype: str = "float32"
+    note: str = ""
 
     @property
     def relative(self) -> float:
@@ -65,6 +67,8 @@ class Difference:
         return self.error <= self.allowed
 
     def __str__(self) -> str:
+        if self.note:
+            return f"{self.name}: {self.note}"
         lossy = f" ({self.dtype} is lossy)" if self.dtype in _LOSSY else ""
         return (
             f"{self.name}: error {self.error:.1e}, {self.relative:.1e} of its scale, allowed {self.allowed:.1e}{lossy}"
@@ -227,7 +231,7 @@ def export(
             shown = listed(wrong, 3, "; ")
             why = "the export differs from Keras"
             if dtype == "int8-dynamic":
-                why = "8 bits are too few, the error is as large as the output: take float16"
+                why = "8 bits are too few, an error is as large as the output: take float16"
             raise ProofError(f"{why}, nothing was written: {shown}", report)
         if temporary.is_dir():
             (temporary / MARK).write_text(json.dumps(report.to_dict(), indent=2) + "\n")
@@ -315,8 +319,10 @@ def _compared(part: Part, path: Path, format: str, dtype: str, progress: Progres
 def _difference(name: str, ours: np.ndarray, keras: np.ndarray, moved: list[np.ndarray], dtype: str) -> Difference:
     """`ours` against `keras`, and what is allowed: roundings move a result from where it was, in `moved`."""
     scale = float(np.abs(keras).max(initial=0.0))
-    if ours.shape != keras.shape or not np.isfinite(ours).all():
-        return Difference(name, math.inf, 0.0, scale, dtype)
+    if ours.shape != keras.shape:
+        return Difference(name, math.inf, 0.0, scale, dtype, f"its shape is {ours.shape}, Keras's {keras.shape}")
+    if not np.isfinite(ours).all():
+        return Difference(name, math.inf, 0.0, scale, dtype, "it holds values that are not finite")
     if dtype in _LOSSY:
         return Difference(name, float(np.abs(ours - keras).max(initial=0.0)), _LOSSY[dtype] * scale, scale, dtype)
     found = rounding.judge(ours, keras, [each - keras for each in moved])

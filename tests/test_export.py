@@ -19,6 +19,7 @@ import torch
 import converter
 import tf_models
 from converter import ConversionError, UsageError
+from converter.exporting import _difference
 from converter.files.atomic import NewFolder
 from converter.progress import Silent
 from converter.report import size
@@ -286,15 +287,23 @@ def test_eight_bits_that_lose_everything_are_refused(tmp_path, monkeypatch, larg
             assert 0 < report.parts[0].differences[0].relative < 0.2
             assert said == [("loading the model", 0), ("converting one_dense", 0), ("comparing one_dense", 0)]
             return
-        told = (
-            "^8 bits are too few, the error is as large as the output: take float16, nothing was written: call.output"
-        )
+        told = "^8 bits are too few, an error is as large as the output: take float16, nothing was written: call.output"
         with pytest.raises(converter.ProofError, match=told) as caught:
             export()
     assert caught.value.exit_code == 1
     (difference,) = caught.value.report.parts[0].differences
     assert difference.relative == 1.0, "all that came out is 0"
     assert os.listdir(tmp_path) == []
+
+
+def test_what_cannot_be_compared_is_told_as_that():
+    keras_output = np.ones((2, 3))
+    shape = _difference("call.y", np.ones((3, 2)), keras_output, [], "float32")
+    finite = _difference("call.y", np.full((2, 3), np.nan), keras_output, [], "int8-dynamic")
+    assert str(shape) == "call.y: its shape is (3, 2), Keras's (2, 3)"
+    assert str(finite) == "call.y: it holds values that are not finite"
+    assert not shape
+    assert not finite
 
 
 def test_parts_and_axes_are_known_without_the_model(weights):
