@@ -52,6 +52,13 @@ def _chosen(model: str, place: str | None) -> str:
     return name if model == "auto" else model
 
 
+def _merging(wanted: bool, scale: float | None) -> bool | float:
+    """What `merge_lora` is to be."""
+    if scale is not None and not wanted:
+        raise click.UsageError("--lora-scale is for --merge-lora")
+    return wanted if scale is None else scale
+
+
 def _version(context: click.Context, _parameter: click.Parameter, wanted: bool) -> None:
     if wanted and not context.resilient_parsing:
         from importlib.metadata import version
@@ -83,6 +90,11 @@ _DIALECT = click.option(
     "--dialect", "--spelling", "dialect", metavar="NAME",
     help="Whose names and layouts, where several fit the checkpoint, as paddle; --spelling is its older name.",
 )  # fmt: skip
+_MERGE_LORA = click.option("--merge-lora", is_flag=True, help="Add what LoRA learnt to the kernels it belongs to.")
+_LORA_SCALE = click.option(
+    "--lora-scale", type=float, metavar="NUMBER",
+    help="With --merge-lora: alpha / r of its training, where the checkpoint does not tell it.",
+)  # fmt: skip
 _JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 _QUIET = click.option("--quiet", "-q", is_flag=True, help="Print nothing but errors.")
 
@@ -104,6 +116,8 @@ _QUIET = click.option("--quiet", "-q", is_flag=True, help="Print nothing but err
 @_SCOPE
 @_DIALECT
 @_IGNORE
+@_MERGE_LORA
+@_LORA_SCALE
 @_JSON
 @_QUIET
 @_SHOW_VERSION
@@ -123,6 +137,8 @@ def convert(
     scope: str | None,
     dialect: str | None,
     ignore: tuple[str, ...],
+    merge_lora: bool,
+    lora_scale: float | None,
     as_json: bool,
     quiet: bool,
 ) -> None:
@@ -133,8 +149,11 @@ def convert(
     import converter
 
     model = _chosen(model, pair)
+    merged = _merging(merge_lora, lora_scale)
     if dry_run:
-        plan = converter.plan(model, checkpoint, options, key=key, scope=scope, dialect=dialect, ignore=ignore)
+        plan = converter.plan(
+            model, checkpoint, options, key=key, scope=scope, dialect=dialect, ignore=ignore, merge_lora=merged
+        )
         if not quiet:
             if as_json:
                 print_json(plan.to_dict())
@@ -155,6 +174,7 @@ def convert(
             dialect=dialect,
             ignore=ignore,
             allow_nonfinite=allow_nonfinite,
+            merge_lora=merged,
             progress=progress,
         )
     if not quiet:
@@ -256,6 +276,8 @@ def inspect(file: Path, as_json: bool) -> None:
 @_SCOPE
 @_DIALECT
 @_IGNORE
+@_MERGE_LORA
+@_LORA_SCALE
 @_JSON
 @_QUIET
 @answering
@@ -270,6 +292,8 @@ def verify(
     scope: str | None,
     dialect: str | None,
     ignore: tuple[str, ...],
+    merge_lora: bool,
+    lora_scale: float | None,
     as_json: bool,
     quiet: bool,
 ) -> None:
@@ -288,6 +312,7 @@ def verify(
             scope=scope,
             dialect=dialect,
             ignore=ignore,
+            merge_lora=_merging(merge_lora, lora_scale),
             progress=progress,
         )
     if not quiet:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from converter.checkpoints.checkpoint import Checkpoint
 from converter.checkpoints.hub import is_address
+from converter.checkpoints.lora import merge_lora as merge
 from converter.errors import ConversionError, ProofError, UsageError, printable
 from converter.files.atomic import NewFile, undisturbed
 from converter.naming import fold, listed
@@ -71,6 +72,7 @@ def convert(
     dialect: str | None = None,
     ignore: Sequence[str] = (),
     allow_nonfinite: bool = False,
+    merge_lora: bool | float = False,
     progress: Progress | None = None,
 ) -> Report:
     """Convert a torch checkpoint into a Keras weights file, and prove that it is right.
@@ -91,6 +93,7 @@ def convert(
         dialect: the checkpoint's dialect, where several layouts fit its names and shapes: `paddle`.
         ignore: names of tensors that are passed over, with `*` and `?` as in file names: `loss_fn.*`.
         allow_nonfinite: convert weights that hold NaN or Inf as they are.
+        merge_lora: add what LoRA learnt to the kernels; a number is its scale (alpha / r), where nothing else tells it.
         progress: told of each stage.
 
     Raises:
@@ -106,6 +109,7 @@ def convert(
     progress = progress or Silent()
     began = time.monotonic()
     with _Session(checkpoint, progress) as session:
+        merge(session.source, merge_lora, key)
         source, reading = session.source, session.read(model, options, Choice(key, scope, dialect, tuple(ignore)))
         output = Path(output or Path("weights", f"{reading.pair.name}.weights.h5")).expanduser()
         new = NewFile(output, overwrite, sources=source.files)
@@ -142,12 +146,14 @@ def plan(
     scope: str | None = None,
     dialect: str | None = None,
     ignore: Sequence[str] = (),
+    merge_lora: bool | float = False,
 ) -> Any:
     """What `convert` would do: a `Plan` with `steps`, `dropped` and `out_of_scope`; `print(plan)` shows a table.
 
     Raises: as `convert`.
     """
     with Checkpoint(checkpoint) as source:
+        merge(source, merge_lora, key)
         reading = _read(source, model, options, Choice(key, scope, dialect, tuple(ignore)))
         from converter.planning.plan import make_plan
 
@@ -165,6 +171,7 @@ def verify(
     scope: str | None = None,
     dialect: str | None = None,
     ignore: Sequence[str] = (),
+    merge_lora: bool | float = False,
     progress: Progress | None = None,
 ) -> Report:
     """Prove an existing weights file against its checkpoint; the report is true when every proof passes.
@@ -183,6 +190,7 @@ def verify(
     began = time.monotonic()
     weights = Path(weights).expanduser()
     with _Session(checkpoint, progress) as session:
+        merge(session.source, merge_lora, key)
         about: dict[str, Any] = {}
         recorded: dict[str, Any] = {}
         try:

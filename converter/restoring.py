@@ -274,6 +274,8 @@ def _notes(about: dict[str, Any], origin: Origin, output: Path) -> Iterator[str]
         )
     if origin.out_of_scope:
         yield f"{origin.out_of_scope} tensors of the checkpoint are not of this model and do not come back"
+    for told in origin.merged:
+        yield f"the merged weights come back, and not what they were made of: {printable(told, 300)}"
     if origin.unrecorded:
         yield f"too long to be recorded, so they do not come back: {listed(map(printable, origin.unrecorded), 4)}"
     if origin.key and not output.name.endswith(ZIPPED):

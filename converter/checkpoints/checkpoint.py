@@ -44,6 +44,7 @@ class Checkpoint:
         objects: dotted path of a state dict -> name there -> what stands there that is no tensor.
         notes: what a user should know of it.
         unlisted: what stands in the file and is none of its entries, a line each.
+        merged: what was put into other tensors (`converter.checkpoints.lora`), a sentence each.
     """
 
     def __init__(self, path: str | os.PathLike, named: bool = True, *, progress: Progress | None = None):
@@ -57,6 +58,7 @@ class Checkpoint:
         self.path, self.address = located(path, progress)
         self.files: list[Path] = []
         self.notes: list[str] = []
+        self.merged: list[str] = []
         self.states: dict[str, dict[str, Entry]] = {}
         self._beside = Beside()
         self._descriptors: list[int] = []

@@ -58,6 +58,7 @@ class Origin:
         ties: canonical names under which the checkpoint also had a tensor that the model has once.
         spelled: canonical names of tensors that it had in the place of those that the mapping names first.
         ignored: patterns of the names that were passed over, as the user asked.
+        merged: what was put into other tensors before, a sentence each.
     """
 
     key: str = ""
@@ -73,12 +74,13 @@ class Origin:
     ties: list[str] = field(default_factory=list)
     spelled: list[str] = field(default_factory=list)
     ignored: list[str] = field(default_factory=list)
+    merged: list[str] = field(default_factory=list)
 
     @classmethod
     def of(cls, reading: Reading, checkpoint: Checkpoint, ignored: Iterable[str] = ()) -> "Origin":
         """What is to be remembered of a checkpoint that was read so, without names of these patterns."""
-        origin = cls(key=reading.key, out_of_scope=sum(reading.out_of_scope.values()) + len(reading.state.ignored))
-        origin.ignored = list(ignored)
+        outside = sum(reading.out_of_scope.values()) + len(reading.state.ignored)
+        origin = cls(key=reading.key, out_of_scope=outside, ignored=list(ignored), merged=checkpoint.merged)
         ignored = reading.mapping.ignored()
         spelled = {name: _foreign(reading, name) for name in reading.entries}
         heads = Counter(
@@ -119,6 +121,7 @@ class Origin:
         result["ties"] = fold(self.ties)
         result["spelled"] = fold(self.spelled)
         result["ignored"] = self.ignored
+        result["merged"] = self.merged
         result["dtype"] = "" if self.dtype == "float32" else self.dtype
         result["dtypes"] = {dtype: fold(names) for dtype, names in _inverted(self.dtypes)}
         result["names"] = self.names
@@ -152,6 +155,7 @@ class Origin:
             narrowed=_typed(record, "narrowed", int),
             unrecorded=_typed(record, "unrecorded", list),
             ignored=_typed(record, "ignored", list),
+            merged=_typed(record, "merged", list),
         )
         for dtype, names in _typed(record, "dtypes", dict).items():
             origin.dtypes.update(dict.fromkeys(_expanded(names), dtype))
@@ -162,7 +166,7 @@ class Origin:
             origin.kept.update(dict.fromkeys(_expanded(names), kept))
             if len(origin.kept) > _MOST_NAMES:
                 raise _damaged()
-        texts = (*origin.names.values(), *origin.unrecorded, *origin.ignored)
+        texts = (*origin.names.values(), *origin.unrecorded, *origin.ignored, *origin.merged)
         if not all(isinstance(text, str) for text in texts) or {origin.dtype, *origin.dtypes.values()} - set(FLOATS):
             raise _damaged()
         return origin

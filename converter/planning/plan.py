@@ -50,6 +50,7 @@ class Plan:
         places: attribute path -> the variable's dataset in a weights file, as Keras lays it out.
         modules: (torch path, Keras path, kind) of all in the mapping, each as the model's layer has it.
         from_config_json: options that the `config.json` beside the checkpoint gave.
+        merged: what was put into other tensors before, a sentence each.
     """
 
     pair: Pair
@@ -65,6 +66,7 @@ class Plan:
     places: dict[str, str] = field(repr=False)
     modules: list[tuple[str, str, Kind]] = field(default_factory=list, repr=False)
     from_config_json: dict[str, Any] = field(default_factory=dict)
+    merged: list[str] = field(default_factory=list)
 
     @property
     def scope(self) -> str:
@@ -106,9 +108,9 @@ class Plan:
 
     @property
     def taken(self) -> list[str]:
-        """What the configuration has from the `config.json` beside the checkpoint, in a line or none."""
+        """What the configuration has from the `config.json` beside the checkpoint, and what was merged, a line each."""
         given = ", ".join(f"{name} {printable(value, 40)}" for name, value in self.from_config_json.items())
-        return [f"{given}: from the {NAME} beside the checkpoint"] if given else []
+        return [*([f"{given}: from the {NAME} beside the checkpoint"] if given else []), *self.merged]
 
     @property
     def values(self) -> int:
@@ -142,6 +144,7 @@ class Plan:
             "folded": self.folded,
             "out_of_scope": self.out_of_scope,
             "from_config_json": self.from_config_json,
+            "merged": self.merged,
         }
 
     def __str__(self) -> str:
@@ -214,6 +217,7 @@ def make_plan(checkpoint: Checkpoint, reading: Reading) -> Plan:
         places_of(reading.pair, model),
         [(path, where, fitted(kind, model, where)) for path, where, kind in reading.mapping.modules()],
         reading.from_config_json,
+        checkpoint.merged,
     )
 
 

@@ -10,6 +10,8 @@ import numpy as np
 from converter import nested
 from converter.blame import blaming
 from converter.checkpoints.checkpoint import Checkpoint
+from converter.checkpoints.lora import Merge
+from converter.checkpoints.tensors import Entry
 from converter.errors import ConversionError, printable
 from converter.naming import listed
 from converter.pairs.pair import Probe
@@ -34,7 +36,7 @@ def question_for(plan: "Plan", checkpoint: Checkpoint, dtype: str, level: str = 
     files = {path.name: str(path.resolve()) for path in checkpoint.files}
     pair, mapping = plan.pair, mapping_of(plan.pair, plan.config)
     sources = {
-        name: Source(files[entry.file], entry.key, entry.name, plan.dialect.axes(name))
+        name: _source(entry, plan.dialect.axes(name), files)
         for name, entry in plan.entries.items()
         if not entry.problem
     }
@@ -66,6 +68,15 @@ def question_for(plan: "Plan", checkpoint: Checkpoint, dtype: str, level: str = 
         folded=frozenset(one.canonical for step in plan.steps if step.leaf.fold for one in step.sources),
         shared=mapping.shared(),
     )
+
+
+def _source(entry: Entry, axes: str | None, files: dict[str, str]) -> Source:
+    """Where torch finds the tensor, and what it must add to it itself."""
+    made = entry.made
+    if made is None or not isinstance(made.how, Merge):
+        return Source(files[entry.file], entry.key, entry.name, axes)
+    kernel, *factors = (_source(one, None, files) for one in made.of)
+    return replace(kernel, axes=axes, added=tuple(zip(factors[::2], factors[1::2], made.how.parts, strict=True)))
 
 
 def _check_probe(name: str, probe: Probe, stages: set[str]) -> None:

@@ -4,17 +4,22 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from converter.checkpoints.lora import Part
 from converter.pairs.pair import Probe
 
 
 @dataclass(frozen=True)
 class Source:
-    """Where a tensor is: file, dotted path of the state dict, name there, and how to lay it out as torch does."""
+    """Where a tensor is: file, dotted path of the state dict, name there, and how to lay it out as torch does.
+
+    `added` are products that are added to it first, of LoRA: B @ A, and how they lie in it.
+    """
 
     file: str
     key: str
     name: str
     axes: str | None
+    added: tuple[tuple["Source", "Source", Part], ...] = ()
 
 
 @dataclass

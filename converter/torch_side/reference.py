@@ -87,20 +87,37 @@ def _build(wanted: Reference, config: dict[str, Any]) -> Any:
 
 def _state(wanted: Reference, send: Send) -> dict[str, Any]:
     """The checkpoint's values by canonical name, rounded as they were written."""
+    factors: dict[tuple[str, str], list[str]] = {}  # (file, key) -> names of what is added to kernels
     by_file: dict[tuple[str, str], dict[str, Source]] = {}  # (file, key) -> canonical -> source
     for canonical, source in wanted.sources.items():
         by_file.setdefault((source.file, source.key), {})[canonical] = source
+        for one in (factor for down, up, _ in source.added for factor in (down, up)):
+            factors.setdefault((one.file, one.key), []).append(one.name)
+    added = {place: _values(*place, names, send) for place, names in factors.items()}
     state = {}
     written = getattr(torch, wanted.dtype)
     for (file, key), sources in by_file.items():
         values = _values(file, key, [source.name for source in sources.values()], send)
         for canonical, source in sources.items():
-            tensor = values[source.name].detach()
+            tensor = _merged(values[source.name].detach(), source, added)
             if source.axes is not None:
                 numbers = tensor.float() if tensor.dtype == torch.bfloat16 else tensor  # which numpy does not have
                 tensor = torch.from_numpy(np.array(relaid(numbers.numpy(), source.axes)))
             state[canonical] = tensor.to(written).to(torch.float32) if tensor.is_floating_point() else tensor
     return state
+
+
+def _merged(tensor: Any, source: Source, values: dict[tuple[str, str], Any]) -> Any:
+    """The tensor with what is added to it, in float64 and rounded to its dtype."""
+    if not source.added:
+        return tensor
+    total = tensor.double().clone()
+    for down, up, part in source.added:
+        a, b = (values[one.file, one.key][one.name].detach().double() for one in (down, up))
+        product = part.scale * (b.flatten(1) @ a.flatten(1))
+        target = total.chunk(part.blocks)[part.block]
+        target += (product.T if part.transposed else product).reshape(target.shape)
+    return total.to(tensor.dtype)
 
 
 def _fill(model: Any, state: dict[str, Any], wanted: Reference) -> None:
