@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from converter.checkpoints.checkpoint import Checkpoint
 from converter.checkpoints.hub import is_address
+from converter.checkpoints.ignoring import ignore as pass_over
 from converter.checkpoints.lora import merge_lora as merge
 from converter.errors import ConversionError, ProofError, UsageError, printable
 from converter.files.atomic import NewFile, undisturbed
@@ -109,8 +110,9 @@ def convert(
     progress = progress or Silent()
     began = time.monotonic()
     with _Session(checkpoint, progress) as session:
+        pass_over(session.source, ignore, key)
         merge(session.source, merge_lora, key)
-        source, reading = session.source, session.read(model, options, Choice(key, scope, dialect, tuple(ignore)))
+        source, reading = session.source, session.read(model, options, Choice(key, scope, dialect))
         output = Path(output or Path("weights", f"{reading.pair.name}.weights.h5")).expanduser()
         new = NewFile(output, overwrite, sources=source.files)
         plan = session.plan(reading, verify)
@@ -153,8 +155,9 @@ def plan(
     Raises: as `convert`.
     """
     with Checkpoint(checkpoint) as source:
+        pass_over(source, ignore, key)
         merge(source, merge_lora, key)
-        reading = _read(source, model, options, Choice(key, scope, dialect, tuple(ignore)))
+        reading = _read(source, model, options, Choice(key, scope, dialect))
         from converter.planning.plan import make_plan
 
         return make_plan(source, reading)
@@ -190,7 +193,6 @@ def verify(
     began = time.monotonic()
     weights = Path(weights).expanduser()
     with _Session(checkpoint, progress) as session:
-        merge(session.source, merge_lora, key)
         about: dict[str, Any] = {}
         recorded: dict[str, Any] = {}
         try:
@@ -207,13 +209,14 @@ def verify(
             raise ConversionError(str(error)) from None
         known = () if model in (None, "auto") else registry.get(str(model)).options
         held = {name: recorded[name] for name in known if name in recorded}
-        ignored = tuple(ignore) or tuple(Origin.from_dict(about.get("origin", {})).ignored)
+        pass_over(session.source, ignore or Origin.from_dict(about.get("origin", {})).ignored, key)
+        merge(session.source, merge_lora, key)
         try:
-            reading = session.read(model, options, Choice(key, scope, dialect, ignored), held)
+            reading = session.read(model, options, Choice(key, scope, dialect), held)
         except Ambiguous:
             if dialect is not None or "dialect" not in about:
                 raise
-            reading = session.read(model, options, Choice(key, scope, about["dialect"], ignored), held)
+            reading = session.read(model, options, Choice(key, scope, about["dialect"]), held)
         plan = session.plan(reading, level)
         if recorded and recorded != plan.config:
             differing = [name for name in plan.config if recorded.get(name) != plan.config[name]]

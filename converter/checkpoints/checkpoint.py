@@ -44,6 +44,7 @@ class Checkpoint:
         objects: dotted path of a state dict -> name there -> what stands there that is no tensor.
         notes: what a user should know of it.
         unlisted: what stands in the file and is none of its entries, a line each.
+        ignored: dotted path of a state dict -> names that were taken out of it (`converter.checkpoints.ignoring`).
         merged: what was put into other tensors (`converter.checkpoints.lora`), a sentence each.
     """
 
@@ -58,6 +59,7 @@ class Checkpoint:
         self.path, self.address = located(path, progress)
         self.files: list[Path] = []
         self.notes: list[str] = []
+        self.ignored: dict[str, list[str]] = {}
         self.merged: list[str] = []
         self.states: dict[str, dict[str, Entry]] = {}
         self._beside = Beside()

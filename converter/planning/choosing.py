@@ -9,7 +9,6 @@ import shlex
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, field
-from fnmatch import fnmatchcase
 from typing import Any
 
 from converter.blame import PairError
@@ -42,13 +41,11 @@ class Choice:
         key: dotted path of the state dict.
         scope: the path under which the network is; "" is the whole state dict.
         dialect: name of the dialect.
-        ignore: patterns (`*`, `?`) of names of tensors that are passed over.
     """
 
     key: str | None = None
     scope: str | None = None
     dialect: str | None = None
-    ignore: tuple[str, ...] = ()
 
 
 _FREE = Choice()
@@ -399,19 +396,12 @@ def _states(checkpoint: Checkpoint, choice: Choice) -> list[State]:
         there = listed([printable(name or "(the file itself)") for name in checkpoint.states], 8)
         raise UsageError(f"the file has no state dict at {printable(key)}; it has: {there}{meant}")
     kept = {one: state for one, state in checkpoint.states.items() if key in (None, one)}
-    names = [name for state in kept.values() for name in state]
-    for pattern in choice.ignore:
-        if not any(fnmatchcase(name, pattern) for name in names):
-            near = nearest(pattern, names)
-            meant = f"; did you mean {printable(near)}?" if near else ""
-            raise UsageError(f"--ignore {printable(pattern)} is the name of no tensor of the file{meant}")
     found = []
     for one, state in kept.items():
         if len(state) > _MOST_NAMES:
             raise ConversionError(f"it names {len(state)} tensors, and no model here has more than {_MOST_NAMES}")
-        ignored = [name for name in state if any(fnmatchcase(name, pattern) for pattern in choice.ignore)]
-        left = {name: entry for name, entry in state.items() if name not in set(ignored)}
-        views = [_unwrapped(left, words) for words in (dialects.WRAPPERS, _PARALLEL)]
+        views = [_unwrapped(state, words) for words in (dialects.WRAPPERS, _PARALLEL)]
+        ignored = checkpoint.ignored.get(one, [])
         found += [State(one, view, ignored) for view in views[: 1 if views[0].keys() == views[1].keys() else 2]]
     return found
 

@@ -70,8 +70,8 @@ class Plan:
 
     @property
     def scope(self) -> str:
-        """Path of the network in the state dict; "" where that is of nothing else."""
-        return self.prefix.rstrip(".")
+        """Path of the network in the state dict; "" where it stands as its family says."""
+        return "" if self.prefix in self.pair.scopes else self.prefix.rstrip(".")
 
     @property
     def layout(self) -> dict[str, tuple[str, tuple[int, ...]]]:

@@ -10,6 +10,7 @@ import cli
 import converter
 import torch_refs
 from converter.checkpoints.checkpoint import Checkpoint
+from converter.checkpoints.ignoring import ignore
 from converter.naming import globs
 from converter.planning.choosing import Ambiguous, Choice, find_reading
 from tests.support.checkpoints import prefixed
@@ -23,9 +24,10 @@ CONVOLUTIONS = {
 WITHOUT_ENCODER = {name: tensor for name, tensor in SAM.items() if not name.startswith("image_encoder.")}
 
 
-def reading(tmp_path, state, model="auto", options=OPTIONS, **choice):
+def reading(tmp_path, state, model="auto", options=OPTIONS, ignored=(), **choice):
     torch.save(state, tmp_path / "c.pth")
     with Checkpoint(tmp_path / "c.pth") as source:
+        ignore(source, ignored)
         return find_reading(source, model, options, Choice(**choice))
 
 
@@ -120,7 +122,7 @@ def test_a_set_with_something_beside_it_may_be_meant_as_well(tmp_path):
     state = {**prefixed(SAM, "student."), **prefixed(SAM, "teacher."), "teacher.center": torch.ones(1)}
     _, choices = question(tmp_path, state)
     assert choices == ["--scope student", "--scope teacher --ignore teacher.center"]
-    assert reading(tmp_path, state, scope="teacher", ignore=("teacher.center",)).fits
+    assert reading(tmp_path, state, scope="teacher", ignored=("teacher.center",)).fits
 
 
 def test_a_part_is_not_taken_where_the_whole_nearly_fits(tmp_path):
@@ -130,7 +132,7 @@ def test_a_part_is_not_taken_where_the_whole_nearly_fits(tmp_path):
     assert choices == [
         "--ignore loss_fn.weight", "--model sam_decoder", "--model sam_image_encoder", "--model sam_prompt_encoder"
     ]  # fmt: skip
-    found = reading(tmp_path, state, ignore=("loss_fn.weight",))
+    found = reading(tmp_path, state, ignored=("loss_fn.weight",))
     assert (found.pair.name, found.fits) == ("sam", True)
     assert reading(tmp_path, state, "sam_decoder").fits, "who names the part gets it"
 
@@ -160,7 +162,7 @@ def test_what_a_network_has_beside_a_known_one_is_told_by_modules(tmp_path):
     _, choices = question(tmp_path, {**SAM, **more})
     assert choices[0] == "--ignore 'mask_decoder.hf_mlp.*' --ignore mask_decoder.hf_token.weight"
     patterns = tuple(shlex.split(choices[0])[1::2])
-    assert reading(tmp_path, {**SAM, **more}, ignore=patterns).matched == len(SAM)
+    assert reading(tmp_path, {**SAM, **more}, ignored=patterns).matched == len(SAM)
 
 
 def test_parts_whose_whole_is_unknown_are_listed(tmp_path):
@@ -222,7 +224,7 @@ def test_tensors_that_are_ignored_are_dropped_by_name(tmp_path):
 
 def test_what_is_ignored_must_be_there_and_what_is_needed_cannot_be(tmp_path):
     with pytest.raises(converter.UsageError, match=r"--ignore iou_token.weigt is .* did you mean iou_token.weight\?"):
-        reading(tmp_path, DECODER, ignore=("iou_token.weigt",))
+        reading(tmp_path, DECODER, ignored=("iou_token.weigt",))
     torch.save(DECODER, tmp_path / "c.pth")
     with pytest.raises(converter.PlanError, match=r"missing: iou_token\.weight"):
         converter.plan("sam_decoder", tmp_path / "c.pth", OPTIONS, ignore=["iou_token.*"])
