@@ -1,5 +1,6 @@
 """As pip installs it: what the wheel and the sdist hold, how it does without torch, and what other systems are told."""
 
+import ast
 import os
 import re
 import shutil
@@ -115,11 +116,19 @@ def test_the_wheel_in_an_empty_environment(built, inputs):
     assert not (packages / "torch").exists()
     assert ran(home / "bin" / "weightbridge", "--version") == "weightbridge 0.2.0\n"
     assert ran(python, sdist / SMOKE, inputs).strip() == str(packages)
+    weighed = f"import sys; sys.path.append({str(sdist)!r}); from benchmarks.installing import added; print(added())"
+    beside = ast.literal_eval(ran(python, "-c", weighed))
+    assert sum(beside.values()) < 100e6, beside
+    assert {"weightbridge", "pillow"} < beside.keys()
     for name in ("attention.weights.h5", "sam.weights.h5", "back.safetensors"):
         (inputs / name).unlink()
     shutil.rmtree(inputs / "saved")
     (packages / "torch_of_the_tests.pth").write_text(sysconfig.get_path("purelib"))
     assert ran(python, sdist / SMOKE, inputs).strip() == str(packages)
+    weighed = f"import sys; sys.path.append({str(sdist)!r}); from benchmarks.installing import added; print(added())"
+    beside = ast.literal_eval(ran(python, "-c", weighed))
+    assert sum(beside.values()) < 100e6, beside
+    assert {"weightbridge", "pillow"} < beside.keys()
     for name in ("tests", "pyproject.toml"):
         shutil.move(sdist / name, inputs / name)
     assert " passed" in ran(python, "-m", "pytest", "tests/test_older_files.py", "tests/checkpoints", "tests/pairs")

@@ -14,7 +14,7 @@ FILES = {"deform_conv2d": "deform_conv2d_0_1.pth", "ms_deform_attn": "ms_deform_
 
 
 def state(path):
-    return load_file(path) if path.suffix == ".safetensors" else torch.load(path)["state_dict"]
+    return load_file(path) if path.suffix == ".safetensors" else torch.load(path, weights_only=True)["state_dict"]
 
 
 @pytest.mark.parametrize("model", FILES)

@@ -3,6 +3,7 @@
 import argparse
 import io
 import json
+import pickle
 import struct
 import zipfile
 from collections import OrderedDict
@@ -201,7 +202,7 @@ def test_a_legacy_file_of_another_version_is_refused_as_torch_refuses_it(tmp_pat
     whole = checkpoint_legacy(P.table(("w", P.tensor())))
     assert_read(put(tmp_path, "ckpt.pth", whole), {"w": torch.tensor([1.0, 2.0, 3.0, 4.0])})
     path = put(tmp_path, "other.pth", whole.replace(P.whole(P.number(1001)), P.whole(P.number(1002))))
-    with pytest.raises(RuntimeError, match="protocol version"):
+    with pytest.raises((RuntimeError, pickle.UnpicklingError), match="protocol version"):
         torch.load(path, weights_only=True)
     with pytest.raises(converter.ConversionError, match="version 1002, not 1001"):
         Checkpoint(path)
@@ -388,6 +389,7 @@ def test_only_the_bytes_of_a_contiguous_tensor_are_read(tmp_path, monkeypatch):
     assert count == 40
 
 
+@pytest.mark.skipif(not hasattr(torch.serialization, "get_crc32_options"), reason="this torch always writes checksums")
 def test_storages_without_checksums_are_noted(tmp_path):
     computed = torch.serialization.get_crc32_options()
     torch.serialization.set_crc32_options(False)

@@ -75,7 +75,7 @@ def test_the_report_and_the_record_say_where_it_stood(tmp_path):
     assert ("scope", "student") in report.lines()
     assert ("out of scope", "head.* 1") in report.lines()
     converter.restore(tmp_path / "o.weights.h5", tmp_path / "back.pth")
-    back = torch.load(tmp_path / "back.pth")
+    back = torch.load(tmp_path / "back.pth", weights_only=True)
     assert back.keys() == {f"student.{name}" for name in DECODER}
 
 
@@ -219,7 +219,7 @@ def test_tensors_that_are_ignored_are_dropped_by_name(tmp_path):
     assert report.dropped == dict.fromkeys(("loss_fn.weight", "loss_fn.bias"), "ignored, as asked")
     assert converter.verify(None, tmp_path / "c.pth", output, level="lossless"), "the file's record says what"
     converter.restore(output, tmp_path / "back.pth")
-    assert torch.load(tmp_path / "back.pth").keys() == DECODER.keys()
+    assert torch.load(tmp_path / "back.pth", weights_only=True).keys() == DECODER.keys()
 
 
 def test_what_is_ignored_must_be_there_and_what_is_needed_cannot_be(tmp_path):

@@ -142,7 +142,7 @@ def test_a_layer_that_fails_while_it_is_built_is_told_without_keras_s_frame(faul
 
 def test_what_is_wrong_with_the_names_is_told_as_well(faulty, checkpoint, tmp_path):
     module = faulty(build_tf="raise ValueError('no')")
-    torch.save({**torch.load(checkpoint), "more": torch.zeros(2)}, tmp_path / "more.pth")
+    torch.save({**torch.load(checkpoint, weights_only=True), "more": torch.zeros(2)}, tmp_path / "more.pth")
     told = failed(tmp_path / "more.pth")
     assert told.startswith("more.pth does not fit faulty: unexpected: more; build_tf of faulty failed at ")
     assert f"{module}.py:{LINES['build_tf']}: ValueError: no" in told

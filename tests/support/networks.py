@@ -104,7 +104,7 @@ def restored(one, report, folder):
     """The state dict that comes back of a converted file."""
     with registered(one):
         converter.restore(report.output, folder / "back.pth", overwrite=True)
-    return torch.load(folder / "back.pth")
+    return torch.load(folder / "back.pth", weights_only=True)
 
 
 def there_and_back(one, folder, **more):
