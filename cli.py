@@ -95,6 +95,10 @@ _LORA_SCALE = click.option(
     "--lora-scale", type=float, metavar="NUMBER",
     help="With --merge-lora: alpha / r of its training, where the checkpoint does not tell it.",
 )  # fmt: skip
+_LIKE = click.option(
+    "--like", metavar="ORIGINAL", type=click.Path(path_type=Path),
+    help="The converted file whose model was trained, where Keras saved the weights.",
+)  # fmt: skip
 _JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 _QUIET = click.option("--quiet", "-q", is_flag=True, help="Print nothing but errors.")
 
@@ -364,6 +368,7 @@ _POINT, _BOX = _Numbers("X", "Y"), _Numbers("X0", "Y0", "X1", "Y1")
 )
 @click.option("--masks", type=click.Path(path_type=Path), metavar="FOLDER", help="Write each mask there: 1.png, ...")
 @click.option("--overwrite", is_flag=True, help="Replace an existing output.")
+@_LIKE
 @_JSON
 @_QUIET
 @answering
@@ -377,6 +382,7 @@ def segment(
     output: Path | None,
     masks: Path | None,
     overwrite: bool,
+    like: Path | None,
     as_json: bool,
     quiet: bool,
     **generating: float | None,
@@ -399,7 +405,7 @@ def segment(
         check_folder(masks)
     with progress_for(quiet) as progress:
         given = {name: value for name, value in generating.items() if value is not None}
-        result = segment(weights, picture, points, background, boxes, everything, progress, given)
+        result = segment(weights, picture, points, background, boxes, everything, progress, given, like)
     if drawing is not None:
         with drawing.written() as temporary:
             result.save_drawing(temporary)
@@ -436,6 +442,7 @@ def _sizes(context: click.Context, parameter: click.Parameter, values: tuple[str
     help="Length of an axis that tflite fixes, as prompts=4; docs/export.md lists them.",
 )  # fmt: skip
 @click.option("--overwrite", is_flag=True, help="Replace an existing output.")
+@_LIKE
 @_PAIR
 @_JSON
 @_QUIET
@@ -448,6 +455,7 @@ def export(
     part: str | None,
     sizes: dict[str, int],
     overwrite: bool,
+    like: Path | None,
     pair: str | None,
     as_json: bool,
     quiet: bool,
@@ -458,7 +466,15 @@ def export(
     _chosen("auto", pair)
     with progress_for(quiet) as progress:
         report = converter.export(
-            file, output, format, dtype=dtype, part=part, sizes=sizes, overwrite=overwrite, progress=progress
+            file,
+            output,
+            format,
+            dtype=dtype,
+            part=part,
+            sizes=sizes,
+            overwrite=overwrite,
+            like=like,
+            progress=progress,
         )
     if not quiet:
         print_report(report, as_json)
@@ -471,19 +487,27 @@ def export(
 )
 @click.option("--dialect", metavar="NAME", help="Whose names and layouts to write; by default the checkpoint's own.")
 @click.option("--overwrite", is_flag=True, help="Replace an existing output.")
+@_LIKE
 @_PAIR
 @_JSON
 @_QUIET
 @answering
 def restore(
-    weights: Path, output: Path, dialect: str | None, overwrite: bool, pair: str | None, as_json: bool, quiet: bool
+    weights: Path,
+    output: Path,
+    dialect: str | None,
+    overwrite: bool,
+    like: Path | None,
+    pair: str | None,
+    as_json: bool,
+    quiet: bool,
 ) -> None:
-    """Write the torch checkpoint that a converted FILE came from, bit for bit."""
+    """Write the torch checkpoint that a converted FILE came from, bit for bit, or with the values of training."""
     import converter
 
     _chosen("auto", pair)
     with progress_for(quiet) as progress:
-        report = converter.restore(weights, output, dialect, overwrite, progress)
+        report = converter.restore(weights, output, dialect, overwrite, progress, like)
     if not quiet:
         print_report(report, as_json)
 

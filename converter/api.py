@@ -9,7 +9,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from converter.checkpoints.checkpoint import Checkpoint
 from converter.checkpoints.hub import is_address
@@ -184,6 +184,7 @@ def verify(
     Raises:
         ConversionError: the file cannot be read, or holds another model or configuration.
     """
+    from tf_models.runtime.saving import FRESH
     from tf_models.runtime.weights_format import NoProvenance, WeightsError, provenance
 
     _one_of("level", level, LEVELS[:4])
@@ -218,6 +219,8 @@ def verify(
                 raise
             reading = session.read(model, options, Choice(key, scope, about["dialect"]), held)
         plan = session.plan(reading, level)
+        if about.get("trained") == FRESH:
+            recorded = plan.pair.completed(recorded)
         if recorded and recorded != plan.config:
             differing = [name for name in plan.config if recorded.get(name) != plan.config[name]]
             raise ConversionError(
@@ -226,9 +229,10 @@ def verify(
         from converter.proof.lossless import stored_dtype
 
         dtype = stored_dtype(weights, plan)
-        session.ask(plan, dtype, level)
         report = session.report(plan, weights, dtype)
-        report.action = "checked"
+        report.action, report.trained = "checked", about.get("trained", "")
+        if not report.trained:
+            session.ask(plan, dtype, level)
         try:
             session.prove(report, plan, weights, level, dtype)
         except (WeightsError, OSError) as error:
@@ -307,15 +311,21 @@ class _Session(ExitStack):
         )
 
     def prove(self, report: Report, plan: "Plan", weights: Path, level: str, dtype: str) -> None:
-        """Run the proofs of this level on a weights file, and complete the report."""
+        """Run the proofs of this level on a weights file, and complete the report.
+
+        Of trained weights nothing more is asked once they are another checkpoint's.
+        """
         from converter.proof import asking
         from converter.proof.lossless import lossless
         from converter.proof.numerical import numerical
 
         if level != "none":
             self._progress.start("lossless", plan.nbytes)
-            report.lossless = lossless(weights, plan, self.source, dtype, self._progress.advance)
-        if self._torch is not None:
+            back: Literal["", "restored"] = "restored" if report.trained else ""  # the checkpoint may be made of it
+            report.lossless = lossless(weights, plan, self.source, dtype, self._progress.advance, back)
+        if self._torch is not None and not (report.trained and not report.lossless):
+            if self._question is None:
+                self.ask(plan, dtype, level)
             self._progress.start("numerical", asking.count(self._question))
             report.numerical = numerical(weights, plan, self._question, self._torch, self._progress.advance)
         assert self._hashing is not None
@@ -385,7 +395,10 @@ def _inspect_weights(path: Path) -> Inspection:
         try:
             about = provenance(path)
         except NoProvenance:
-            notes = ("no provenance: not written by weightbridge",)
+            notes = (
+                "no provenance: not written by weightbridge; --like ORIGINAL and tf_models.load(path, like=) take what "
+                "Keras saved after training, and tf_models.save writes a file that needs no such word",
+            )
     except WeightsError as error:
         raise ConversionError(str(error)) from None
     return Inspection(entries, "keras weights", about, notes)

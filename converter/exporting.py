@@ -111,6 +111,7 @@ class ExportReport:
             "config": self.about["config"],
             "source": str(self.source),
             "checkpoint_sha256": self.about.get("source_sha256"),
+            "trained": self.about.get("trained", ""),
             "format": self.format,
             "dtype": self.dtype,
             "output": str(self.output),
@@ -131,6 +132,8 @@ class ExportReport:
     def lines(self) -> list[tuple[str, str]]:
         """(heading, text) of each line for a person."""
         rows = [("model", f"{self.model} of {self.source}"), ("format", f"{self.format}, {self.dtype}")]
+        if "trained" in self.about:
+            rows.append(("trained", printable(self.about["trained"], 160)))
         for one in self.parts:
             rows.append(("part", f"{one.part}, {size(one.nbytes)} on disk, {one.ratio:.2f} of its float32 weights"))
             rows += [("output", str(difference)) for difference in one.differences]
@@ -164,6 +167,7 @@ def export(
     part: str | None = None,
     sizes: Mapping[str, int] | None = None,
     overwrite: bool = False,
+    like: str | os.PathLike | None = None,
     progress: Progress | None = None,
 ) -> ExportReport:
     """Write a converted file's model as a SavedModel or for TensorFlow Lite, and compare it with the Keras model.
@@ -172,12 +176,14 @@ def export(
     Anything becomes three: OUTPUT/PART/1, or OUTPUT/PART.tflite.
 
     Args:
-        weights: a file that `convert` wrote.
+        weights: a file that `convert` or `tf_models.save` wrote.
         output: by default beside `weights`: its name with `_saved_model`, or `.tflite` (several parts: `_tflite`).
         dtype: "float32"; "float16", the weights in half precision; "int8-dynamic", for TensorFlow Lite.
         part: export this part only.
         sizes: lengths of named axes, which TensorFlow Lite fixes; see `tf_models.runtime.exporting.Signature.sizes`.
         overwrite: replace an existing output; a folder only if it is an export.
+        like: the converted file that the model was loaded from, where `weights` is a file that Keras saved after
+            training.
         progress: told of each stage.
 
     Raises:
@@ -197,7 +203,7 @@ def export(
     source = Path(weights).expanduser()
     try:
         # First all that needs no TensorFlow: that takes seconds to load, and what comes after it longer.
-        about = declared(source)
+        about = declared(source, like=like)
         held, described = exporting.axes(about["model"]), None
         if held is None:
             described = _Described.of(about)
@@ -212,7 +218,7 @@ def export(
         one_file = format == "tflite" and not several
         new = NewFile(output, overwrite, (_LITE,), [source]) if one_file else NewFolder(output, overwrite, MARK)
         progress.start("loading the model", 0)
-        model = load(source)
+        model = load(source, like=like)
         found = exporting.parts(about["model"], model) if described is None else [described.part(model)]
     except WeightsError as error:
         raise ConversionError(str(error)) from error.__cause__

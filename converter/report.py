@@ -164,6 +164,7 @@ class Report:
     numerical: Numerical = SKIPPED_NUMERICAL
     seconds: float = 0.0
     action: str = "written"
+    trained: str = ""  # since when the values of an existing file are no longer the checkpoint's, as it says
 
     def __bool__(self) -> bool:
         """Every proof that ran has passed."""
@@ -175,6 +176,12 @@ class Report:
             if self.lossless.unequal:
                 return f"lossless: {listed(self.lossless.unequal, 3)}"
             names = listed(map(printable, self.lossless.differing), 5)
+            if self.trained:
+                return (
+                    f"the weights were trained {printable(self.trained, 160)}: {len(self.lossless.differing)} of "
+                    f"{self.tensors} tensors are no longer this checkpoint's ({names}); verify them against what "
+                    "`weightbridge restore` makes of them"
+                )
             return f"lossless: {len(self.lossless.differing)} tensors differ in the file: {names}"
         if self.numerical.ran and not self.numerical:
             if not (self.numerical.outputs or self.numerical.layers):
@@ -216,6 +223,8 @@ class Report:
             rows += [(what, f"{listed(map(printable, fold(names)), 4)}: {reason}") for reason, names in reasons.items()]
         if self.narrowed:
             rows.append(("narrowed", f"{self.narrowed} tensors to {self.dtype}, relative loss at most {self.loss:.1e}"))
+        if self.trained:
+            rows.append(("trained", printable(self.trained, 160)))
         rows += [("note", note) for note in (*self.notes, *self.numerical.notes)]
         if self.lossless.ran:
             verdict = "equal bit for bit" if self.lossless else "DIFFERENT"
@@ -259,6 +268,8 @@ def size(nbytes: int) -> str:
 
 def proof_lines(proof: dict[str, Any]) -> list[str]:
     """What a weights file, perhaps a stranger's or an older one, records of its proof, for a person."""
+    if "before" in proof:
+        return [printable(f"level none, for the weights were trained since; level {proof['before']} before", 200)]
     level = proof.get("level", "not recorded, by an older converter")
     lossless = "equal bit for bit" if proof.get("lossless") is True else "not compared bit for bit"
     lines = [printable(f"level {level}; the tensors {lossless}", 200)]

@@ -6,14 +6,15 @@ from collections import Counter
 from collections.abc import Generator, Iterator
 from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass, field, replace
+from hashlib import sha256
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from converter.blame import PairError, where_and_what
 from converter.checkpoints.checkpoint import Checkpoint
-from converter.checkpoints.tensors import FLOATS, Entry, Scratch
+from converter.checkpoints.tensors import Entry, Scratch
 from converter.checkpoints.writing import ENDINGS, ZIPPED, Named, write_checkpoint
 from converter.errors import ConversionError, ProofError, UsageError, aligned, printable
 from converter.files.atomic import NewFile
@@ -22,14 +23,15 @@ from converter.pairs.dialects import CANONICAL, Dialect
 from converter.pairs.mapping import Mapping
 from converter.pairs.pair import Pair
 from converter.pairs.registry import get
-from converter.planning.origin import SMALL, Origin
+from converter.planning.origin import SMALL, Kept, Origin
 from converter.planning.reading import Reading, State, mapping_of
 from converter.progress import Progress, Silent
 from converter.report import size
+from tf_models.runtime.saving import FRESH
 
 if TYPE_CHECKING:
     from converter.planning.plan import Plan
-    from converter.planning.steps import Step, Target
+    from converter.planning.steps import Step
 
 
 @dataclass
@@ -44,6 +46,7 @@ class Restored:
         output: the checkpoint.
         tensors: how many it has, of which `kept` are not the model's but were recorded.
         nbytes: bytes of their values.
+        trained: since when the values are no longer the checkpoint's, or "".
         notes: what did not come back, and why.
     """
 
@@ -56,6 +59,7 @@ class Restored:
     tensors: int
     kept: int
     nbytes: int
+    trained: str = ""
     notes: list[str] = field(default_factory=list)
     seconds: float = 0.0
 
@@ -75,6 +79,8 @@ class Restored:
             rows.append(("prefix", printable(self.prefix)))
         if self.kept:
             rows.append(("kept", f"{self.kept} of them are not the model's, and were recorded when it was converted"))
+        if self.trained:
+            rows.append(("trained", f"{printable(self.trained, 160)}, so the values are new"))
         rows += [("note", note) for note in self.notes]
         rows.append(("lossless", f"{self.tensors} tensors read back, equal bit for bit"))
         rows.append(("written", f"{self.output} in {self.seconds:.1f} s"))
@@ -90,43 +96,48 @@ def restore(
     dialect: str | None = None,
     overwrite: bool = False,
     progress: Progress | None = None,
+    like: str | os.PathLike | None = None,
 ) -> Restored:
     """Write the torch checkpoint that a weights file came from: the same names, shapes, dtypes and bits.
 
+    Weights that were trained since come back under the same names, in the same order and dtypes, with their new values.
     What cannot come back (other networks' tensors, large ones that the model does not need, digits lost when the file
     was written) is told in the report's notes. The checkpoint is read back and compared before it appears.
 
     Args:
-        path: a `.weights.h5` file that `convert` wrote.
+        path: a `.weights.h5` file that `convert` or `tf_models.save` wrote.
         output: where to write, ending in `.pth`, `.pt`, `.bin` (torch's zip format) or `.safetensors`.
         dialect: whose names and layouts to write; by default those of the checkpoint.
         overwrite: replace an existing output.
         progress: told of each stage.
+        like: the converted file that the model was loaded from, where `path` is a file that Keras saved after training.
 
     Raises:
         UsageError: an unknown model or dialect.
         ProofError: what was written does not give the same weights; nothing is left of it.
-        ConversionError: the file is damaged or not a converted one, the dialect cannot hold the model's tensors, or the
-            output cannot be written.
+        ConversionError: the file is damaged, not a converted one or not of the model of `like`, the dialect cannot hold
+            the model's tensors, two variables differ after training that are one tensor in torch, or the output cannot
+            be written.
     """
     progress = progress or Silent()
     began = time.monotonic()
     path, output = Path(path).expanduser(), Path(output).expanduser()
-    new = NewFile(output, overwrite, ENDINGS, [path])
-    from tf_models.runtime.weights_format import WeightsError, provenance
+    original = path if like is None else Path(like).expanduser()
+    new = NewFile(output, overwrite, ENDINGS, [path, original])
+    from tf_models.runtime.saving import adopt, known_like
+    from tf_models.runtime.weights_format import SUFFIX, WeightsError, provenance
 
     try:
-        about = provenance(path)
+        about = provenance(path) if like is None else known_like(path, original)
         pair = get(about["model"])
+        if about.get("trained") == FRESH:  # only what `create` was given is recorded
+            about["config"] = pair.completed(about["config"])
         origin = Origin.from_dict(about.get("origin", {}))
-        target = _dialect(pair, dialect, about.get("dialect"))
+        target = _dialect(pair, dialect, about.get("dialect", CANONICAL.name))
         progress.start("loading TensorFlow", 0)
-        plan = _plan(path, pair, about, origin, target)
-        kept = {_name(origin, about, target, name): one for name, one in origin.kept.items()}
-        written = [source for step in plan.steps for source in step.sources]
-        tensors = [Named(one.name, one.entry.dtype, one.entry.shape) for one in written]
-        tensors += [Named(name, one.dtype, one.shape) for name, one in kept.items()]
-        _refuse_equal_names(tensors, target)
+        plan = _plan(original, pair, about, origin, target)
+        items = _items(plan, origin, about, target)
+        _refuse_equal_names(items, target)
     except WeightsError as error:
         raise ConversionError(str(error)) from None
     except UsageError:
@@ -135,15 +146,23 @@ def restore(
         raise ConversionError(f"{pair.name} cannot be written in the dialect {target.name}: {error}") from None
     except ConversionError as error:
         raise ConversionError(f"{printable(str(path), 160)}: {error}") from error.__cause__
+    tensors = [one.tensor for one in items]
+    kept = {one.tensor.name: one.kept for one in items if one.kept is not None}
     nbytes = sum(one.nbytes for one in tensors)
     report = Restored(pair.name, path, target.name, origin.key, origin.prefix, output, len(tensors), len(kept), nbytes)
-    report.notes = [*_notes(about, origin, output), *plan.notes]
+    report.trained = about.get("trained", "")
+    report.notes = [*_notes(about, origin, plan, output), *plan.notes]
     with new.written() as temporary, ExitStack() as stack:
+        if like is not None:
+            path = temporary.with_name("adopted" + SUFFIX)
+            adopt(report.source, original, path)
         progress.start("writing", nbytes)
-        arrays = stack.enter_context(closing(_arrays(path, plan, progress)))
-        write_checkpoint(temporary, origin.key, tensors, _followed(arrays, kept))
+        arrays = stack.enter_context(closing(_arrays(path, plan, items, progress)))
+        if report.trained:
+            arrays = stack.enter_context(closing(_shared_alike(arrays, items, origin.shared)))
+        write_checkpoint(temporary, origin.key, tensors, arrays)
         progress.start("reading back", nbytes)
-        _prove(path, temporary, plan, tensors, kept, about["dtype"], progress)
+        _prove(path, temporary, plan, tensors, kept, about, progress)
     report.seconds = time.monotonic() - began
     return report
 
@@ -173,6 +192,9 @@ def _plan(path: Path, pair: Pair, about: dict[str, Any], origin: Origin, dialect
     held = len(datasets(path))
     try:
         mapping = mapping_of(pair, config).holding(frozenset(origin.spelled))
+        if about.get("trained") == FRESH:  # as the reference has it
+            origin.ties = [*mapping.shared()]
+            origin.lost = [name for name in mapping.ignored() if name not in origin.ties]
         model = abstract(lambda: build_tf(pair, config), 100 + 4 * held)
     except Exception as error:  # whatever a mapping or a model's builder raises on a configuration that is not one
         cause = error.__cause__ if isinstance(error, PairError) else error
@@ -250,28 +272,62 @@ def _name(origin: Origin, about: dict[str, Any], dialect: Dialect, canonical: st
     return origin.prefix + dialect.foreign(canonical)
 
 
-def _refuse_equal_names(tensors: list[Named], dialect: Dialect) -> None:
-    name, count = Counter(one.name for one in tensors).most_common(1)[0]
+@dataclass(frozen=True)
+class _Item:
+    """A tensor to be written, and where its values are: those of `source`, of a step, or what was recorded."""
+
+    canonical: str
+    tensor: Named
+    step: "Step | None" = None
+    source: str = ""
+    kept: Kept | None = None
+
+
+def _items(plan: "Plan", origin: Origin, about: dict[str, Any], dialect: Dialect) -> list[_Item]:
+    """All tensors, in the order in which the checkpoint had them.
+
+    Raises:
+        ValueError: the dialect has no name for one.
+    """
+    tied = {_name(origin, about, dialect, canonical): canonical for canonical in origin.ties}
+    items: dict[str, _Item] = {}
+    for step in plan.steps:
+        for source in step.sources:
+            canonical = tied.get(source.name, source.canonical)
+            tensor = Named(source.name, source.entry.dtype, source.entry.shape)
+            items[canonical] = _Item(canonical, tensor, step, source.canonical)
+    for canonical, kept in origin.kept.items():
+        tensor = Named(_name(origin, about, dialect, canonical), kept.dtype, kept.shape)
+        items[canonical] = _Item(canonical, tensor, kept=kept)
+    return [items[canonical] for canonical in origin.ordered(items)]
+
+
+def _refuse_equal_names(items: list[_Item], dialect: Dialect) -> None:
+    name, count = Counter(one.tensor.name for one in items).most_common(1)[0]
     if count > 1:
         raise ConversionError(f"{count} tensors are called {printable(name)} in the dialect {dialect.name}")
 
 
-def _notes(about: dict[str, Any], origin: Origin, output: Path) -> Iterator[str]:
+def _notes(about: dict[str, Any], origin: Origin, plan: "Plan", output: Path) -> Iterator[str]:
     if "origin" not in about:
         yield (
             "the file is an older converter's: prefix, key and dtypes of the checkpoint are not recorded, nor what the "
             "model does not need"
         )
-    if origin.narrowed:
+    if "trained" in about:
+        halves = sum(one.entry.dtype in ("float16", "bfloat16") for step in plan.steps for one in step.sources)
+        if halves:
+            yield f"{halves} tensors are of half precision in the checkpoint, to which their trained values are rounded"
+    elif origin.narrowed:
         yield (
             f"{origin.narrowed} tensors lost digits when they were converted to {about['dtype']}, and come back rounded"
         )
     if origin.lost:
+        large = f"they have more than {SMALL} bytes or could not be read"
+        why = "the model was created and not converted" if about.get("trained") == FRESH else large
         shown = listed(map(printable, fold(origin.lost)), 4)
-        yield (
-            f"{len(origin.lost)} tensors that the model does not need do not come back, because they have more than "
-            f"{SMALL} bytes or could not be read: {shown}"
-        )
+        count = len(origin.lost)
+        yield f"{count} tensors that the model does not need do not come back, because {why}: {shown}"
     if origin.out_of_scope:
         yield f"{origin.out_of_scope} tensors of the checkpoint are not of this model and do not come back"
     for told in origin.merged:
@@ -282,41 +338,55 @@ def _notes(about: dict[str, Any], origin: Origin, output: Path) -> Iterator[str]
         yield f"the tensors stood under the key {printable(origin.key)}; a safetensors file has no keys"
 
 
-def _arrays(path: Path, plan: "Plan", progress: Progress) -> Generator[np.ndarray, None, None]:
-    """Each step's tensor, laid out and typed as it is to be written; every digest is checked."""
-    from converter.files.weights_file import dense
-    from tf_models.runtime.weights_format import WeightsError, values
+def _arrays(path: Path, plan: "Plan", items: "list[_Item]", progress: Progress) -> Generator[np.ndarray, None, None]:
+    """Each tensor, laid out and typed as it is to be written; every digest is checked."""
+    from converter.files.weights_file import dense, narrowed
+    from tf_models.runtime.weights_format import WeightsError, readable
 
     places = {plan.places[target.path]: target.shape for step in plan.steps for target in step.targets}
     scratch = Scratch()
+    wanted = Counter(one.source for one in items)
+    undone: dict[str, np.ndarray] = {}  # what a step gave, until it is written under every name
     try:
-        with closing(values(path, places)) as found:
-            held: tuple[tuple[Target, ...], dict[str, np.ndarray]] = ((), {})
-            for step in plan.steps:
-                if step.targets != held[0]:  # else it is another name for a tensor of the step before
-                    undone = step.undo([next(found) for _ in step.targets])
-                    held = step.targets, dict(zip((one.canonical for one in step.sources), undone, strict=True))
-                for source in step.sources:
-                    result = _typed(dense(held[1][source.canonical], scratch), source.entry.dtype)
-                    yield result
-                    progress.advance(result.nbytes)
+        with readable(path, places) as read:
+            for one in items:
+                if one.step is None:
+                    assert one.kept is not None
+                    yield one.kept.array()
+                    continue
+                if one.source not in undone:
+                    values = one.step.undo([read(plan.places[target.path]) for target in one.step.targets])
+                    undone.update(zip((source.canonical for source in one.step.sources), values, strict=True))
+                result = narrowed(dense(undone[one.source], scratch), one.tensor.dtype, one.tensor.name)
+                yield result
+                wanted[one.source] -= 1
+                if not wanted[one.source]:
+                    del undone[one.source]
+                progress.advance(result.nbytes)
     except WeightsError as error:
         raise ConversionError(str(error)) from None
 
 
-def _followed(arrays: Iterator[np.ndarray], kept: dict[str, Any]) -> Iterator[np.ndarray]:
-    yield from arrays
-    for one in kept.values():
-        yield one.array()
+def _shared_alike(
+    arrays: Iterator[np.ndarray], items: "list[_Item]", shared: dict[str, str]
+) -> Generator[np.ndarray, None, None]:
+    """The same arrays, of which those that are one tensor in torch are seen to be equal.
 
-
-def _typed(values: np.ndarray, dtype: str) -> np.ndarray:
-    if dtype == "bfloat16" and values.dtype == FLOATS["float32"]:
-        bits = values.view(np.uint32)
-        if not (bits & 0xFFFF).any():  # it was widened; a conversion would give every NaN the same bits
-            return (bits >> 16).astype(np.uint16).view(FLOATS[dtype])
-    with np.errstate(all="ignore"):
-        return values.astype(FLOATS[dtype], copy=False)
+    Raises:
+        ConversionError: two of them differ.
+    """
+    seen: dict[str, tuple[str, bytes]] = {}
+    for one, array in zip(items, arrays, strict=True):
+        group = shared.get(one.canonical, one.canonical)
+        if group in shared.values():
+            now = one.tensor.name, sha256(array.reshape(-1).view(np.uint8).data).digest()
+            first = seen.setdefault(group, now)
+            if first[1] != now[1]:
+                raise ConversionError(
+                    f"{printable(first[0])} and {printable(now[0])} are one tensor in torch, and training parted them; "
+                    "give both variables the same values, or let the Keras model have one (Row's `tied` in the mapping)"
+                )
+        yield array
 
 
 def _prove(
@@ -324,8 +394,8 @@ def _prove(
     written: Path,
     plan: "Plan",
     tensors: list[Named],
-    kept: dict[str, Any],
-    dtype: str,
+    kept: dict[str, Kept],
+    about: dict[str, Any],
     progress: Progress,
 ) -> None:
     """Read the checkpoint back with the reader of `convert`: it fills the same variables with the same bits.
@@ -339,10 +409,11 @@ def _prove(
         expected = {one.name: (one.dtype, one.shape) for one in tensors}
         state = checkpoint.states.get(plan.key if written.name.endswith(ZIPPED) else "", {})
         found = {name: (entry.dtype, entry.shape) for name, entry in state.items()}
-        if found != expected or len(checkpoint.states) != 1:
+        if [*found.items()] != [*expected.items()] or len(checkpoint.states) != 1:
             raise ProofError("the names, dtypes or shapes read back are not those that were written")
         again = replace(plan, steps=[_as_written(step, state) for step in plan.steps])
-        proof = lossless(weights, again, checkpoint, dtype, progress.advance, restored=True)
+        back: Literal["trained", "restored"] = "trained" if "trained" in about else "restored"
+        proof = lossless(weights, again, checkpoint, about["dtype"], progress.advance, back)
         differing = [*proof.differing]
         differing += [name for name, one in kept.items() if checkpoint.read(state[name]).tobytes() != one.values]
         if differing:

@@ -16,8 +16,8 @@ _registered: dict[str, str | Callable[..., Any]] = {}
 
 def __getattr__(name: str) -> Any:
     # Loading needs h5py; whoever only asks for names should not wait for it.
-    if name in ("WeightsError", "load"):
-        return getattr(import_module("tf_models.runtime.loading"), name)
+    if name in ("WeightsError", "load", "save"):
+        return getattr(import_module(f"tf_models.runtime.{'saving' if name == 'save' else 'loading'}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
@@ -48,10 +48,14 @@ def create(name: str, **config: Any) -> Any:
     builder = _registered.get(name) or builders().get(name)
     if builder is None:
         raise ValueError(f"unknown model {name!r}; known: {', '.join(names())}")
+    from tf_models.runtime.saving import created, remember
+
     if isinstance(builder, str):
         module, _, attribute = builder.partition(":")
         builder = getattr(import_module(module), attribute)
-    return builder(**config)
+    model = builder(**config)
+    remember(model, created(name, config, ours=name not in _registered))
+    return model
 
 
 def builders() -> dict[str, str]:

@@ -6,7 +6,6 @@ with room for every variable, and the values go straight to their places, one te
 
 import contextlib
 import io
-import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -22,7 +21,8 @@ from converter.checkpoints.tensors import FLOATS, Scratch
 from converter.errors import ConversionError, printable
 from converter.files.atomic import undisturbed
 from converter.planning.steps import Step
-from tf_models.runtime.weights_format import DIGEST, PREFIX, SEAL, digest, seal
+from tf_models.runtime import weights_format
+from tf_models.runtime.weights_format import digest
 
 THREADS = 2
 _PIECE = 1 << 20  # bytes written at once: a third of the time of whole tensors, for which the system makes large pages
@@ -249,16 +249,24 @@ def cast(values: np.ndarray, dtype: str, name: str) -> tuple[np.ndarray, float]:
     return result, float(error / scale) if scale else 0.0
 
 
+def narrowed(values: np.ndarray, dtype: str, name: str) -> np.ndarray:
+    """`values` as `dtype`, the way back from a variable: what was widened has its own bits again, NaNs too.
+
+    Raises:
+        ConversionError: a finite value becomes infinite.
+    """
+    if dtype == "bfloat16" and values.dtype == FLOATS["float32"]:
+        bits = values.view(np.uint32)
+        if not (bits & 0xFFFF).any():  # it was widened; a conversion would give every NaN the same bits
+            return (bits >> 16).astype(np.uint16).view(FLOATS[dtype])
+    with np.errstate(all="ignore"):
+        result = values.astype(FLOATS[dtype], copy=False)
+    if values.dtype.itemsize > result.dtype.itemsize and np.isfinite(values[~np.isfinite(result)]).any():
+        raise ConversionError(f"{printable(name)} holds values too large for {dtype}, as the checkpoint has it")
+    return result
+
+
 def sign(path: Path, attributes: dict[str, Any], digests: dict[str, int]) -> None:
     """Write provenance into the root attributes, each dataset's digest beside it, and the digest of all these."""
-    plain = {
-        name: value if isinstance(value, (str, int)) else json.dumps(value, sort_keys=True)
-        for name, value in attributes.items()
-    }
-    plain[SEAL] = seal(plain, digests)
     with _hdf5(path, "r+") as file:
-        for name, value in sorted(plain.items()):
-            # Text of fixed length: HDF5 makes room for any other by what the file claims of it.
-            file.attrs[PREFIX + name] = np.bytes_(value.encode()) if isinstance(value, str) else value
-        for place in sorted(digests):
-            file[place].attrs[DIGEST] = np.uint32(digests[place])
+        weights_format.sign(file, attributes, digests)

@@ -249,6 +249,11 @@ class Pair:
             tensors=one.tensors,
         )
 
+    def completed(self, config: Mapping[str, Any]) -> dict[str, Any]:
+        """The configuration with the usual sizes and options where it says none."""
+        options = {name: option.default for name, option in self.options.items()}
+        return _merged({**options, **(self.fallback or {})}, config)
+
     def tensor_count(self) -> int | None:
         """How many tensors a checkpoint of the usual sizes has, or None where there are no usual sizes.
 

@@ -59,6 +59,8 @@ class Origin:
         spelled: canonical names of tensors that it had in the place of those that the mapping names first.
         ignored: patterns of the names that were passed over, as the user asked.
         merged: what was put into other tensors before, a sentence each.
+        shared: canonical name -> that of the tensor whose memory it shared, where the model has a variable for each.
+        order: of each tensor in the order of the checkpoint, the place of its canonical name among all, sorted.
     """
 
     key: str = ""
@@ -75,6 +77,8 @@ class Origin:
     spelled: list[str] = field(default_factory=list)
     ignored: list[str] = field(default_factory=list)
     merged: list[str] = field(default_factory=list)
+    shared: dict[str, str] = field(default_factory=dict)
+    order: list[int] = field(default_factory=list)
 
     @classmethod
     def of(cls, reading: Reading, checkpoint: Checkpoint, ignored: Iterable[str] = ()) -> "Origin":
@@ -97,6 +101,17 @@ class Origin:
         origin.dtypes = {name: dtype for name, dtype in needed.items() if dtype != origin.dtype}
         usual = {name for name, _ in mapping_of(reading.pair, reading.config or {}).tensors()}
         origin.spelled = [name for name in needed if name not in usual]
+        homes: dict[tuple, str] = {}
+        for name in needed:
+            one = reading.entries[name]
+            if one.storage is not None and one.nbytes:
+                first = homes.setdefault((one.storage, one.offset, one.shape, one.strides), name)
+                if first != name:
+                    origin.shared[name] = first
+        places = {name: place for place, name in enumerate(checkpoint.states[reading.key])}
+        inside = sorted(reading.entries, key=lambda name: places[reading.entries[name].name])
+        ranks = {name: rank for rank, name in enumerate(sorted(inside))}
+        origin.order = [ranks[name] for name in inside]
         shared = reading.mapping.shared()
         for name in ignored:
             entry = reading.entries.get(name)
@@ -113,6 +128,18 @@ class Origin:
                 origin.kept[name] = kept
         return origin
 
+    def ordered(self, names: Iterable[str]) -> list[str]:
+        """Canonical names of what comes back, as the checkpoint had them; as they are given where that is not known.
+
+        What it had and does not come back (`lost`) leaves a gap.
+        """
+        names = list(names)
+        every = sorted({*names, *self.lost})
+        if len(every) != len(self.order):
+            return names
+        back = set(names)
+        return [name for name in (every[rank] for rank in self.order) if name in back]
+
     def to_dict(self, narrowed: int) -> dict[str, Any]:
         """What differs from the plain case, as JSON can hold it, and no longer than an attribute can be."""
         result: dict[str, Any] = {"key": self.key, "prefix": self.prefix, "out_of_scope": self.out_of_scope}
@@ -125,12 +152,14 @@ class Origin:
         result["dtype"] = "" if self.dtype == "float32" else self.dtype
         result["dtypes"] = {dtype: fold(names) for dtype, names in _inverted(self.dtypes)}
         result["names"] = self.names
+        result["shared"] = self.shared
+        result["order"] = self.order
         result["kept"] = [
             [one.dtype, list(one.shape), base64.b64encode(one.values).decode(), fold(names)]
             for one, names in _inverted(self.kept)
         ]
         result = {name: value for name, value in result.items() if value}
-        for name in ("kept", "names", "dtypes", "lost", "ties", "spelled", "ignored"):
+        for name in ("order", "kept", "names", "dtypes", "lost", "ties", "spelled", "shared", "ignored"):
             if name in result and len(json.dumps(result)) > _LONGEST:
                 del result[name]
                 result.setdefault("unrecorded", []).append(name)
@@ -156,6 +185,8 @@ class Origin:
             unrecorded=_typed(record, "unrecorded", list),
             ignored=_typed(record, "ignored", list),
             merged=_typed(record, "merged", list),
+            shared=_typed(record, "shared", dict),
+            order=_typed(record, "order", list),
         )
         for dtype, names in _typed(record, "dtypes", dict).items():
             origin.dtypes.update(dict.fromkeys(_expanded(names), dtype))
@@ -166,7 +197,10 @@ class Origin:
             origin.kept.update(dict.fromkeys(_expanded(names), kept))
             if len(origin.kept) > _MOST_NAMES:
                 raise _damaged()
-        texts = (*origin.names.values(), *origin.unrecorded, *origin.ignored, *origin.merged)
+        if sorted(map(str, origin.order)) != sorted(map(str, range(len(origin.order)))):
+            raise _damaged()
+        told = (*origin.ignored, *origin.merged)
+        texts = (*origin.names.values(), *origin.unrecorded, *origin.shared.values(), *told)
         if not all(isinstance(text, str) for text in texts) or {origin.dtype, *origin.dtypes.values()} - set(FLOATS):
             raise _damaged()
         return origin

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Literal
 
 import h5py
 import numpy as np
@@ -10,7 +11,7 @@ import numpy as np
 from converter.checkpoints.checkpoint import Checkpoint
 from converter.checkpoints.tensors import FLOATS, Scratch
 from converter.errors import ConversionError, printable
-from converter.files.weights_file import THREADS, cast, dense, laid_out, read
+from converter.files.weights_file import THREADS, cast, dense, laid_out, narrowed, read
 from converter.kinds.axes import relaid
 from converter.naming import listed
 from converter.planning.plan import Plan
@@ -30,13 +31,14 @@ def lossless(
     checkpoint: Checkpoint,
     dtype: str | None = None,
     progress: Callable[[int], None] = lambda nbytes: None,
-    restored: bool = False,
+    back: Literal["", "restored", "trained"] = "",
 ) -> Lossless:
     """Read the file back, undo the layout, and compare every tensor bit for bit with the checkpoint's.
 
     `dtype` is what the file must hold (None: what it does hold). Values that were narrowed on the way are compared with
-    the checkpoint's, narrowed. `restored`: the checkpoint was made of the file, so that tensors that were folded are
-    rounded, and may fold to a neighbour (`Fold.apart`).
+    the checkpoint's, narrowed. `back`: the checkpoint was made of the file, so that tensors that were folded are
+    rounded, and may fold to a neighbour (`Fold.apart`); and if the values were trained, so are all that have a narrower
+    dtype there.
 
     Raises:
         ConversionError: the file does not hold exactly the model's variables, in shape and dtype.
@@ -75,14 +77,18 @@ def lossless(
             nbytes = sum(value.nbytes for value in values)
             if step.leaf.fold is not None:  # which has no way back to the tensors' own bits
                 folded, _ = laid_out(step, tensors, stored)
-                apart = step.leaf.fold.apart if restored else 0
+                apart = step.leaf.fold.apart if back else 0
                 pairs = zip(values, map(np.ascontiguousarray, folded), strict=True)
                 equal = all(_equal_bits(*both, apart) for both in pairs)
                 return ([] if equal else [step.name]), nbytes
             differing = []
-            for source, tensor, back in zip(step.sources, tensors, step.undo(values), strict=True):
-                expected, _ = cast(tensor, stored, source.name)
-                if back.shape != expected.shape or not _equal_bits(dense(back, scratch), expected):
+            for source, tensor, undone in zip(step.sources, tensors, step.undo(values), strict=True):
+                found = dense(undone, scratch)
+                if back == "trained" and tensor.dtype.itemsize < found.dtype.itemsize:
+                    found, expected = narrowed(found, source.entry.dtype, source.name), tensor
+                else:
+                    expected, _ = cast(tensor, stored, source.name)
+                if found.shape != expected.shape or not _equal_bits(found, expected):
                     differing.append(source.name)
             return differing, nbytes
 

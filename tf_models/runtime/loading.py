@@ -4,9 +4,11 @@ The model that its configuration describes is first built without values and com
 """
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
+from tf_models.runtime.keras_files import as_float32, matched
+from tf_models.runtime.saving import described, remember, trained
 from tf_models.runtime.weights_format import (
     LEVELS,
     WeightsError,
@@ -20,10 +22,11 @@ from tf_models.runtime.weights_format import (
     provenance_of,
 )
 
+_Values = Callable[[Any, str], Any]  # (dataset, its place) -> its values
 _SPARE_VARIABLES = 100  # a model may have this many more variables than the file, so that what is missing can be named
 
 
-def load(path: str | os.PathLike, require: str | None = None) -> Any:
+def load(path: str | os.PathLike, require: str | None = None, like: str | os.PathLike | None = None) -> Any:
     """Build the Keras model that a converted file names, with the configuration it records, and fill it.
 
     Nothing but the file is needed, neither torch nor the checkpoint. Either the model is returned whole, every variable
@@ -32,7 +35,9 @@ def load(path: str | os.PathLike, require: str | None = None) -> Any:
     Args:
         path: the file.
         require: how much must have been proven when it was written, as the file records it: "lossless", "full" (every
-            variable, every layer and every output), or "train".
+            variable, every layer and every output), or "train". Of weights that were trained since, nothing holds.
+        like: the converted file that the model was loaded from, where `path` is a file that Keras saved after training:
+            with or without an optimizer's state, or of a larger model with this one inside.
 
     Raises:
         WeightsError: the file is damaged, of another program, does not hold this model's variables, or was proven less.
@@ -41,8 +46,9 @@ def load(path: str | os.PathLike, require: str | None = None) -> Any:
     import tf_models
     from tf_models.runtime.abstract import abstract
 
+    original = None if like is None else described(like)
     with opened(path) as file:
-        about, held = _declared(file, require)
+        about, held, values = _declared(file, require, original)
         name, config = about["model"], about["config"]
         try:
             plan = abstract(lambda: tf_models.create(name, **config), _SPARE_VARIABLES + 4 * len(held))
@@ -59,32 +65,43 @@ def load(path: str | os.PathLike, require: str | None = None) -> Any:
         if sorted(map(id, homes.values())) != sorted(map(id, model.weights)):
             raise WeightsError(f"cannot fill every variable of {name} exactly once: Keras does not save them so")
         for place, variable in homes.items():
-            variable.assign(checked(held[place], place))
+            variable.assign(values(held[place], place))
+    remember(model, about)
     return model
 
 
-def declared(path: str | os.PathLike, require: str | None = None) -> dict[str, Any]:
-    """A converted file's provenance, after all that `load` refuses before it needs TensorFlow.
+def declared(
+    path: str | os.PathLike, require: str | None = None, like: str | os.PathLike | None = None
+) -> dict[str, Any]:
+    """What is known of a file's weights, after all that `load` refuses before it needs TensorFlow.
 
     Raises:
         WeightsError: it cannot be loaded: damaged, of another program, of a model that is not known, or proven less.
         ValueError: as `load`.
     """
+    original = None if like is None else described(like)
     with opened(path) as file:
-        return _declared(file, require)[0]
+        return _declared(file, require, original)[0]
 
 
-def _declared(file: Any, require: str | None) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The provenance and the datasets of an open file."""
+def _declared(file: Any, require: str | None, original: Any) -> tuple[dict[str, Any], dict[str, Any], _Values]:
+    """What is known of an open file's weights, its datasets, and how their values are read."""
     import tf_models
 
-    attributes = attributes_of(file)
-    about = provenance_of(attributes)
-    _required(about, require)
+    if original is None:
+        attributes = attributes_of(file)
+        about = provenance_of(attributes)
+        _required(about, require)
+    else:
+        held, group = matched(file, original[1], original[0]["model"])
+        about = trained(original[0], group)
+        _required(about, require)
     if about["model"] not in tf_models.names():
         known = ", ".join(tf_models.names())
         raise WeightsError(f"holds the model {printable(about['model'])}, which is not known here; known: {known}")
-    return about, held_by(file, attributes)
+    if original is None:
+        return about, held_by(file, attributes), checked
+    return about, held, lambda dataset, _place: as_float32(dataset)
 
 
 def _required(about: Mapping[str, Any], require: str | None) -> None:
@@ -96,6 +113,10 @@ def _required(about: Mapping[str, Any], require: str | None) -> None:
     level = proof.get("level")
     if level is None:  # an older converter's, which did not say what its proof covered
         level = "lossless" if proof.get("lossless") is True else "none"
+    if "trained" in about:
+        before = f", and proven to the level {printable(str(proof['before']))} before" if "before" in proof else ""
+        told = f"holds weights that were trained {printable(about['trained'])}{before}"
+        raise WeightsError(f"{told}; no proof holds of them, so load it without `require`")
     if level not in LEVELS or LEVELS.index(level) < LEVELS.index(require):
         raise WeightsError(
             f"was proven to the level {printable(str(level))} when it was converted, not {require}: convert it again "

@@ -10,7 +10,7 @@ import os
 import stat
 import tempfile
 import zlib
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 FORMAT = 1
@@ -21,6 +21,7 @@ DTYPES = ("float32", "float16")
 _LONGEST_TEXT = 60_000  # HDF5 holds no longer attribute
 _LONGEST_PATH = 1_000
 _MOST_OBJECTS = 100_000
+_SIGNATURE = b"\x89HDF\r\n\x1a\n"
 LEVELS = ("none", "lossless", "partial", "full", "train")  # of proof, each with what the one before shows
 SUFFIX = ".weights.h5"
 
@@ -39,7 +40,8 @@ def provenance(path: str | os.PathLike) -> dict[str, Any]:
     """What a converted file says of itself.
 
     That is its format, version, model, config, source, source_sha256, dialect, dtype and proof, and its origin: how the
-    checkpoint spelled what the rest does not tell (files of older converters have none).
+    checkpoint spelled what the rest does not tell (files of older converters have none). `trained` says since when the
+    values are no longer the checkpoint's, where they are not.
 
     Raises:
         WeightsError: not an HDF5 file, not written by the converter, of a newer format, or damaged.
@@ -78,8 +80,9 @@ def check(path: str | os.PathLike, shapes: Mapping[str, tuple[int, ...]], values
                 checked(dataset, place)
 
 
-def values(path: str | os.PathLike, shapes: Mapping[str, tuple[int, ...]]) -> Generator[Any, None, None]:
-    """The values of a converted file that holds exactly these datasets, one array after another, in their order.
+@contextlib.contextmanager
+def readable(path: str | os.PathLike, shapes: Mapping[str, tuple[int, ...]]) -> Iterator[Callable[[str], Any]]:
+    """A function that reads the values at a place, of a converted file that holds exactly these datasets.
 
     Raises:
         WeightsError: it does not hold just these, or a digest is wrong.
@@ -88,8 +91,7 @@ def values(path: str | os.PathLike, shapes: Mapping[str, tuple[int, ...]]) -> Ge
         attributes = attributes_of(file)
         held = held_by(file, attributes)
         compare(held, shapes, provenance_of(attributes)["model"])
-        for place in shapes:
-            yield checked(held[place], place)
+        yield lambda place: checked(held[place], place)
 
 
 def places(model: Any) -> dict[str, Any]:
@@ -165,6 +167,22 @@ def seal(attributes: Mapping[str, str | int], digests: Mapping[str, int]) -> int
     return zlib.crc32(json.dumps([sorted(attributes.items()), sorted(digests.items())]).encode())
 
 
+def sign(file: Any, attributes: Mapping[str, Any], digests: Mapping[str, int]) -> None:
+    """Write what an open file says of itself, each dataset's digest beside it, and the digest of all these."""
+    import numpy as np
+
+    plain = {
+        name: value if isinstance(value, (str, int)) else json.dumps(value, sort_keys=True)
+        for name, value in attributes.items()
+    }
+    plain[SEAL] = seal(plain, digests)
+    for name, value in sorted(plain.items()):
+        # Text of fixed length: HDF5 makes room for any other by what the file claims of it.
+        file.attrs[PREFIX + name] = np.bytes_(value.encode()) if isinstance(value, str) else value
+    for place in sorted(digests):
+        file[place].attrs[DIGEST] = np.uint32(digests[place])
+
+
 def compare(held: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]], name: str) -> None:
     """See that these are the datasets of the model `name`, each of its shape.
 
@@ -184,20 +202,14 @@ def compare(held: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]], name
 
 def held_by(file: Any, attributes: Mapping[str, str | int]) -> dict[str, Any]:
     """Every dataset by its path; each is plain, of the recorded dtype, as long as its shape says, and sealed."""
-    import h5py
-
     held = dict(datasets(file))
     size = os.path.getsize(file.filename)
     dtype = {"float32": "<f4", "float16": "<f2"}.get(str(attributes.get("dtype")))
     for place, dataset in held.items():
-        shown = printable(place)
-        layout = dataset.id.get_create_plist()
-        if layout.get_layout() != h5py.h5d.CONTIGUOUS or layout.get_nfilters() or dataset.shape is None:
-            raise WeightsError(f"{shown} is not stored plainly, as the converter writes it")
+        check_plain(dataset, place, size)
         if dataset.dtype.str != dtype:
-            raise WeightsError(f"{shown} has dtype {printable(str(dataset.dtype))}, which the file does not record")
-        if dataset.nbytes and (dataset.id.get_offset() or size) + dataset.nbytes > size:
-            raise WeightsError(f"{shown} claims more values than the file holds")
+            told = f"has dtype {printable(str(dataset.dtype))}, which the file does not record"
+            raise WeightsError(f"{printable(place)} {told}")
     if sum(dataset.nbytes for dataset in held.values()) > size:
         raise WeightsError("claims more values than it holds")
     digests = {place: int(_attribute(dataset, DIGEST)) for place, dataset in held.items()}
@@ -205,6 +217,21 @@ def held_by(file: Any, attributes: Mapping[str, str | int]) -> dict[str, Any]:
     if attributes.get(SEAL) != seal(said, digests):
         raise WeightsError("what it says of itself does not match its digest; the file is damaged, convert again")
     return held
+
+
+def check_plain(dataset: Any, place: str, size: int) -> None:
+    """See that a dataset is a run of values inside the file, which has `size` bytes.
+
+    Raises:
+        WeightsError: it is not.
+    """
+    import h5py
+
+    layout = dataset.id.get_create_plist()
+    if layout.get_layout() != h5py.h5d.CONTIGUOUS or layout.get_nfilters() or dataset.shape is None:
+        raise WeightsError(f"{printable(place)} is not stored plainly, as the converter writes it")
+    if dataset.nbytes and (dataset.id.get_offset() or size) + dataset.nbytes > size:
+        raise WeightsError(f"{printable(place)} claims more values than the file holds")
 
 
 def checked(dataset: Any, place: str) -> Any:
@@ -235,17 +262,22 @@ def opened(path: str | os.PathLike) -> Iterator[Any]:
     except WeightsError as error:
         raise type(error)(str(_error(path, str(error)))) from error.__cause__  # what a user's own builder raised
     except Exception as error:  # h5py reports damaged structures by nearly every type that there is
-        if not _is_hdf5(path):
+        start = _first_bytes(path)
+        if start.startswith(b"PK\x03\x04") and str(path).endswith(".keras"):
+            name = os.path.basename(path)
+            out = f"unzip -p {name} model.weights.h5 > {name.removesuffix('.keras')}{SUFFIX}"
+            raise _error(path, f"is a Keras archive; take the weights out, and name those: {printable(out)}") from None
+        if start != _SIGNATURE:
             raise _error(path, "is not a readable HDF5 file") from None
         raise _error(path, f"is damaged ({printable(f'{type(error).__name__}: {error}')})") from None
 
 
-def _is_hdf5(path: str | os.PathLike) -> bool:
+def _first_bytes(path: str | os.PathLike) -> bytes:
     try:
         with open(path, "rb") as file:
-            return file.read(8) == b"\x89HDF\r\n\x1a\n"
+            return file.read(len(_SIGNATURE))
     except (OSError, ValueError):
-        return False
+        return b""
 
 
 def attributes_of(file: Any) -> dict[str, str | int]:
@@ -276,14 +308,16 @@ def provenance_of(attributes: Mapping[str, str | int]) -> dict[str, Any]:
     about: dict[str, Any] = {name: value for name, value in attributes.items() if name != SEAL}
     if "format" not in about or "model" not in about:
         raise NoProvenance(
-            "carries no provenance; if it is a plain Keras weights file, build the model with "
-            "tf_models.create(name) and call its load_weights"
+            "carries no provenance; if Keras saved it after training, name the converted file that its model was "
+            "loaded from (--like ORIGINAL, in Python like=), or save the model with tf_models.save(model, path)"
         )
     if about["format"] != FORMAT:
         shown = printable(str(about["format"]))
         raise WeightsError(f"has format {shown}, this version reads {FORMAT}; upgrade weightbridge")
     if about.get("dtype") not in DTYPES or not isinstance(about["model"], str):
         raise WeightsError("does not say what model it holds, and in which dtype")
+    if not isinstance(about.get("trained", ""), str):
+        raise WeightsError("does not say since when its weights are trained")
     for name in ("config", "proof", *(["origin"] if "origin" in about else [])):
         try:
             about[name] = json.loads(about.get(name, "{}"))

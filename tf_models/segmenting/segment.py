@@ -118,6 +118,7 @@ def segment(
     everything: bool = False,
     progress: Any = None,
     generator: Mapping[str, Any] | None = None,
+    like: str | os.PathLike | None = None,
 ) -> Segmentation:
     """Find masks in a picture.
 
@@ -132,6 +133,8 @@ def segment(
         everything: find masks all over the picture, without prompts.
         progress: an object with `start(stage, total)` and `advance(count)`; a total of 0 is not known.
         generator: arguments of `AutomaticMaskGenerator` that are not to be the usual ones; for `everything`.
+        like: the converted file that the model was loaded from, where `weights` is a file that Keras saved after
+            training.
 
     Raises:
         PictureError: the picture cannot be read, or the weights are not those of a whole SAM.
@@ -142,7 +145,7 @@ def segment(
     image = read_picture(picture)
     _check_places(image, {"--point": points, "--background": background}, boxes)
     start = progress.start if progress is not None else lambda _stage, _total: None
-    model = _load(weights, start)
+    model = _load(weights, like, start)
     from tf_models.sam import AutomaticMaskGenerator, Predictor
 
     try:
@@ -267,12 +270,12 @@ def _check_places(image: np.ndarray, points: dict[str, Sequence[Point]], boxes: 
             raise PromptError(f"--box {x0:g},{y0:g},{x1:g},{y1:g} lies outside {inside}")
 
 
-def _load(weights: str | os.PathLike, start: Callable[[str, int], None]) -> Any:
-    about = declared(weights)
+def _load(weights: str | os.PathLike, like: str | os.PathLike | None, start: Callable[[str, int], None]) -> Any:
+    about = declared(weights, like=like)
     if about["model"] in tf_models.builders():  # else it is a model of the user's own, and shows its parts when built
         _check_whole(weights, about, about["model"] in WHOLE)
     start("loading the model", 0)
-    model = tf_models.load(weights)
+    model = tf_models.load(weights, like=like)
     _check_whole(weights, about, all(hasattr(model, part) for part in PARTS))
     return model
 
