@@ -1,36 +1,64 @@
 """The pages that show code are run as they stand."""
 
 import re
+import shlex
 import subprocess
 from pathlib import Path
 
 from converter import kinds
-from tests.support.running import environment
+from tests.support.running import environment, run_forked
 
 ROOT = Path(__file__).parent.parent
 # A file (`name.py` in backticks, then a python block), or a block of shell commands.
 BLOCK = re.compile(r"(?:^`([\w.]+)`\n\n)?^```(python|sh)\n(.*?)^```", re.M | re.S)
 
 
-def test_add_a_pair_runs_as_written(tmp_path):
-    commands = 0
-    said = ""
-    for name, language, text in BLOCK.findall((ROOT / "docs" / "add_a_pair.md").read_text()):
+def run_page(name, folder, ours=()):
+    """Write the page's files and run its commands in the folder; what each command printed.
+
+    Commands that begin with one of `ours` are run without importing TensorFlow anew.
+    """
+    said = []
+    for file, language, text in BLOCK.findall((ROOT / "docs" / name).read_text()):
         if language == "python":
-            (tmp_path / name).write_text(text)
+            (folder / file).write_text(text)
             continue
         for line in text.splitlines():
-            done = subprocess.run(
-                line, shell=True, cwd=tmp_path, capture_output=True, text=True, env=environment(), timeout=300
-            )
+            if line.startswith(ours):
+                done = run_forked(*shlex.split(line), cwd=folder)
+            else:
+                done = subprocess.run(
+                    line, shell=True, cwd=folder, capture_output=True, text=True, env=environment(), timeout=300
+                )
             assert done.returncode == 0, f"{line}\n{done.stderr}"
-            commands += 1
-            said += done.stdout
-    assert commands == 5
+            said.append(done.stdout)
+    return said
+
+
+def test_add_a_pair_runs_as_written(tmp_path):
+    printed = run_page("add_a_pair.md", tmp_path)
+    assert len(printed) == 5
+    said = "".join(printed)
     assert "9 of 9 agree with torch" in said
     assert len(re.findall(r"^lossless +17 tensors, 8\.0 kB, equal bit for bit$", said, re.M)) == 2
     assert re.search("^12 [0-9]+$", said, re.M)
     assert (tmp_path / "weights" / "my_cnn.weights.h5").exists()
+
+
+def test_training_runs_as_written(tmp_path):
+    _, converted, tuned, restored, back, verified, again = run_page(
+        "training.md", tmp_path, ("convert", "weightbridge")
+    )
+    text = (ROOT / "docs" / "training.md").read_text()
+    assert re.search(r"^training  \d+ of \d+ gradients.*$", text, re.M)[0] in converted.splitlines()
+    assert tuned == "learned\n"
+    assert "trained   after the conversion, so the values are new" in restored.splitlines()
+    assert back.splitlines()[0] == "<All keys matched successfully>"
+    assert re.fullmatch(r"(\d+) of \d+ tensors were trained", back.splitlines()[1])
+    assert re.search(r"^layers +(\d+) of \1 agree with torch", verified, re.M)
+    assert "trained   after the conversion" in verified.splitlines()
+    assert "after the conversion, as the part decoder of a larger model, so the values are new" in again
+    assert (tmp_path / "again.pth").read_bytes() == (tmp_path / "tuned.pth").read_bytes()
 
 
 def test_every_kind_stands_in_the_table():
