@@ -6,7 +6,7 @@ from PIL import Image
 
 from tests.support import converted
 from tests.support.pairs import registered
-from tests.support.running import run
+from tests.support.running import ROOT, run
 from tests.support.sam_sides import save_small, small_sides
 from tf_models.runtime.weights_format import PREFIX
 
@@ -21,7 +21,7 @@ class Forbidden:
 
 sys.meta_path.insert(0, Forbidden())
 """
-COMMAND = ALONE + "import cli; cli.main()"
+COMMAND = ALONE + f"sys.path.insert(1, {str(ROOT)!r})\nimport cli; cli.main()"
 
 
 @pytest.fixture(scope="module")
