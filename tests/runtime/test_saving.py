@@ -28,7 +28,7 @@ def original(tmp_path_factory):
 
 def fitted(model, optimizer="adam"):
     x = np.random.default_rng(0).standard_normal((8, 6), dtype=np.float32)
-    model.compile(optimizer, "mse", metrics=["mae"])
+    model.compile(optimizer, "mse", metrics=["mae"], run_eagerly=True)  # to trace it takes longer
     model.fit(x, x[:, : model.output_shape[-1] if hasattr(model, "output_shape") else 6], epochs=2, verbose=0)
     return model
 
