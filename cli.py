@@ -466,15 +466,7 @@ def export(
     _chosen("auto", pair)
     with progress_for(quiet) as progress:
         report = converter.export(
-            file,
-            output,
-            format,
-            dtype=dtype,
-            part=part,
-            sizes=sizes,
-            overwrite=overwrite,
-            like=like,
-            progress=progress,
+            file, output, format, dtype=dtype, part=part, sizes=sizes, overwrite=overwrite, progress=progress, like=like
         )
     if not quiet:
         print_report(report, as_json)

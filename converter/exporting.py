@@ -167,8 +167,8 @@ def export(
     part: str | None = None,
     sizes: Mapping[str, int] | None = None,
     overwrite: bool = False,
-    like: str | os.PathLike | None = None,
     progress: Progress | None = None,
+    like: str | os.PathLike | None = None,
 ) -> ExportReport:
     """Write a converted file's model as a SavedModel or for TensorFlow Lite, and compare it with the Keras model.
 
@@ -182,9 +182,9 @@ def export(
         part: export this part only.
         sizes: lengths of named axes, which TensorFlow Lite fixes; see `tf_models.runtime.exporting.Signature.sizes`.
         overwrite: replace an existing output; a folder only if it is an export.
+        progress: told of each stage.
         like: the converted file that the model was loaded from, where `weights` is a file that Keras saved after
             training.
-        progress: told of each stage.
 
     Raises:
         UsageError: an unknown format, dtype, part or axis.

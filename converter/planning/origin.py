@@ -104,7 +104,7 @@ class Origin:
         homes: dict[tuple, str] = {}
         for name in needed:
             one = reading.entries[name]
-            if one.storage is not None and one.nbytes:
+            if one.storage is not None and one.nbytes and one.made is None:
                 first = homes.setdefault((one.storage, one.offset, one.shape, one.strides), name)
                 if first != name:
                     origin.shared[name] = first
@@ -159,7 +159,7 @@ class Origin:
             for one, names in _inverted(self.kept)
         ]
         result = {name: value for name, value in result.items() if value}
-        for name in ("order", "kept", "names", "dtypes", "lost", "ties", "spelled", "shared", "ignored"):
+        for name in ("order", "kept", "names", "dtypes", "lost", "ties", "spelled", "ignored", "shared"):
             if name in result and len(json.dumps(result)) > _LONGEST:
                 del result[name]
                 result.setdefault("unrecorded", []).append(name)
@@ -199,8 +199,7 @@ class Origin:
                 raise _damaged()
         if sorted(map(str, origin.order)) != sorted(map(str, range(len(origin.order)))):
             raise _damaged()
-        told = (*origin.ignored, *origin.merged)
-        texts = (*origin.names.values(), *origin.unrecorded, *origin.shared.values(), *told)
+        texts = (*origin.names.values(), *origin.unrecorded, *origin.ignored, *origin.merged, *origin.shared.values())
         if not all(isinstance(text, str) for text in texts) or {origin.dtype, *origin.dtypes.values()} - set(FLOATS):
             raise _damaged()
         return origin

@@ -3,8 +3,9 @@
 The model that its configuration describes is first built without values and compared with what the file holds.
 """
 
+import contextlib
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from tf_models.runtime.keras_files import as_float32, matched
@@ -22,7 +23,6 @@ from tf_models.runtime.weights_format import (
     provenance_of,
 )
 
-_Values = Callable[[Any, str], Any]  # (dataset, its place) -> its values
 _SPARE_VARIABLES = 100  # a model may have this many more variables than the file, so that what is missing can be named
 
 
@@ -46,9 +46,7 @@ def load(path: str | os.PathLike, require: str | None = None, like: str | os.Pat
     import tf_models
     from tf_models.runtime.abstract import abstract
 
-    original = None if like is None else described(like)
-    with opened(path) as file:
-        about, held, values = _declared(file, require, original)
+    with _held(path, require, like) as (about, held, values):
         name, config = about["model"], about["config"]
         try:
             plan = abstract(lambda: tf_models.create(name, **config), _SPARE_VARIABLES + 4 * len(held))
@@ -73,35 +71,43 @@ def load(path: str | os.PathLike, require: str | None = None, like: str | os.Pat
 def declared(
     path: str | os.PathLike, require: str | None = None, like: str | os.PathLike | None = None
 ) -> dict[str, Any]:
-    """What is known of a file's weights, after all that `load` refuses before it needs TensorFlow.
+    """A converted file's provenance, after all that `load` refuses before it needs TensorFlow.
 
     Raises:
         WeightsError: it cannot be loaded: damaged, of another program, of a model that is not known, or proven less.
         ValueError: as `load`.
     """
+    with _held(path, require, like) as (about, _, _):
+        return about
+
+
+@contextlib.contextmanager
+def _held(
+    path: str | os.PathLike, require: str | None, like: str | os.PathLike | None
+) -> Iterator[tuple[dict[str, Any], dict[str, Any], Callable[[Any, str], Any]]]:
+    """(what is known of the weights, place -> dataset, what reads the values of one) of the open file."""
     original = None if like is None else described(like)
     with opened(path) as file:
-        return _declared(file, require, original)[0]
+        if original is None:
+            attributes = attributes_of(file)
+            about = provenance_of(attributes)
+            _check(about, require)
+            yield about, held_by(file, attributes), checked
+        else:
+            about, shapes = original
+            held, group = matched(file, shapes, about["model"])
+            about = trained(about, group)
+            _check(about, require)
+            yield about, held, lambda dataset, _place: as_float32(dataset)
 
 
-def _declared(file: Any, require: str | None, original: Any) -> tuple[dict[str, Any], dict[str, Any], _Values]:
-    """What is known of an open file's weights, its datasets, and how their values are read."""
+def _check(about: Mapping[str, Any], require: str | None) -> None:
     import tf_models
 
-    if original is None:
-        attributes = attributes_of(file)
-        about = provenance_of(attributes)
-        _required(about, require)
-    else:
-        held, group = matched(file, original[1], original[0]["model"])
-        about = trained(original[0], group)
-        _required(about, require)
+    _required(about, require)
     if about["model"] not in tf_models.names():
         known = ", ".join(tf_models.names())
         raise WeightsError(f"holds the model {printable(about['model'])}, which is not known here; known: {known}")
-    if original is None:
-        return about, held_by(file, attributes), checked
-    return about, held, lambda dataset, _place: as_float32(dataset)
 
 
 def _required(about: Mapping[str, Any], require: str | None) -> None:
