@@ -100,6 +100,9 @@ _LIKE = click.option(
     help="The converted file whose model was trained, where Keras saved the weights.",
 )  # fmt: skip
 _JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+_HTML = click.option(
+    "--html", type=click.Path(path_type=Path), metavar="FILE", help="Write a page that shows the proof: report.html."
+)
 _QUIET = click.option("--quiet", "-q", is_flag=True, help="Print nothing but errors.")
 
 
@@ -122,6 +125,7 @@ _QUIET = click.option("--quiet", "-q", is_flag=True, help="Print nothing but err
 @_IGNORE
 @_MERGE_LORA
 @_LORA_SCALE
+@_HTML
 @_JSON
 @_QUIET
 @_SHOW_VERSION
@@ -143,6 +147,7 @@ def convert(
     ignore: tuple[str, ...],
     merge_lora: bool,
     lora_scale: float | None,
+    html: Path | None,
     as_json: bool,
     quiet: bool,
 ) -> None:
@@ -154,6 +159,8 @@ def convert(
 
     model = _chosen(model, pair)
     merged = _merging(merge_lora, lora_scale)
+    if dry_run and html is not None:
+        raise click.UsageError("--html shows a proof, and --dry-run has none")
     if dry_run:
         plan = converter.plan(
             model, checkpoint, options, key=key, scope=scope, dialect=dialect, ignore=ignore, merge_lora=merged
@@ -164,7 +171,9 @@ def convert(
             else:
                 print_lines(*str(plan).split("\n"))
         return
-    with progress_for(quiet) as progress:
+    from converter.pages.proof import shown
+
+    with shown(html, overwrite) as show, progress_for(quiet) as progress:
         report = converter.convert(
             model,
             checkpoint,
@@ -181,9 +190,14 @@ def convert(
             merge_lora=merged,
             progress=progress,
         )
+        show(report)
     if not quiet:
         place = json.dumps(str(report.output), ensure_ascii=False)
-        print_report(report, as_json, ("load it", f"tf_models.load({place})"))
+        print_report(report, as_json, *_page(html), ("load it", f"tf_models.load({place})"))
+
+
+def _page(html: Path | None) -> list[tuple[str, str]]:
+    return [] if html is None else [("page", str(html))]
 
 
 @click.group(cls=CommandGroup, invoke_without_command=True)
@@ -282,6 +296,8 @@ def inspect(file: Path, as_json: bool) -> None:
 @_IGNORE
 @_MERGE_LORA
 @_LORA_SCALE
+@_HTML
+@click.option("--overwrite", is_flag=True, help="Replace an existing page.")
 @_JSON
 @_QUIET
 @answering
@@ -298,6 +314,8 @@ def verify(
     ignore: tuple[str, ...],
     merge_lora: bool,
     lora_scale: float | None,
+    html: Path | None,
+    overwrite: bool,
     as_json: bool,
     quiet: bool,
 ) -> None:
@@ -305,7 +323,9 @@ def verify(
     import converter
 
     model = _chosen(model, pair)
-    with progress_for(quiet) as progress:
+    from converter.pages.proof import shown
+
+    with shown(html, overwrite) as show, progress_for(quiet) as progress:
         report = converter.verify(
             model,
             checkpoint,
@@ -319,8 +339,9 @@ def verify(
             merge_lora=_merging(merge_lora, lora_scale),
             progress=progress,
         )
+        show(report)
     if not quiet:
-        print_report(report, as_json)
+        print_report(report, as_json, *_page(html))
     if not report:
         raise click.ClickException(f"the proof failed: {report.failure()}")
 

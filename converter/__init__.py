@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from converter.api import Inspection, convert, inspect, plan, register, verify
     from converter.errors import ConversionError, PlanError, ProofError, UsageError
     from converter.exporting import ExportReport, export
+    from converter.pages.proof import save_html
     from converter.pairs.dialects import Dialect
     from converter.pairs.mapping import Drop, Mapping, Row
     from converter.pairs.pair import ConfigJson, Option, Pair, Probe, Variant
@@ -56,6 +57,7 @@ __all__ = [
     "plan",
     "register",
     "restore",
+    "save_html",
     "verify",
 ]
 
@@ -66,6 +68,7 @@ _HOMES = {
     "progress": "Progress",
     "restoring": "Restored restore",
     "scaffold": "NewPair new_pair",
+    "pages.proof": "save_html",
     "pairs.dialects": "Dialect",
     "pairs.mapping": "Drop Mapping Row",
     "pairs.pair": "ConfigJson Option Pair Probe Variant",

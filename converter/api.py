@@ -308,6 +308,7 @@ class _Session(ExitStack):
             dropped=plan.dropped,
             folded=plan.folded,
             notes=plan.taken,
+            plan=plan,
         )
 
     def prove(self, report: Report, plan: "Plan", weights: Path, level: str, dtype: str) -> None:

@@ -165,6 +165,7 @@ class Report:
     seconds: float = 0.0
     action: str = "written"
     trained: str = ""  # since when the values of an existing file are no longer the checkpoint's, as it says
+    plan: Any = field(default=None, repr=False, compare=False)  # a `Plan`; JSON leaves it out, `--dry-run` prints it
 
     def __bool__(self) -> bool:
         """Every proof that ran has passed."""
@@ -193,7 +194,8 @@ class Report:
 
     def to_dict(self) -> dict[str, Any]:
         """The report as JSON can hold it."""
-        result = asdict(self)
+        result = asdict(replace(self, plan=None))
+        del result["plan"]
         result["source"], result["output"] = str(self.source), str(self.output)
         for name in ("lossless", "numerical"):
             proof = getattr(self, name)

@@ -1,0 +1,1 @@
+"""Reports that one looks at: HTML files that stand alone, made of sections."""
