@@ -69,7 +69,8 @@ def proof_page(report: Report) -> str:
         verdict = "The proof passed, and is not full: some variables are unproven."
     else:
         verdict = "The proof passed: every layer, every output and every variable."
-    return page(f"{report.model} from {report.source.name}", verdict, bool(report) if ran else None, sections(report))
+    source = report.source if isinstance(report.source, str) else report.source.name
+    return page(f"{report.model} from {source}", verdict, bool(report) if ran else None, sections(report))
 
 
 def sections(report: Report) -> Iterator[Section]:
