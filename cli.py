@@ -372,8 +372,9 @@ _POINT, _BOX = _Numbers("X", "Y"), _Numbers("X0", "Y0", "X1", "Y1")
 
 
 @main.command()
-@click.argument("weights", type=click.Path(path_type=Path))
-@click.argument("picture", type=click.Path(path_type=Path))
+@click.argument("weights", type=click.Path())
+@click.argument("picture", type=click.Path())
+@click.argument("beam", nargs=-1, type=click.UNPROCESSED, metavar="[-- BEAM OPTIONS]")
 @click.option("--point", "points", type=_POINT, metavar="X,Y", multiple=True, help="A pixel on the object.")
 @click.option("--background", type=_POINT, metavar="X,Y", multiple=True, help="A pixel that is not of the object.")
 @click.option("--box", "boxes", type=_BOX, metavar="X0,Y0,X1,Y1", multiple=True, help="A box around an object.")
@@ -385,25 +386,47 @@ _POINT, _BOX = _Numbers("X", "Y"), _Numbers("X0", "Y0", "X1", "Y1")
 @_generating("--crop-n-layers", click.IntRange(0, 4), "Look at crops too: 4 in the first layer, 16 in the next.", 0)
 @_generating("--min-mask-region-area", click.IntRange(0), "Fill holes and clear islands of fewer pixels.", 0)
 @click.option(
-    "--output", "-o", type=click.Path(path_type=Path), help="Draw the masks over the picture, into this file."
-)
+    "--output", "-o", type=click.Path(),
+    help="Draw the masks over the picture, into this file; of a folder, the folder of the results.",
+)  # fmt: skip
 @click.option("--masks", type=click.Path(path_type=Path), metavar="FOLDER", help="Write each mask there: 1.png, ...")
 @click.option("--overwrite", is_flag=True, help="Replace an existing output.")
 @_LIKE
+@click.option(
+    "--prompts", type=click.Path(), metavar="FILE",
+    help="Of a folder: a JSON object a line, {\"picture\": NAME, \"points\": [[X, Y]], \"boxes\": ...}.",
+)  # fmt: skip
+@click.option(
+    "--batch-size", type=click.IntRange(1), default=1, show_default=True,
+    help="Of a folder: pictures of one size at once in the network; more keep a GPU busy.",
+)  # fmt: skip
+@click.option(
+    "--shard-size",
+    type=click.IntRange(1),
+    default=64,
+    show_default=True,
+    help="Of a folder: pictures in a result file.",
+)
+@click.option("--retry", is_flag=True, help="Of a folder: try broken pictures of an earlier run again.")
 @_JSON
 @_QUIET
 @answering
 def segment(
-    weights: Path,
-    picture: Path,
+    weights: str,
+    picture: str,
+    beam: tuple[str, ...],
     points: tuple,
     background: tuple,
     boxes: tuple,
     everything: bool,
-    output: Path | None,
+    output: str | None,
     masks: Path | None,
     overwrite: bool,
     like: Path | None,
+    prompts: str | None,
+    batch_size: int,
+    shard_size: int,
+    retry: bool,
     as_json: bool,
     quiet: bool,
     **generating: float | None,
@@ -412,20 +435,40 @@ def segment(
 
     All points, with the box if there is one, describe one object; several boxes are several objects. --json prints the
     masks as COCO's RLE.
+
+    PICTURE may be a folder, or a .txt file that names a picture a line. Then the results are COCO files in the folder
+    --output, and a run that was stopped goes on when it is started again. It runs on Apache Beam, whose options may
+    follow after --.
     """
+    given = {name: value for name, value in generating.items() if value is not None}
+    if os.path.isdir(picture) or picture.endswith(".txt") or "://" in picture:
+        if points or background or boxes or masks is not None or overwrite:
+            raise click.UsageError("--point, --background, --box, --masks and --overwrite are for a single picture")
+        if like is not None:
+            raise click.UsageError(
+                f"--like is for a single picture; save {weights} by tf_models.save, and name that file"
+            )
+        if everything == (prompts is not None):
+            raise click.UsageError("of a folder, give --everything, or --prompts with points and boxes of each picture")
+        if output is None:
+            raise click.UsageError("give --output, the folder of the results")
+        how = {"prompts": prompts, "batch_size": batch_size, "shard_size": shard_size, "retry": retry, "options": beam}
+        _segment_all(weights, picture, output, given, how, as_json, quiet)
+        return
     from converter.files.atomic import NewFile
     from tf_models.segmenting.segment import SUFFIXES, check_drawing, check_folder, segment
 
+    if beam or prompts is not None or retry:
+        raise click.UsageError(f"{picture} is a single picture; --prompts, --retry and Beam's options are for a folder")
     if output is None and masks is None and not as_json:
         raise click.UsageError("nothing is to be written: give --output, --masks or --json")
     drawing = None
     if output is not None:
-        drawing = NewFile(output, overwrite, SUFFIXES, [weights, picture])
-        check_drawing(output, picture)
+        drawing = NewFile(Path(output), overwrite, SUFFIXES, [Path(weights), Path(picture)])
+        check_drawing(Path(output), picture)
     if masks is not None:
         check_folder(masks)
     with progress_for(quiet) as progress:
-        given = {name: value for name, value in generating.items() if value is not None}
         result = segment(weights, picture, points, background, boxes, everything, progress, given, like)
     if drawing is not None:
         with drawing.written() as temporary:
@@ -437,6 +480,26 @@ def segment(
     elif not quiet:
         written = [f"{'written':<9} {path}" for path in (output, masks) if path is not None]
         print_lines(*str(result).split("\n"), *written)
+
+
+def _segment_all(
+    weights: str,
+    pictures: str,
+    output: str,
+    generating: dict[str, float],
+    how: dict[str, Any],
+    as_json: bool,
+    quiet: bool,
+) -> None:
+    from tf_models.pictures import running
+    from tf_models.segmenting.task import Segmenting
+
+    with progress_for(quiet) as progress:
+        summary = running.over(Segmenting(generating), weights, pictures, output, **how, progress=progress)
+    if as_json:
+        print_json(summary.to_dict())
+    elif not quiet:
+        print_lines(*str(summary).split("\n"), f"{'written':<9} {output}")
 
 
 def _sizes(context: click.Context, parameter: click.Parameter, values: tuple[str, ...]) -> dict[str, int]:

@@ -173,7 +173,7 @@ def export(
     """Write a converted file's model as a SavedModel or for TensorFlow Lite, and compare it with the Keras model.
 
     A SavedModel is written to OUTPUT/1, as TF Serving reads it, TensorFlow Lite to the file OUTPUT. A whole Segment
-    Anything becomes three: OUTPUT/PART/1, or OUTPUT/PART.tflite.
+    Anything becomes several: OUTPUT/PART/1, or OUTPUT/PART.tflite.
 
     Args:
         weights: a file that `convert` or `tf_models.save` wrote.
@@ -208,7 +208,7 @@ def export(
         if held is None:
             described = _Described.of(about)
             held = {about["model"]: tuple(described.sizes)}
-        chosen = _chosen(held, part)
+        chosen = _chosen(held, part, exporting.saved_only(about["model"]) if format == "tflite" else ())
         _check(sizes or {}, held)
         several = len(chosen) > 1
         if output is None:
@@ -244,11 +244,13 @@ def export(
     return report
 
 
-def _chosen(held: Mapping[str, Any], part: str | None) -> list[str]:
+def _chosen(held: Mapping[str, Any], part: str | None, lacking: Sequence[str]) -> list[str]:
     if part is None:
-        return [*held]
+        return [one for one in held if one not in lacking]
     if part not in held:
         raise UsageError(f"the file holds no {printable(part)}, but {', '.join(held)}")
+    if part in lacking:
+        raise UsageError(f"TensorFlow Lite has no ops for {part}; take saved_model")
     return [part]
 
 
@@ -305,14 +307,15 @@ def _compared(part: Part, path: Path, format: str, dtype: str, progress: Progres
         found: dict[str, Difference] = {}
         for sizes in several:
             inputs = signature.probe(sizes)
-            ours = {key: np.asarray(value, np.float64) for key, value in run(**inputs).items()}
-            keras = _numbers(signature.call(**inputs))
+            call = signature.signs_of or signature.call
+            keras = _numbers(call(**inputs))
+            ours = {key: _as_numbers(np.asarray(value), keras[key]) for key, value in run(**inputs).items()}
             moved: list[dict[str, np.ndarray]] = []
             if dtype not in _LOSSY:
                 for _ in range(rounding.runs_for(min(value.size for value in keras.values()))):
                     shaken = {key: _nudged(value, rng) for key, value in inputs.items()}
                     with exporting.substituted(part.model, [_nudged(value, rng) for value in weights]):
-                        moved.append(_numbers(signature.call(**shaken)))
+                        moved.append(_numbers(call(**shaken)))
             for key, value in keras.items():
                 one = _difference(f"{name}.{key}", ours[key], value, [each[key] for each in moved], dtype)
                 last = found.get(key, one)
@@ -337,6 +340,13 @@ def _difference(name: str, ours: np.ndarray, keras: np.ndarray, moved: list[np.n
 
 def _numbers(results: Mapping[str, Any]) -> dict[str, np.ndarray]:
     return {key: np.asarray(value, np.float64) for key, value in results.items()}
+
+
+def _as_numbers(ours: np.ndarray, keras: np.ndarray) -> np.ndarray:
+    """Of signs, the numbers nearest to Keras's that have them: so a sign that differs counts as the way to zero."""
+    if ours.dtype != bool or ours.shape != keras.shape:
+        return ours.astype(np.float64)
+    return np.where(ours == (keras > 0), keras, 0.0)
 
 
 def _nudged(values: np.ndarray, rng: np.random.Generator) -> np.ndarray:

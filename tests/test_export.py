@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 import warnings
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -19,7 +20,7 @@ import torch
 import converter
 import tf_models
 from converter import ConversionError, UsageError
-from converter.exporting import _difference
+from converter.exporting import _as_numbers, _difference
 from converter.files.atomic import NewFolder
 from converter.progress import Silent
 from converter.report import size
@@ -32,14 +33,15 @@ from tests.support.seeded import seeded
 from tests.support.small_sam import CONFIG, IMAGE_ENCODER, sam_state
 from tf_models.runtime import exporting
 from tf_models.runtime.exporting import ExportError, Input, Part, Signature
-from tf_models.sam import relative_attention
+from tf_models.sam import Predictor, from_pixels, relative_attention
+from tf_models.sam.transforms import ResizeLongestSide
 from torch_refs.sam.image_encoder import ImageEncoderViT
 from torch_refs.sam.sam import build_sam
 
 # Of the image encoder only what an export can get wrong: one block in windows that are cut, one that attends globally.
 ENCODER = {**IMAGE_ENCODER, "depth": 2}
 CHANGES = {"depth": 2}
-PARTS = ("image_encoder", "prompt_encoder", "mask_decoder")
+PARTS = ("image_encoder", "prompt_encoder", "mask_decoder")  # that are exported in both formats
 
 
 @pytest.fixture(scope="module")
@@ -52,10 +54,102 @@ def weights(tmp_path_factory):
     return path
 
 
+def only(part, *signatures):
+    """`exporting.parts` without the others, for exports that take less time."""
+    known = exporting.parts
+
+    def parts(name, model):
+        if part is None:
+            return [one for one in known(name, model) if one.name in PARTS]
+        (chosen,) = [one for one in known(name, model) if one.name == part]
+        return [replace(chosen, signatures={name: chosen.signatures[name] for name in signatures})]
+
+    return parts
+
+
 @pytest.fixture(scope="module")
 def saved(weights):
-    """The whole as SavedModels."""
-    return converter.export(weights, weights.parent / "saved")
+    """The whole as SavedModels, but for the part `from_pixels`."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(exporting, "parts", only(None))
+        return converter.export(weights, weights.parent / "saved")
+
+
+@pytest.fixture(scope="module")
+def served(weights):
+    """A folder with the signatures of the part `from_pixels` that differ most."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(exporting, "parts", only("from_pixels", "points", "encoded_boxes"))
+        report = converter.export(weights, weights.parent / "served", part="from_pixels")
+    names = [difference.name for one in report.parts for difference in one.differences]
+    assert names == ["points.masks", "points.iou", "encoded_boxes.masks", "encoded_boxes.iou"]
+    return report.output / "1"
+
+
+def test_from_pixels_gives_the_masks_of_the_predictor(weights, served):
+    predictor = Predictor(tf_models.load(weights))
+    signatures = tf.saved_model.load(str(served)).signatures
+    assert set(signatures) == {"serving_default", "points", "encoded_boxes"}
+    rng = np.random.default_rng(0)
+    for height, width in ((137, 101), (40, 100), (80, 80)):  # made smaller, larger, and as it is
+        image = rng.integers(0, 256, (height // 4, width // 4, 3), np.uint8).repeat(4, 0).repeat(4, 1)
+        height, width = image.shape[:2]
+        predictor.set_image(image)
+        coords = (rng.random((3, 2, 2)) * (width, height)).astype(np.float32)
+        labels = np.array([[1, 0], [1, -1], [1, 1]], np.int32)
+        found = signatures["points"](
+            image=tf.constant(image), point_coords=tf.constant(coords), point_labels=tf.constant(labels)
+        )
+        expected = predictor.predict(coords, labels, return_logits=True)
+        assert_same_masks(found, expected, (3, 3, height, width))
+        boxes = np.sort(coords, axis=1).reshape(3, 4)
+        encoded = tf.io.encode_png(image)
+        found = signatures["encoded_boxes"](encoded=encoded, boxes=tf.constant(boxes))
+        expected = predictor.predict(boxes=boxes, multimask_output=False, return_logits=True)
+        assert_same_masks(found, expected, (3, 1, height, width))
+
+
+def assert_same_masks(found, expected, shape):
+    """Pixels may be on the other side only where float32 cannot tell."""
+    logits, iou, _ = expected
+    masks = found["masks"].numpy()
+    assert (masks.dtype, masks.shape) == (np.bool_, shape)
+    assert (logits > 0).any()
+    differ = masks != (logits > 0)
+    assert np.abs(logits[differ]).max(initial=0) <= 1e-5 * np.abs(logits).max()
+    np.testing.assert_allclose(found["iou"], iou, atol=1e-5)
+
+
+def test_a_picture_is_scaled_in_a_graph_to_the_same_bits():
+    shapes = [tf.TensorSpec((None, None, 3), tf.uint8), tf.TensorSpec((2,), tf.int32)]
+    scaled = tf.function(from_pixels.scaled, input_signature=shapes, autograph=False)
+    for shape in ((1, 7), (80, 80), (81, 80), (79, 33), (317, 200), (5, 400), (333, 332)):
+        image = np.random.default_rng(0).integers(0, 256, (*shape, 3), np.uint8)
+        expected = ResizeLongestSide(80).apply_image(image)
+        np.testing.assert_array_equal(scaled(tf.constant(image), tf.constant(expected.shape[:2])), expected)
+
+
+def test_a_sign_that_differs_counts_as_the_way_to_zero(weights, tmp_path, monkeypatch):
+    """Masks that are wrong somewhere are refused, and not because a pixel near the threshold is."""
+    keras = np.array([[3.0, -1e-9], [-2.0, 0.5]])
+    np.testing.assert_array_equal(_as_numbers(keras > 0, keras), keras)
+    np.testing.assert_array_equal(_as_numbers(np.array([[True, True], [True, True]]), keras), [[3, 0], [0, 0.5]])
+    assert _as_numbers(np.zeros((3, 3), bool), keras).shape == (3, 3)
+    monkeypatch.setattr(exporting, "parts", only("from_pixels", "points"))
+    true = from_pixels.segment
+
+    def traced_wrong(*arguments, **options):
+        logits, iou = true(*arguments, **options)
+        return (logits if tf.executing_eagerly() else logits + 0.01), iou
+
+    monkeypatch.setattr(from_pixels, "segment", traced_wrong)
+    with pytest.raises(converter.ProofError, match=r"nothing was written: points.masks: error"):
+        converter.export(weights, tmp_path / "out", part="from_pixels")
+
+
+def test_a_part_that_a_format_lacks(weights, tmp_path):
+    with pytest.raises(UsageError, match=r"^TensorFlow Lite has no ops for from_pixels; take saved_model$"):
+        converter.export(weights, tmp_path / "o.tflite", "tflite", part="from_pixels")
 
 
 def prompts(count, points):
@@ -325,7 +419,7 @@ def test_an_op_that_tensorflow_lite_lacks_is_named():
 
 
 def test_usage(weights, tmp_path):
-    with pytest.raises(UsageError, match="holds no decoder, but image_encoder, prompt_encoder, mask_decoder"):
+    with pytest.raises(UsageError, match=r"holds no decoder, but image_encoder, .*, from_pixels"):
         converter.export(weights, tmp_path / "o", part="decoder")
     with pytest.raises(
         UsageError, match=r"no input has an axis people; known: images, prompts, points, height, width, tokens$"
@@ -451,6 +545,17 @@ def test_the_page_runs_as_written(saved, tmp_path):
     assert re.fullmatch(r"\(40, 27\): mask [012] of 40 x 40, iou -?\d+\.\d\d", lines[1])
 
 
+def test_the_page_of_serving_runs_as_written(served, tmp_path):
+    page = (Path(__file__).parent.parent / "docs" / "serving.md").read_text()
+    (code,) = re.findall(r"^`client.py`\n\n```python\n(.*?)^```", page, re.M | re.S)
+    (tmp_path / "serving" / "sam").mkdir(parents=True)
+    (tmp_path / "serving" / "sam" / "1").symlink_to(served)
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False
+    )
+    assert done.stdout == "mask of (60, 90)\nmask of (60, 90)\n", done.stderr[-2000:]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("format", "dtype"), [("saved_model", "float32"), ("tflite", "float32"), ("tflite", "float16")]
@@ -462,5 +567,5 @@ def test_vit_b(tmp_path, format, dtype):
     write_seeded_checkpoint(checkpoint, "vit_b")
     converter.convert("sam_vit_b", checkpoint, tmp_path / "s.weights.h5", verify="none")
     report = converter.export(tmp_path / "s.weights.h5", format=format, dtype=dtype)
-    assert len(report.parts) == 3
+    assert len(report.parts) == (4 if format == "saved_model" else 3)
     assert all(difference for one in report.parts for difference in one.differences)

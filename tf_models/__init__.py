@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from importlib import import_module
 from typing import Any
 
-_ROOMS = ("layers", "ops", "runtime", "segmenting")
+_ROOMS = ("layers", "ops", "pictures", "runtime", "segmenting")
 _registered: dict[str, str | Callable[..., Any]] = {}
 
 

@@ -36,6 +36,8 @@ def main() -> None:
                 bar.console.print(values[0], highlight=False, markup=False)
             elif what == "advance" and task is not None:
                 bar.advance(task, values[0])
+            elif what == "status" and task is not None:
+                bar.update(task, description=values[0])
             elif what == "start":
                 if task is not None:
                     bar.remove_task(task)

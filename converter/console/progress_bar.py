@@ -9,12 +9,15 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from typing import Any
 
 from converter.console.streams import tell
 from converter.errors import one_line, shorten
 from converter.python import python
+
+_EVERY = 60  # seconds
 
 
 class _Bar:
@@ -28,6 +31,9 @@ class _Bar:
 
     def advance(self, count: int) -> None:
         self._send("advance", count)
+
+    def status(self, text: str) -> None:
+        self._send("status", shorten(one_line(text), 100))
 
     def say(self, text: str) -> None:
         self._send("say", shorten(one_line(text), 1000))
@@ -54,13 +60,21 @@ class _Bar:
 
 
 class _Plain:
-    """What is worth knowing beforehand, on a standard error that is no terminal."""
+    """What is worth knowing beforehand, and of long work a line a minute, on a standard error that is no terminal."""
+
+    def __init__(self) -> None:
+        self._told = time.monotonic()
 
     def start(self, stage: str, total: int) -> None:
         pass
 
     def advance(self, count: int) -> None:
         pass
+
+    def status(self, text: str) -> None:
+        if time.monotonic() - self._told >= _EVERY:
+            self._told = time.monotonic()
+            tell(text)
 
     def say(self, text: str) -> None:
         tell(text)

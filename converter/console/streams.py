@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import logging
 import os
 import sys
 from collections.abc import Iterator
@@ -62,6 +63,7 @@ def hushed(debug: bool) -> Iterator[None]:
     if debug:
         yield
         return
+    logging.getLogger().addHandler(logging.NullHandler())
     sys.stderr.flush()
     kept = os.dup(2)
     python_stderr = sys.stderr

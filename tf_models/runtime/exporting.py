@@ -55,6 +55,8 @@ class Signature:
         sizes: the usual length of each named axis, for TensorFlow Lite and for probes.
         also: other lengths for a second probe where lengths are free; empty if one is enough.
         empty: an output holds no values, which TensorFlow Lite has no tensors for; the signature is left out there.
+        signs_of: as `call`, but with numbers where that returns whether they are above zero. A number that is nearly
+            zero may end on either side; so it is these that are compared.
     """
 
     inputs: Mapping[str, Input]
@@ -62,11 +64,15 @@ class Signature:
     sizes: Mapping[str, int] = field(default_factory=dict)
     also: Mapping[str, int] = field(default_factory=dict)
     empty: bool = False
+    signs_of: Callable[..., Mapping[str, Any]] | None = None
 
     def probe(self, sizes: Mapping[str, int], seed: int = 0) -> dict[str, np.ndarray]:
         """Seeded inputs of these sizes."""
         rng = np.random.default_rng(seed)
-        return {name: one.draw(rng, one.known(sizes)).astype(one.dtype) for name, one in self.inputs.items()}
+        return {
+            name: one.draw(rng, one.known(sizes)).astype(object if one.dtype == "string" else one.dtype)
+            for name, one in self.inputs.items()
+        }
 
 
 @dataclass(frozen=True)
@@ -96,6 +102,11 @@ def parts(name: str, model: Any) -> list[Part]:
 def axes(name: str) -> dict[str, tuple[str, ...]] | None:
     """Names of those parts, and of the axes that each has; nothing is built for it."""
     return next((network.AXES[name] for network in tf_models.networks() if name in getattr(network, "AXES", {})), None)
+
+
+def saved_only(name: str) -> tuple[str, ...]:
+    """Names of those parts that TensorFlow Lite has no ops for."""
+    return next((n.SAVED_ONLY[name] for n in tf_models.networks() if name in getattr(n, "SAVED_ONLY", {})), ())
 
 
 def save(part: Part, folder: Path | str, dtype: str = "float32", sizes: Mapping[str, int] | None = None) -> None:

@@ -25,11 +25,12 @@ _IMAGE, _PROMPTS = ("images",), ("prompts", "points")
 _MASKS = ("images", "height", "width", "prompts", "tokens")
 # Of each part that is exported, the axes that have a length of one's own choice.
 AXES = {
-    **{name: dict(zip(PARTS, (_IMAGE, _PROMPTS, _MASKS), strict=True)) for name in WHOLE},
+    **{name: dict(zip(PARTS, (_IMAGE, _PROMPTS, _MASKS), strict=True)) | {"from_pixels": ()} for name in WHOLE},
     "sam_decoder": {"mask_decoder": _MASKS},
     "sam_image_encoder": {"image_encoder": _IMAGE},
     "sam_prompt_encoder": {"prompt_encoder": _PROMPTS},
 }
+SAVED_ONLY = dict.fromkeys(WHOLE, ("from_pixels",))  # parts that TensorFlow Lite has no ops for
 _PLACES = {"Predictor": "tf_models.sam.predictor", "AutomaticMaskGenerator": "tf_models.sam.automatic"}
 
 

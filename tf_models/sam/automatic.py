@@ -9,7 +9,7 @@ import numpy as np
 
 from tf_models.sam import rle
 from tf_models.sam.crops import crop_boxes, point_grids
-from tf_models.sam.predictor import Predictor
+from tf_models.sam.predictor import Encoded, Predictor
 from tf_models.sam.regions import mask_boxes, near_crop_edge, nms, remove_small_regions, xywh
 
 # Run lengths -> what a record's segmentation is.
@@ -116,13 +116,14 @@ class AutomaticMaskGenerator:
         self.output_mode = output_mode
         self.seen = Seen()
 
-    def generate(self, image: np.ndarray, progress: Any = None) -> list[dict[str, Any]]:
+    def generate(self, image: np.ndarray, progress: Any = None, encoded: Encoded | None = None) -> list[dict[str, Any]]:
         """Find the masks of a picture.
 
         Args:
             image: (H, W, 3), uint8, RGB.
             progress: an object with `start(stage, total)` and `advance(count)`, which is told of each crop's encoding,
                 whose total is not known (0), and of its points.
+            encoded: what `predictor.encode` gave for this picture, if it is encoded already.
 
         Returns:
             A record for each mask: `segmentation`, (H, W) of bool or its RLE; `area` in pixels; `bbox` as
@@ -137,6 +138,13 @@ class AutomaticMaskGenerator:
         found: list[_Found] = []
         for number, (crop_box, layer) in enumerate(crops, start=1):
             where = f", crop {number} of {len(crops)}" if len(crops) > 1 else ""
+            if encoded is not None and layer == 0:  # the first crop is the whole picture
+                self.predictor.set_encoded(encoded)
+            else:
+                if progress is not None:
+                    progress.start(f"encoding{where}", 0)
+                x0, y0, x1, y1 = crop_box
+                self.predictor.set_image(image[y0:y1, x0:x1])
             found += self._in_crop(image, crop_box, self.point_grids[layer], where, progress)
         if len(crops) > 1:
             # Small crops first: they show more.
@@ -150,9 +158,6 @@ class AutomaticMaskGenerator:
         self, image: np.ndarray, crop_box: list[int], grid: np.ndarray, where: str, progress: Any
     ) -> list[_Found]:
         x0, y0, x1, y1 = crop_box
-        if progress is not None:
-            progress.start(f"encoding{where}", 0)
-        self.predictor.set_image(image[y0:y1, x0:x1])
         points = np.asarray(grid) * (x1 - x0, y1 - y0)
         if progress is not None:
             progress.start(f"points{where}", len(points))

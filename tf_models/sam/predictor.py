@@ -16,7 +16,7 @@ Size = tuple[int, int]
 Predicted = tuple[np.ndarray, np.ndarray, np.ndarray]
 
 
-class _Picture(NamedTuple):
+class Encoded(NamedTuple):
     """What is kept of an encoded picture."""
 
     features: tf.Tensor  # (1, G, G, C)
@@ -44,7 +44,7 @@ class Predictor:
             lambda image: (sam_model.image_encoder(image), sam_model.prompt_encoder.get_dense_pe()), autograph=False
         )
         self._decoders: dict[tuple, Callable[..., Any]] = {}
-        self._pictures: list[_Picture] = []
+        self._pictures: list[Encoded] = []
 
     # --- Pictures ---------------------------------------------------------------------------------------------------
 
@@ -62,18 +62,21 @@ class Predictor:
 
     def set_image_batch(self, image_list: Sequence[np.ndarray], image_format: str = "RGB") -> None:
         """Encode several pictures, of any sizes, for `predict_batch`; the arguments are as those of `set_image`."""
-        if image_format not in ("RGB", "BGR"):
-            raise ValueError(f"image_format: expected 'RGB' or 'BGR', got {image_format!r}")
-        inputs = []
-        for image in image_list:
-            image = np.asarray(image)
-            if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or not image.size:
-                raise ValueError(f"image: expected (H, W, 3) of uint8, got {image.shape} of {image.dtype}")
-            if image_format != self.model.image_format:
-                image = image[..., ::-1]
-            inputs.append((self.transform.apply_image(image), image.shape[:2]))
+        inputs = self._scaled(image_list, image_format)
         self.reset_image()
-        self._pictures = [self._encoded(image, original_size) for image, original_size in inputs]
+        # One picture after the other: the encoder's temporaries are large, and one picture keeps a processor busy.
+        self._pictures = [one for each in inputs for one in self._encoded([each])]
+
+    def encode(self, image_list: Sequence[np.ndarray], image_format: str = "RGB") -> list[Encoded]:
+        """Encode several pictures, of any sizes, in one run of the encoder, which a GPU needs to be busy.
+
+        The arguments and errors are those of `set_image_batch`; nothing is set, see `set_encoded`.
+        """
+        return self._encoded(self._scaled(image_list, image_format))
+
+    def set_encoded(self, picture: Encoded) -> None:
+        """Set a picture that `encode` gave: the prompts that follow are about it."""
+        self._pictures = [picture]
 
     def set_tf_image(self, transformed_image: Any, original_image_size: Size) -> None:
         """Encode pictures which `transform` has already scaled; more than one are for `predict_batch`.
@@ -89,7 +92,7 @@ class Predictor:
         if images.ndim != 4 or images.shape[3] != 3 or max(images.shape[1:3]) != side:
             raise ValueError(f"transformed_image: expected (N, h, w, 3) with a long side of {side}, got {images.shape}")
         self.reset_image()
-        self._pictures = [self._encoded(image, original_image_size) for image in images]
+        self._pictures = [one for image in images for one in self._encoded([(image, original_image_size)])]
 
     def reset_image(self) -> None:
         """Forget the pictures."""
@@ -122,18 +125,35 @@ class Predictor:
         """
         return np.moveaxis(np.asarray(self._only.features, np.float32), -1, 1)
 
-    def _encoded(self, image: np.ndarray, original_size: Sequence[int]) -> _Picture:
-        # One picture after the other: the encoder's temporaries are large, and one picture keeps a machine busy.
-        height, width = original_size
-        model, side, input_size = self.model, self.transform.target_length, image.shape[:2]
-        pixels = preprocess(image[None], side, model.pixel_mean, model.pixel_std)  # (1, S, S, 3)
-        features, image_pe = self._encode(tf.constant(pixels))
+    def _scaled(self, images: Sequence[np.ndarray], image_format: str) -> list[tuple[np.ndarray, Size]]:
+        """Each picture scaled for the encoder, (h, w, 3), uint8, with the size it had."""
+        if image_format not in ("RGB", "BGR"):
+            raise ValueError(f"image_format: expected 'RGB' or 'BGR', got {image_format!r}")
+        scaled = []
+        for image in images:
+            image = np.asarray(image)
+            if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or not image.size:
+                raise ValueError(f"image: expected (H, W, 3) of uint8, got {image.shape} of {image.dtype}")
+            if image_format != self.model.image_format:
+                image = image[..., ::-1]
+            scaled.append((self.transform.apply_image(image), image.shape[:2]))
+        return scaled
+
+    def _encoded(self, scaled: Sequence[tuple[np.ndarray, Size]]) -> list[Encoded]:
+        model, side = self.model, self.transform.target_length
+        pixels = [preprocess(image, side, model.pixel_mean, model.pixel_std) for image, _ in scaled]
+        features, image_pe = self._encode(tf.constant(np.stack(pixels)))  # from (N, S, S, 3)
         low_size = [4 * grid for grid in features.shape[1:3]]
-        mask_resize = MaskResize(low_size, side, input_size, (height, width))
-        return _Picture(features, image_pe, (height, width), (input_size[0], input_size[1]), mask_resize)
+        encoded = []
+        for index, (image, (height, width)) in enumerate(scaled):
+            input_size = (image.shape[0], image.shape[1])
+            mask_resize = MaskResize(low_size, side, input_size, (height, width))
+            one = features[index : index + 1]
+            encoded.append(Encoded(one, image_pe, (height, width), input_size, mask_resize))
+        return encoded
 
     @property
-    def _only(self) -> _Picture:
+    def _only(self) -> Encoded:
         if not self._pictures:
             raise RuntimeError("no image is set; call set_image(...) first")
         if len(self._pictures) > 1:
@@ -259,7 +279,7 @@ class Predictor:
 
     def _predict(
         self,
-        picture: _Picture,
+        picture: Encoded,
         point_coords: Any,
         point_labels: Any,
         box: Any,
@@ -288,7 +308,7 @@ class Predictor:
         return (masks, iou, low) if many else (masks[0], iou[0], low[0])
 
     def _decode(
-        self, picture: _Picture, coords: Any, labels: Any, boxes: Any, mask: Any, multimask_output: bool
+        self, picture: Encoded, coords: Any, labels: Any, boxes: Any, mask: Any, multimask_output: bool
     ) -> tuple[np.ndarray, np.ndarray]:
         prompts = _checked(coords, labels, boxes, mask, [4 * grid for grid in picture.features.shape[1:3]])
         decoder = self._decoder(picture, tuple(prompts), multimask_output)
@@ -300,7 +320,7 @@ class Predictor:
         low, iou = (np.concatenate([each.numpy() for each in part]) for part in zip(*results, strict=True))
         return low, iou
 
-    def _decoder(self, picture: _Picture, given: tuple[str, ...], multimask_output: bool) -> Callable[..., Any]:
+    def _decoder(self, picture: Encoded, given: tuple[str, ...], multimask_output: bool) -> Callable[..., Any]:
         """The graph for these kinds of prompts; it serves any number of them, of points, and any picture."""
         key = (*given, multimask_output)
         if key not in self._decoders:
@@ -322,7 +342,7 @@ class Predictor:
             self._decoders[key] = tf.function(decode, autograph=False).get_concrete_function(*fixed, **specs)
         return self._decoders[key]
 
-    def _resized(self, picture: _Picture, low: np.ndarray, return_logits: bool) -> np.ndarray:
+    def _resized(self, picture: Encoded, low: np.ndarray, return_logits: bool) -> np.ndarray:
         """low (B, K, h, w) -> (B, K, H, W)."""
         flat = low.reshape(-1, *low.shape[2:])
         mask_resize = picture.mask_resize

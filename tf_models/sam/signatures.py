@@ -16,13 +16,79 @@ _CHEAP = 256  # pixels along a side up to which a second probe costs little
 
 
 def sam(model: Any) -> list[Part]:
-    """The three parts of a whole `Sam`."""
+    """The three parts of a whole `Sam`, and all of it from a picture's pixels."""
     grid = model.prompt_encoder.image_embedding_size
     return [
         *image_encoder(model.image_encoder),
         *prompt_encoder(model.prompt_encoder),
         *mask_decoder(model.mask_decoder, grid),
+        from_pixels(model),
     ]
+
+
+def from_pixels(model: Any) -> Part:
+    """`points`: three masks a prompt; `boxes`: one. With `encoded_` before it, the same of a file.
+
+    image (height, width, 3), uint8, RGB, of any size, or `encoded`, (), the bytes of a JPEG or PNG file; in pixels of
+    that picture point_coords (prompts, points, 2) and point_labels (prompts, points), or boxes (prompts, 4) -> masks
+    (prompts, K, height, width), bool; iou (prompts, K).
+    """
+    height, width = 3 * model.image_encoder.img_size // 4, model.image_encoder.img_size + 8
+
+    def pixels(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
+        return rng.integers(0, 256, shape)
+
+    def file(rng: np.random.Generator, _shape: tuple[int, ...]) -> np.ndarray:
+        import tensorflow as tf
+
+        image = rng.integers(0, 256, (height, width, 3), np.uint8)
+        return np.array(tf.io.encode_png(image).numpy(), object)
+
+    def places(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
+        return rng.random(shape, np.float32) * height
+
+    def corners(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
+        return np.sort(places(rng, (shape[0], 2, 2)), axis=1).reshape(shape)
+
+    def labels(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
+        return rng.integers(0, 2, shape)
+
+    points = {
+        "point_coords": Input(("prompts", "points", 2), draw=places),
+        "point_labels": Input(("prompts", "points"), "int32", labels),
+    }
+    boxes = {"boxes": Input(("prompts", 4), draw=corners)}
+    sizes = {"height": height, "width": width, "prompts": 2, "points": 1}
+
+    def logits(multimask_output: bool) -> Callable[..., Mapping[str, Any]]:
+        def call(encoded: Any = None, image: Any = None, **prompts: Any) -> Mapping[str, Any]:
+            import tensorflow as tf
+
+            from tf_models.sam.from_pixels import segment
+
+            if image is None:
+                image = tf.io.decode_jpeg(encoded, channels=3, dct_method="INTEGER_ACCURATE")  # reads PNG too
+            found, iou = segment(model, image, **prompts, multimask_output=multimask_output)
+            return {"masks": found - model.mask_threshold, "iou": iou}
+
+        return call
+
+    def masks(numbers: Callable[..., Mapping[str, Any]]) -> Callable[..., Mapping[str, Any]]:
+        def call(**inputs: Any) -> Mapping[str, Any]:
+            found = numbers(**inputs)
+            return {"masks": found["masks"] > 0, "iou": found["iou"]}
+
+        return call
+
+    signatures = {}
+    for before, picture in {
+        "": {"image": Input(("height", "width", 3), "uint8", pixels)},
+        "encoded_": {"encoded": Input((), "string", file)},
+    }.items():
+        for name, prompts in {"points": points, "boxes": boxes}.items():
+            taken, numbers = picture | prompts, logits(multimask_output=name == "points")
+            signatures[before + name] = Signature(taken, masks(numbers), _of(taken, sizes), signs_of=numbers)
+    return Part("from_pixels", model, signatures)
 
 
 def image_encoder(model: Any) -> list[Part]:

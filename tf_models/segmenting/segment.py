@@ -2,8 +2,6 @@
 
 import math
 import os
-import stat
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 import tf_models
+from tf_models.pictures.reading import PictureError, read_picture
 from tf_models.runtime.loading import declared
 from tf_models.runtime.weights_format import printable
 from tf_models.sam import PARTS, WHOLE, rle
@@ -27,12 +26,6 @@ SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp")  # of the
 # Without these, thin lines lose their colour.
 _SHARP: dict[str, dict[str, Any]] = {"JPEG": {"quality": 95, "subsampling": 0}, "WEBP": {"lossless": True}}
 _LONGEST = {"JPEG": 65500, "WEBP": 16383}  # pixels along a side
-
-
-class PictureError(ValueError):
-    """A picture or a weights file that masks cannot be made from: one line that says why."""
-
-    exit_code = 1
 
 
 class PromptError(ValueError):
@@ -141,11 +134,11 @@ def segment(
         PromptError: prompts and arguments contradict each other, or prompts lie outside the picture.
         WeightsError: the weights file is damaged.
     """
-    _check_combination(points, background, boxes, everything, generator)
+    check_combination(points, background, boxes, everything, generator)
     image = read_picture(picture)
-    _check_places(image, {"--point": points, "--background": background}, boxes)
+    check_places(image, {"--point": points, "--background": background}, boxes)
     start = progress.start if progress is not None else lambda _stage, _total: None
-    model = _load(weights, like, start)
+    model = load_sam(weights, like, start)
     from tf_models.sam import AutomaticMaskGenerator, Predictor
 
     try:
@@ -160,7 +153,7 @@ def segment(
         start("masks", 0)
     except ValueError as error:
         raise PictureError(f"{printable(str(picture))}: {error}") from None
-    return Segmentation(image, _prompted(predictor, points, background, boxes), points, background)
+    return Segmentation(image, prompted(predictor, points, background, boxes), points, background)
 
 
 def check_drawing(drawing: Path, picture: str | os.PathLike) -> None:
@@ -193,53 +186,7 @@ def check_folder(masks: Path) -> None:
         raise PictureError(f"{printable(str(masks))} is not an empty folder; name a new one for the masks")
 
 
-def read_picture(path: str | os.PathLike) -> np.ndarray:
-    """A picture's file as (H, W, 3), uint8, RGB, upright.
-
-    Grey becomes RGB, transparency is dropped, of 16 bits the upper 8 are taken, and of several frames the first.
-
-    Raises:
-        PictureError: no such file, not a picture, damaged, or with too many pixels.
-    """
-    from PIL import Image, ImageOps, UnidentifiedImageError
-
-    try:
-        if not stat.S_ISREG(os.stat(path).st_mode):  # opening a pipe would wait for ever
-            raise PictureError("is not a file")
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of odd metadata, and of many pixels before there are too many
-            with Image.open(path) as opened:
-                upright = ImageOps.exif_transpose(opened)
-                if upright.mode == "I" or upright.mode.startswith("I;16"):
-                    return _from_more_bits(np.asarray(upright), upright.mode)
-                if upright.mode == "F":
-                    raise PictureError("has floating-point numbers of an unknown range as pixels; save it in 8 bits")
-                return np.asarray(upright.convert("RGB"))
-    except PictureError as error:
-        raise PictureError(f"{printable(str(path))} {error}") from None
-    except FileNotFoundError:
-        raise PictureError(f"{printable(str(path))}: no such file") from None
-    except PermissionError:
-        raise PictureError(f"{printable(str(path))} may not be read") from None
-    except UnidentifiedImageError:
-        raise PictureError(f"{printable(str(path))} is not a picture, or of an unknown format") from None
-    except Image.DecompressionBombError:
-        most = 2 * (Image.MAX_IMAGE_PIXELS or 0)
-        raise PictureError(f"{printable(str(path))} has more than {most:,} pixels") from None
-    except Exception as error:  # Pillow reports damage by many types
-        raise PictureError(f"{printable(str(path))} is damaged: {error or type(error).__name__}") from None
-
-
-def _from_more_bits(values: np.ndarray, mode: str) -> np.ndarray:
-    """Grey of 16 bits, or of 32 that hold 8 or 16."""
-    if values.min() < 0 or values.max() > 0xFFFF:
-        raise PictureError("has pixels of more than 16 bits; save it in 8")
-    if mode != "I" or values.max() > 0xFF:
-        values = values >> 8
-    return np.repeat(values.astype(np.uint8)[..., None], 3, axis=2)
-
-
-def _check_combination(
+def check_combination(
     points: Sequence[Point],
     background: Sequence[Point],
     boxes: Sequence[Box],
@@ -256,7 +203,7 @@ def _check_combination(
         raise PromptError(f"{len(boxes)} boxes are as many objects, and points belong to one: give one --box with them")
 
 
-def _check_places(image: np.ndarray, points: dict[str, Sequence[Point]], boxes: Sequence[Box]) -> None:
+def check_places(image: np.ndarray, points: dict[str, Sequence[Point]], boxes: Sequence[Box]) -> None:
     height, width = image.shape[:2]
     inside = f"the picture of {width} x {height} pixels"
     for option, places in points.items():
@@ -270,7 +217,11 @@ def _check_places(image: np.ndarray, points: dict[str, Sequence[Point]], boxes: 
             raise PromptError(f"--box {x0:g},{y0:g},{x1:g},{y1:g} lies outside {inside}")
 
 
-def _load(weights: str | os.PathLike, like: str | os.PathLike | None, start: Callable[[str, int], None]) -> Any:
+def load_sam(
+    weights: str | os.PathLike,
+    like: str | os.PathLike | None = None,
+    start: Callable[[str, int], None] = lambda _stage, _total: None,
+) -> Any:
     about = declared(weights, like=like)
     if about["model"] in tf_models.builders():  # else it is a model of the user's own, and shows its parts when built
         _check_whole(weights, about, about["model"] in WHOLE)
@@ -309,7 +260,7 @@ def _below(value: float) -> float:
     return max(math.floor(100 * value - 0.01) / 100, 0.0) if math.isfinite(value) else 0.0
 
 
-def _prompted(
+def prompted(
     predictor: Any, points: Sequence[Point], background: Sequence[Point], boxes: Sequence[Box]
 ) -> list[dict[str, Any]]:
     if len(boxes) > 1:
