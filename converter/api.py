@@ -1,6 +1,7 @@
 """The steps of a conversion in their order: checkpoint, reading, plan, file, proofs."""
 
 import os
+import shlex
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -27,6 +28,7 @@ from converter.planning.reading import Reading
 from converter.progress import Progress, Silent
 from converter.report import Report
 from converter.torch_side.process import TorchProcess, check_torch
+from tf_models.runtime.mistaken import kind
 
 if TYPE_CHECKING:
     from converter.planning.plan import Plan
@@ -188,6 +190,9 @@ def verify(
     from tf_models.runtime.weights_format import NoProvenance, WeightsError, provenance
 
     _one_of("level", level, LEVELS[:4])
+    if kind(checkpoint) == "weights" and kind(weights) == "checkpoint":
+        swapped = " ".join(shlex.quote(printable(str(one), 100)) for one in (weights, checkpoint))
+        raise UsageError(f"the checkpoint comes first, and then the weights: weightbridge verify {swapped}")
     if level in _NUMERICAL:
         check_torch("--level lossless")
     progress = progress or Silent()
@@ -369,7 +374,7 @@ def inspect(path: str | os.PathLike) -> Inspection:
     Raises:
         ConversionError: it is neither.
     """
-    if not is_address(path) and _is_hdf5(Path(path).expanduser()):
+    if not is_address(path) and kind(Path(path).expanduser()) == "weights":
         return _inspect_weights(Path(path).expanduser())
     with Checkpoint(path, named=False) as source:
         several = len(source.states) > 1
@@ -403,16 +408,6 @@ def _inspect_weights(path: Path) -> Inspection:
     except WeightsError as error:
         raise ConversionError(str(error)) from None
     return Inspection(entries, "keras weights", about, notes)
-
-
-def _is_hdf5(path: Path) -> bool:
-    try:
-        if not path.is_file():
-            return False
-        with open(path, "rb") as file:
-            return file.read(8) == b"\x89HDF\r\n\x1a\n"
-    except OSError:
-        return False
 
 
 def _read(

@@ -6,7 +6,7 @@ import math
 import operator
 import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from converter.blame import blaming
 from converter.errors import ConversionError, ProofError, UsageError, aligned, printable
 from converter.files.atomic import NewFile, NewFolder
 from converter.kinds.activations import arrange
-from converter.naming import listed
+from converter.naming import listed, nearest
 from converter.pairs import registry
 from converter.pairs.pair import Pair
 from converter.progress import Progress, Silent
@@ -248,17 +248,24 @@ def _chosen(held: Mapping[str, Any], part: str | None, lacking: Sequence[str]) -
     if part is None:
         return [one for one in held if one not in lacking]
     if part not in held:
-        raise UsageError(f"the file holds no {printable(part)}, but {', '.join(held)}")
+        raise UsageError(f"the file holds no {printable(part)}, but {', '.join(held)}{_meant(part, held)}")
     if part in lacking:
         raise UsageError(f"TensorFlow Lite has no ops for {part}; take saved_model")
     return [part]
+
+
+def _meant(name: str, known: Iterable[str]) -> str:
+    near = nearest(name, known)
+    return f"; did you mean {near}?" if near else ""
 
 
 def _check(sizes: Mapping[str, int], held: Mapping[str, Sequence[str]]) -> None:
     known = dict.fromkeys(axis for axes in held.values() for axis in axes)
     for axis, length in sizes.items():
         if axis not in known:
-            raise UsageError(f"no input has an axis {printable(axis)}; known: {listed(list(known), 12)}")
+            raise UsageError(
+                f"no input has an axis {printable(axis)}; known: {listed(list(known), 12)}{_meant(axis, known)}"
+            )
         if not isinstance(length, int) or length < 1:
             raise UsageError(f"{axis} takes a whole number from 1, not {printable(length)}")
 

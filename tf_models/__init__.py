@@ -47,7 +47,9 @@ def create(name: str, **config: Any) -> Any:
     """
     builder = _registered.get(name) or builders().get(name)
     if builder is None:
-        raise ValueError(f"unknown model {name!r}; known: {', '.join(names())}")
+        from tf_models.runtime.mistaken import meant
+
+        raise ValueError(f"unknown model {name!r}; {meant(name, names())}")
     from tf_models.runtime.saving import created, remember
 
     if isinstance(builder, str):

@@ -4,6 +4,7 @@ Nothing here imports TensorFlow, and importing this package does not import torc
 `BUILDERS` say what `create` builds, as name -> "module:callable".
 """
 
+import difflib
 import pkgutil
 from collections.abc import Callable
 from importlib import import_module
@@ -38,7 +39,9 @@ def create(name: str, **config: Any) -> Any:
     """
     builder = _registered.get(name) or _builders().get(name)
     if builder is None:
-        raise ValueError(f"unknown model {name!r}; known: {', '.join(names())}")
+        near = difflib.get_close_matches(name, names(), 1, 0.75)
+        meant = f"did you mean {near[0]}? Known" if near else "known"
+        raise ValueError(f"unknown model {name!r}; {meant}: {', '.join(names())}")
     if isinstance(builder, str):
         module, _, attribute = builder.partition(":")
         builder = getattr(import_module(module), attribute)

@@ -86,7 +86,7 @@ class Checkpoint:
         if inside:
             self.unlisted = [*self.unlisted, f"tensors inside objects that are not built: {listed(inside, 4)}"]
         if not entries and not (self.bare and not named):
-            if self.bare:
+            if self.bare or beside.what.endswith("optimizer"):
                 raise ConversionError(f"it holds {beside.what}, not a state dict of named ones; {SAVE}")
             told = f", but tensors inside objects that are not built ({listed(inside, 3)}); {SAVE}" if inside else ""
             raise ConversionError(f"it holds no named tensors{told}")

@@ -1,6 +1,5 @@
 """What a file or a folder is that is no checkpoint of named tensors, and what to do with it."""
 
-import difflib
 import os
 import re
 from collections.abc import Iterable
@@ -8,8 +7,10 @@ from itertools import islice
 from pathlib import Path
 
 from converter.errors import printable
+from tf_models.runtime import mistaken
 
 _SAVE = "save the weights alone: torch.save(model.state_dict(), path)"
+_PICTURE = "it is a picture, not a checkpoint; `weightbridge segment WEIGHTS PICTURE` takes pictures"
 WEIGHTS = (".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".pkl", ".pdparams")
 # What a folder may hold, in the order transformers itself looks.
 FOLDER_NAMES = (
@@ -52,7 +53,8 @@ def other_file(head: bytes, name: str, at_257: bytes) -> str:
     if head[4:8] == b"TFL3":
         return "it is a TensorFlow Lite model; the checkpoint to convert is torch's"
     known = {
-        b"\x89HDF": "it is an HDF5 file, perhaps one that was converted already; see `weightbridge inspect`",
+        b"\x89HDF": "it is an HDF5 file of weights, perhaps converted already: `weightbridge inspect` tells what it "
+        "holds, `weightbridge restore` gives a checkpoint back",
         b"\x1f\x8b": "it is compressed with gzip; unpack it first",
         b"BZh": "it is compressed with bzip2; unpack it first",
         b"\xfd7zXZ": "it is compressed with xz; unpack it first",
@@ -62,6 +64,8 @@ def other_file(head: bytes, name: str, at_257: bytes) -> str:
         b"version https://": "it is a Git LFS pointer, not the file itself; run `git lfs pull`",
         b"GGUF": "it is a GGUF file, of quantised weights for llama.cpp; get the weights as safetensors",
         b"\x93NUMPY": "it is one numpy array (.npy), not a state dict of named tensors",
+        b"\x89PNG": _PICTURE,
+        b"\xff\xd8\xff": _PICTURE,
         b"<": "it is a web page, not a checkpoint; download the file itself",
     }
     for start, meaning in known.items():
@@ -120,7 +124,7 @@ def no_file(path: Path) -> str:
     text = str(path)
     if re.match(r"https?:/", text):
         return "no such file; it is an address: download the file, and name that"
-    near = _nearest(path)
+    near = mistaken.near(path, (*WEIGHTS, ".h5", ".json"))
     if near:
         return f"no such file; did you mean {_path(path.parent, near)}?"
     if re.fullmatch(r"[\w.-]+/[\w.-]+", text) and not path.parent.is_dir() and not path.suffix:
@@ -135,14 +139,6 @@ def _names(folder: Path) -> list[str]:
             return [entry.name for entry in islice(entries, _MOST_NAMES)]
     except OSError:
         return []
-
-
-def _nearest(path: Path) -> str | None:
-    """A name in the same folder, of a file that may be meant."""
-    names = [name for name in _names(path.parent) if name.endswith((*WEIGHTS, ".h5", ".json"))]
-    stems = {Path(name).stem: name for name in names}
-    found = difflib.get_close_matches(path.stem, stems, 1, 0.75)  # the ending is alike in most of them
-    return stems[found[0]] if found else None
 
 
 def _path(folder: Path, name: str) -> str:

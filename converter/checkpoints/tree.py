@@ -73,6 +73,8 @@ def entries(tree: Any, entry: Callable[[str, str, Any], Entry | None], beside: B
 def _what(tree: Any, bare: int) -> str:
     if isinstance(tree, (TensorRef, ArrayRef)):
         return "one bare tensor"
+    if isinstance(tree, Table) and {"state", "param_groups"} <= tree.keys():
+        return "the state of an optimizer"
     if bare and isinstance(tree, Table):
         return f"{bare} tensors without names, under numbers or in lists"
     if bare:

@@ -9,6 +9,7 @@ import numpy as np
 
 from converter.errors import UsageError, printable
 from converter.kinds.activations import IMAGES, Axes, one_each
+from converter.naming import nearest
 from converter.pairs.dialects import Dialect
 from converter.pairs.mapping import Mapping as Rows
 
@@ -320,7 +321,19 @@ class Pair:
 
     def _no_option(self, name: str) -> UsageError:
         known = ", ".join(f"{key} ({option.help})" for key, option in self.options.items()) or "none"
-        return UsageError(f"model {self.name} has no option {printable(name)}; known: {known}")
+        near = nearest(name, self.options)
+        meant = f"; did you mean {near}?" if near else ""
+        return UsageError(f"model {self.name} has no option {printable(name)}{meant or f'; known: {known}'}")
+
+    def misspelled(self, given: Mapping[str, Any]) -> UsageError | None:
+        """That something is given by nearly the name of an option, where there is no size of that name."""
+        sizes = flat(self.fallback or {})
+        strange = [name for name in given if name not in self.options and not _is_size(name, sizes)]
+        return next((self._no_option(name) for name in strange if nearest(name, self.options)), None)
+
+
+def _is_size(name: str, sizes: Mapping[str, Any]) -> bool:
+    return name in sizes or any(path.endswith(f".{name}") for path in sizes)
 
 
 def _holds(config: Mapping[str, Any], part: Mapping[str, Any]) -> bool:

@@ -8,6 +8,7 @@ from itertools import combinations
 from typing import Any
 
 from converter.errors import UsageError, printable
+from converter.naming import nearest
 from converter.pairs.pair import Pair
 
 # Names that a user may well ask for, and why there is nothing to convert.
@@ -64,7 +65,9 @@ def get(name: str) -> Pair:
         raise UsageError(_WITHOUT_WEIGHTS[name])
     pair = _registered.get(name) or _families().get(name)
     if pair is None:
-        raise UsageError(f"no model is named {printable(name)}; known: {', '.join(names())}")
+        near = nearest(name, names())
+        known = f"did you mean {near}? Known" if near else "known"
+        raise UsageError(f"no model is named {printable(name)}; {known}: {', '.join(names())}")
     return pair
 
 

@@ -90,7 +90,13 @@ def find_reading(
     if model in (None, "auto"):
         return _recognise(_Search(checkpoint, states, config_file, options, choice))
     pair = get(str(model))
-    reading = _read_as(_Search(checkpoint, states, config_file, options, choice, recorded or {}), pair)
+    try:
+        reading = _read_as(_Search(checkpoint, states, config_file, options, choice, recorded or {}), pair)
+    except ConversionError:
+        misspelled = pair.misspelled(options)
+        if misspelled is not None:
+            raise misspelled from None
+        raise
     if reading.fits:
         _check(reading, config_file, options, recorded)
     elif reading.config is not None:  # no sizes of this checkpoint, but their names

@@ -62,6 +62,11 @@ def packed(path):
         ("m.onnx", lambda path: path.write_bytes(b"\x08\x07\x12\x04test"), ("an ONNX model",)),
         ("m.ckpt.index", lambda path: path.write_bytes(b"\0\0\1" + bytes(40)), ("part of a TensorFlow checkpoint",)),
         ("m.pth.xz", lambda path: path.write_bytes(b"\xfd7zXZ\0"), ("compressed with xz",)),
+        (
+            "m.png",
+            lambda path: path.write_bytes(b"\x89PNG\r\n"),
+            ("a picture, not a checkpoint", "segment WEIGHTS PICTURE"),
+        ),
         ("m.7z", lambda path: path.write_bytes(b"7z\xbc\xaf\x27\x1c"), ("7z archive",)),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
@@ -102,6 +107,18 @@ def test_folders(tmp_path, files, words):
         (tmp_path / "run" / name).write_text(json.dumps({}))
     (tmp_path / "run").mkdir(exist_ok=True)
     refused(tmp_path / "run", *words)
+
+
+def test_the_state_of_an_optimizer(tmp_path):
+    layer = nn.Linear(2, 3)
+    optimizer = torch.optim.Adam(layer.parameters())
+    for _ in range(2):  # without its tensors at first
+        torch.save(optimizer.state_dict(), tmp_path / "optimizer.pt")
+        with pytest.raises(converter.ConversionError, match="it holds the state of an optimizer, not a state dict"):
+            converter.plan("auto", tmp_path / "optimizer.pt")
+        layer(torch.ones(2)).sum().backward()
+        optimizer.step()
+    assert len(converter.inspect(tmp_path / "optimizer.pt")) == 6
 
 
 def test_a_folder_that_cannot_be_looked_into(tmp_path, monkeypatch):

@@ -8,7 +8,10 @@ import warnings
 import numpy as np
 
 from tf_models.pictures import storage
+from tf_models.runtime.mistaken import kind, near
 from tf_models.runtime.weights_format import printable
+
+_ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp", ".gif")  # of files that may be meant
 
 
 class PictureError(ValueError):
@@ -38,6 +41,8 @@ def read_picture(path: str | os.PathLike, called: str | None = None) -> np.ndarr
             source = io.BytesIO(storage.read(path))
         elif not stat.S_ISREG(os.stat(path).st_mode):  # opening a pipe would wait for ever
             raise PictureError("is not a file")
+        elif kind(path) in ("weights", "checkpoint"):
+            raise PictureError("is a file of weights, not a picture: the weights come first, and then the picture")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of odd metadata, and of many pixels before there are too many
             with Image.open(source) as opened:
@@ -50,7 +55,9 @@ def read_picture(path: str | os.PathLike, called: str | None = None) -> np.ndarr
     except PictureError as error:
         raise PictureError(f"{called} {error}") from None
     except FileNotFoundError:
-        raise PictureError(f"{called}: no such file") from None
+        other = near(path, _ENDINGS)
+        hint = f"; did you mean {printable(other)}?" if other else ""
+        raise PictureError(f"{called}: no such file{hint}") from None
     except PermissionError:
         raise PictureError(f"{called} may not be read") from None
     except UnidentifiedImageError:

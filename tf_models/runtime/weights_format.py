@@ -13,6 +13,8 @@ import zlib
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+from tf_models.runtime.mistaken import kind, near
+
 FORMAT = 1
 PREFIX = "weightbridge_"  # of the root attributes that carry provenance
 SEAL = "seal"  # the attribute with the digest of all others and of every dataset's digest
@@ -21,9 +23,12 @@ DTYPES = ("float32", "float16")
 _LONGEST_TEXT = 60_000  # HDF5 holds no longer attribute
 _LONGEST_PATH = 1_000
 _MOST_OBJECTS = 100_000
-_SIGNATURE = b"\x89HDF\r\n\x1a\n"
 LEVELS = ("none", "lossless", "partial", "full", "train")  # of proof, each with what the one before shows
 SUFFIX = ".weights.h5"
+_NO_WEIGHTS = {
+    "checkpoint": "a checkpoint of torch; `convert` makes the weights file of it, and that is meant here",
+    "picture": "a picture",
+}
 
 
 class WeightsError(ValueError):
@@ -258,26 +263,21 @@ def opened(path: str | os.PathLike) -> Iterator[Any]:
         with h5py.File(path, "r") as file:
             yield file
     except FileNotFoundError:
-        raise _error(path, "no such file") from None
+        other = near(path, (".h5",))
+        hint = f"; did you mean {printable(other)}?" if other else ""
+        raise _error(path, f"no such file{hint}") from None
     except WeightsError as error:
         raise type(error)(str(_error(path, str(error)))) from error.__cause__  # what a user's own builder raised
     except Exception as error:  # h5py reports damaged structures by nearly every type that there is
-        start = _first_bytes(path)
-        if start.startswith(b"PK\x03\x04") and str(path).endswith(".keras"):
+        what = kind(path)
+        if what == "keras":
             name = os.path.basename(path)
             out = f"unzip -p {name} model.weights.h5 > {name.removesuffix('.keras')}{SUFFIX}"
             raise _error(path, f"is a Keras archive; take the weights out, and name those: {printable(out)}") from None
-        if start != _SIGNATURE:
-            raise _error(path, "is not a readable HDF5 file") from None
+        if what != "weights":
+            told = f": it is {_NO_WEIGHTS[what]}" if what else ""
+            raise _error(path, f"is not a readable HDF5 file{told}") from None
         raise _error(path, f"is damaged ({printable(f'{type(error).__name__}: {error}')})") from None
-
-
-def _first_bytes(path: str | os.PathLike) -> bytes:
-    try:
-        with open(path, "rb") as file:
-            return file.read(len(_SIGNATURE))
-    except (OSError, ValueError):
-        return b""
 
 
 def attributes_of(file: Any) -> dict[str, str | int]:
