@@ -88,6 +88,17 @@ def test_what_the_frames_show_and_that_they_move_whatever_holds_python(tmp_path)
     assert screen.raw.endswith(("\x1b[?25h", "\x1b[2K")), "the bar is off the screen, and the cursor on it again"
 
 
+def test_what_is_said_of_a_stage_while_it_lasts(tmp_path):
+    program = NATIVE.replace("progress.advance(64)", 'progress.status("64 of [1024], none broken")')
+    screen = Screen(program, tmp_path)
+    screen.until(r"converting")
+    screen.press()
+    assert screen.until(r"^\S+ 64 of \[1024\], none broken ")
+    screen.press()
+    screen.press()
+    assert screen.end() == "done\n"
+
+
 def test_nothing_is_drawn_where_nothing_is_told(tmp_path):
     program = "from converter.console.progress_bar import progress_for\nwith progress_for(quiet=False): pass"
     screen = Screen(program, tmp_path)
@@ -114,6 +125,18 @@ def test_a_pipe_gets_what_is_said_and_no_bar(quiet, capsys):
             progress.advance(3)
             progress.say("this takes long")
     assert capsys.readouterr().err == ("" if quiet else "this takes long\n")
+
+
+def test_a_pipe_gets_a_line_of_long_work_now_and_then(monkeypatch, capsys):
+    from converter.console import progress_bar
+
+    with progress_bar.progress_for(quiet=False) as progress:
+        progress.start("pictures", 10)
+        progress.status("3 of 10 pictures")
+        assert capsys.readouterr().err == ""
+        monkeypatch.setattr(progress_bar, "_EVERY", 0)
+        progress.status("4 of 10 pictures")
+        assert capsys.readouterr().err == "4 of 10 pictures\n"
 
 
 def test_nothing_of_the_current_folder_is_run_for_the_bar(tmp_path):
