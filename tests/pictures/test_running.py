@@ -296,7 +296,8 @@ def test_the_handler_in_a_pipeline_of_ones_own(few):
             outcome = outcomes[picture.pixels.tobytes()]
             assert (outcome["height"], outcome["width"]) == picture.pixels.shape[:2]
             assert outcome["annotations"][0]["mean"] == picture.pixels.mean()
-        assert outcomes[pictures[-1].pixels.tobytes()] == {"reason": "the task takes none so wide"}
+        refused = {"height": 9, "width": 40, "reason": "the task takes none so wide"}
+        assert outcomes[pictures[-1].pixels.tobytes()] == refused
 
     handler = PictureHandler(MeanColour(), str(few / "w.weights.h5"), batch_size=5)
     with beam.Pipeline(runner="apache_beam.runners.portability.fn_api_runner.FnApiRunner") as pipeline:
@@ -309,7 +310,8 @@ def test_batches_are_of_one_size_and_memory_has_an_end(few):
 
     names = write_pictures(few / "pictures", 20)
     results = Results(str(few / "out"))
-    batches = list(_Read(results, str(few / "pictures"), 4).process(Shard(0, 0, names).line()))
+    reader, shard = _Read(results, str(few / "pictures"), 4), Shard(0, 0, names)
+    batches = list(reader.process(shard.line()))
     assert sorted(place[1] for batch in batches for place, _ in batch) == list(range(20))
     for batch in batches:
         assert len({picture.pixels.shape for _, picture in batch}) == 1
@@ -321,6 +323,16 @@ def test_batches_are_of_one_size_and_memory_has_an_end(few):
         waiting = sum(later > number for index, later in handed.items() if index < seen)
         most = max(most, waiting)
     assert most < 8
+
+    def places(batches):
+        return [[index for (_, index, _), _ in batch] for batch in batches]
+
+    # Those that have an outcome wait for others as before, whatever it is.
+    before = places(batches)
+    for index in before[0]:
+        results.record(shard, index, {"width": 17, "height": 12, "annotations": []})
+    results.record(shard, before[1][0], {"width": 12, "height": 17, "reason": "refused"})
+    assert places(reader.process(shard.line())) == before[1:]
 
 
 @pytest.mark.slow

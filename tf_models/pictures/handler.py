@@ -52,8 +52,8 @@ class Task(Protocol):
 class PictureHandler(ModelHandler[Picture, PredictionResult, Any]):
     """Runs a task's network in RunInference: pictures -> PredictionResult with an outcome for each.
 
-    An outcome is {"width", "height", "annotations"}, or {"reason"} where the network cannot take the picture: one of
-    these stops neither its batch nor the run.
+    An outcome is {"width", "height", "annotations"}, or with "reason" for annotations where the network cannot take the
+    picture: one of these stops neither its batch nor the run.
 
     Args:
         task: what is done.
@@ -106,11 +106,11 @@ def _outcomes(batch: Sequence[Picture], call: Model) -> list[dict[str, Any]]:
 
 
 def _of_one_size(batch: Sequence[Picture], call: Model) -> list[dict[str, Any]]:
+    height, width = batch[0].pixels.shape[:2]
+    size = {"width": width, "height": height}
     try:
-        found = call(batch)
+        return [{**size, "annotations": annotations} for annotations in call(batch)]
     except ValueError as error:
         if len(batch) == 1:
-            return [{"reason": str(error)}]
+            return [{**size, "reason": str(error)}]
         return [outcome for picture in batch for outcome in _of_one_size([picture], call)]
-    height, width = batch[0].pixels.shape[:2]
-    return [{"width": width, "height": height, "annotations": annotations} for annotations in found]

@@ -70,7 +70,7 @@ class _Read(beam.DoFn):
         waiting: dict[tuple[int, int], list[tuple[int, np.ndarray | None]]] = {}
         for index, entry in enumerate(shard.pictures):
             if index in known:
-                if "reason" in known[index]:
+                if "width" not in known[index]:  # it could not be read
                     continue
                 pixels, size = None, (known[index]["height"], known[index]["width"])
             else:

@@ -26,7 +26,8 @@ from tf_models.runtime.weights_format import printable
 # Annotations of a picture are numbered from so many times its own number.
 _ROOM = 10**6
 
-# Of a picture: {"width", "height", "annotations"}, or {"reason"} where it is broken.
+# Of a picture: {"width", "height", "annotations"}, or with "reason" for annotations where it is broken; without a size
+# where it could not be read.
 Outcome = dict[str, Any]
 
 
