@@ -333,6 +333,7 @@ def test_our_layer_does_what_torch_s_does(tmp_path, form, batch_first):
     there_and_back(plain, tmp_path, verify="train")
 
 
+@pytest.mark.skipif(torch.__version__.startswith("2.4."), reason="torch 2.4 gives NaN without its weights too")
 def test_our_layer_without_a_batch_or_anywhere_to_look():
     """Where a query may look nowhere, torch gives NaN with its weights, and zeros without them."""
     module = nn.MultiheadAttention(E, H).eval()

@@ -140,7 +140,7 @@ def test_a_batch_of_nothing(rank):
 
 
 def test_an_input_without_room_for_the_kernel_is_refused():
-    with pytest.raises(ValueError, match="output size would be zero or negative"):
+    with pytest.raises(ValueError, match=r"output size would be (zero or )?negative"):
         layers.Conv2D(6, (3, 5), padding=1)(tf.zeros((1, 2, 1, 4)))
 
 

@@ -5,10 +5,10 @@ and datasets are read only where they are plain and as long as the file really i
 """
 
 import contextlib
+import io
 import json
 import os
 import stat
-import tempfile
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -109,14 +109,20 @@ def places(model: Any) -> dict[str, Any]:
     import numpy as np
 
     variables = model.weights
-    with tempfile.TemporaryDirectory(prefix="weightbridge.") as folder:  # Keras before 3.10 saves into no memory
-        place = os.path.join(folder, "map" + SUFFIX)
-        with keras.StatelessScope(initialize_variables=False) as scope:
-            for number, variable in enumerate(variables):
-                scope.add_update((variable, np.asarray(number, np.int32)))
-            model.save_weights(place)
-        with h5py.File(place, "r") as file:
-            return {place: variables[int(dataset[()])] for place, dataset in datasets(file)}
+    memory = _Memory()
+    with keras.StatelessScope(initialize_variables=False) as scope:
+        for number, variable in enumerate(variables):
+            scope.add_update((variable, np.asarray(number, np.int32)))
+        model.save_weights(memory)
+    with h5py.File(memory, "r") as file:
+        return {place: variables[int(dataset[()])] for place, dataset in datasets(file)}
+
+
+class _Memory(io.BytesIO):
+    """A file in memory that has a name Keras accepts."""
+
+    def __str__(self) -> str:
+        return "map" + SUFFIX
 
 
 def datasets(file: Any) -> Iterator[tuple[str, Any]]:
