@@ -137,6 +137,8 @@ class _Repository:
             return ConversionError(f"the repository has no revision {printable(self._revision)}")
         if isinstance(error, errors.OfflineModeIsEnabled):
             return _NotReached("the hub is not asked, because HF_HUB_OFFLINE is set")
+        if isinstance(error, OSError) and error.strerror and not isinstance(error, ConnectionError):
+            return ConversionError(f"it cannot be put into the hub's cache ({printable(error.strerror)})")
         status = error.response.status_code if isinstance(error, errors.HfHubHTTPError) else 0
         if status in (401, 403):
             return ConversionError(f"the hub does not let you read it ({status}): {_LOG_IN}")

@@ -1,5 +1,6 @@
 """Checkpoints by their address on the Hugging Face Hub: what is fetched, what is recorded, and what is told."""
 
+import errno
 import json
 import os
 import sys
@@ -244,6 +245,16 @@ def test_a_hub_that_is_down(hub):
     assert told.startswith("the hub cannot be reached (")
     assert told.endswith("), and the cache does not have it")
     assert "503" in told
+
+
+def test_a_full_disk(hub, monkeypatch):
+    hub.add("org/large", {"model.safetensors": tensors(w=1)})
+
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", full)
+    assert refused("hf://org/large") == "it cannot be put into the hub's cache (No space left on device)"
 
 
 def test_without_the_library(hub, monkeypatch):
