@@ -40,7 +40,7 @@ def create(name: str, **config: Any) -> Any:
     builder = _registered.get(name) or _builders().get(name)
     if builder is None:
         near = difflib.get_close_matches(name, names(), 1, 0.75)
-        meant = f"did you mean {near[0]}? Known" if near else "known"
+        meant = f"did you mean {near[0]}? known" if near else "known"
         raise ValueError(f"unknown model {name!r}; {meant}: {', '.join(names())}")
     if isinstance(builder, str):
         module, _, attribute = builder.partition(":")

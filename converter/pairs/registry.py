@@ -66,7 +66,7 @@ def get(name: str) -> Pair:
     pair = _registered.get(name) or _families().get(name)
     if pair is None:
         near = nearest(name, names())
-        known = f"did you mean {near}? Known" if near else "known"
+        known = f"did you mean {near}? known" if near else "known"
         raise UsageError(f"no model is named {printable(name)}; {known}: {', '.join(names())}")
     return pair
 

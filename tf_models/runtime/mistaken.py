@@ -54,4 +54,4 @@ def _stem(name: str) -> str:
 def meant(name: str, known: Sequence[str]) -> str:
     """What `name` may mean of the known ones, in a question, and all of them."""
     found = difflib.get_close_matches(name, known, 1, 0.75)
-    return (f"did you mean {found[0]}? Known" if found else "known") + f": {', '.join(known)}"
+    return (f"did you mean {found[0]}? known" if found else "known") + f": {', '.join(known)}"
