@@ -54,23 +54,27 @@ def keys(context: click.Context) -> Iterator[str]:
 
 @_offered
 def parts(context: click.Context) -> Iterator[str]:
-    """The parts that a converted file is exported in."""
-    yield from _held(context)
+    """The parts that a converted file is exported in, in the format if that is typed before."""
+    from tf_models.runtime.exporting import axes, saved_only
+
+    model = _model(context)
+    lacking = saved_only(model) if context.params.get("format") == "tflite" else ()
+    yield from (part for part in axes(model) or (model,) if part not in lacking)
 
 
 @_offered
 def sizes(context: click.Context) -> Iterator[str]:
     """AXIS= of each axis of those parts."""
-    yield from dict.fromkeys(f"{axis}=" for axes in _held(context).values() for axis in axes)
-
-
-def _held(context: click.Context) -> dict[str, tuple[str, ...]]:
     from tf_models.runtime.exporting import axes
+
+    yield from dict.fromkeys(f"{axis}=" for some in (axes(_model(context)) or {}).values() for axis in some)
+
+
+def _model(context: click.Context) -> str:
     from tf_models.runtime.weights_format import provenance
 
     # With an option that lacks its value, click leaves the arguments where they are.
-    model = provenance(context.args[0])["model"]
-    return axes(model) or {model: ()}
+    return provenance(context.args[0])["model"]
 
 
 class _Bash(BashComplete):

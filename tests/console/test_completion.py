@@ -80,7 +80,9 @@ def test_parts_and_axes_of_the_file(folder):
     def export(*words):
         return offered(folder, "weightbridge", "export", *words)
 
-    assert export("sam.weights.h5", "--part", "") == ["image_encoder", "prompt_encoder", "mask_decoder"]
+    parts = ["image_encoder", "prompt_encoder", "mask_decoder"]
+    assert export("sam.weights.h5", "--part", "") == [*parts, "from_pixels"]
+    assert export("sam.weights.h5", "--format", "tflite", "--part", "") == parts, "which has no ops for the other"
     assert export("sam.weights.h5", "--format", "tflite", "--part", "m") == ["mask_decoder"]
     assert export("sam.weights.h5", "--size", "p") == ["prompts=", "points="]
     for none in ("text.weights.h5", "none.weights.h5"):
