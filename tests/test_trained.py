@@ -104,7 +104,7 @@ def call(*words):
 
 
 def test_torch_loads_it_strictly_with_all_that_it_had(tuned):
-    state, back = torch.load(tuned / "ckpt.pth"), torch.load(tuned / "tuned.pth")
+    state, back = torch.load(tuned / "ckpt.pth", weights_only=True), torch.load(tuned / "tuned.pth", weights_only=True)
     assert list(back) == list(state), "in the order of the checkpoint"
     assert list(back) == list(torchs().state_dict())
     for name, tensor in back.items():
@@ -241,7 +241,7 @@ def test_half_precision_is_rounded_to_with_a_note_or_refused_by_name(tmp_path):
         report.notes[0]
         == "3 tensors are of half precision in the checkpoint, to which their trained values are rounded"
     )
-    back = torch.load(tmp_path / "t.pth")
+    back = torch.load(tmp_path / "t.pth", weights_only=True)
     for name, tensor in state.items():
         assert back[name].dtype == tensor.dtype, name
     kernel = torch.from_numpy(np.array(model.first.kernel)).T
@@ -286,7 +286,7 @@ def test_variables_that_are_one_tensor_in_torch_must_be_equal(tmp_path):
         model.embed.embeddings.assign(np.asarray(model.head.kernel).T)
         tf_models.save(model, trained, overwrite=True)
         converter.restore(trained, tmp_path / "t.pth")
-    torch_net().load_state_dict(torch.load(tmp_path / "t.pth"), strict=True)
+    torch_net().load_state_dict(torch.load(tmp_path / "t.pth", weights_only=True), strict=True)
 
 
 def test_a_created_model_becomes_a_state_dict_of_the_reference(tmp_path):
@@ -301,7 +301,7 @@ def test_a_created_model_becomes_a_state_dict_of_the_reference(tmp_path):
     ]
     plain = torchs()
     plain.normed = nn.Linear(8, 8)
-    back = torch.load(tmp_path / "small.pth")
+    back = torch.load(tmp_path / "small.pth", weights_only=True)
     plain.load_state_dict(back, strict=True)
     assert torch.equal(back["again.weight"], torch.from_numpy(np.array(model.last.kernel)).T)
     sizes = {name: value for name, value in DECODER.items() if name not in ("depth", "num_heads")}
@@ -309,7 +309,7 @@ def test_a_created_model_becomes_a_state_dict_of_the_reference(tmp_path):
     converter.restore(decoder, tmp_path / "decoder.safetensors", "hugging_face")
     converter.restore(decoder, tmp_path / "decoder.pth")
     reference = torch_refs.create("sam_decoder", **DECODER)
-    reference.load_state_dict(torch.load(tmp_path / "decoder.pth"), strict=True)
+    reference.load_state_dict(torch.load(tmp_path / "decoder.pth", weights_only=True), strict=True)
     assert converter.verify("sam_decoder", tmp_path / "decoder.pth", decoder, level="lossless")
 
 

@@ -283,7 +283,7 @@ def test_merged_converted_proven_and_given_back(tmp_path):
     assert back.exit_code == 0, back.output
     assert "the merged weights come back, and not what they were made of: LoRA merged into 2 kernels" in back.output
     for name, tensor in expected(ATTENTION, 2, "value_proj", "output_proj").items():
-        np.testing.assert_array_equal(torch.load(tmp_path / "back.pth")["model"][name], tensor)
+        np.testing.assert_array_equal(torch.load(tmp_path / "back.pth", weights_only=True)["model"][name], tensor)
     checked = run(cli.main, "verify", checkpoint, output, "--level", "lossless", *flags[-3:])
     assert checked.exit_code == 0, checked.output
     other = run(cli.main, "verify", checkpoint, output, "--level", "lossless", "--merge-lora", "--lora-scale", 1)

@@ -66,8 +66,9 @@ def test_arrays_are_read_as_numpy_reads_them(protocol, tmp_path):
 @pytest.mark.parametrize("core", ["numpy.core", "numpy._core"])
 def test_old_and_new_names_of_numpy(core, tmp_path):
     data = pickle.dumps({"w": ARRAYS["dense"]}, 3)
-    assert b"numpy._core." in data
-    (tmp_path / "x.pkl").write_bytes(data.replace(b"numpy._core.", core.encode() + b"."))
+    ours = b"numpy._core." if b"numpy._core." in data else b"numpy.core."
+    assert ours in data
+    (tmp_path / "x.pkl").write_bytes(data.replace(ours, core.encode() + b"."))
     with Checkpoint(tmp_path / "x.pkl") as checkpoint:
         np.testing.assert_array_equal(checkpoint.read(checkpoint.states[""]["w"]), ARRAYS["dense"])
 

@@ -170,7 +170,7 @@ def test_pickles_of_arrays_are_converted_and_proven(file, case, wrap, tmp_path):
     assert provenance(output)["dialect"] == dialect
     assert provenance(output)["proof"]["level"] == "full"
     report = converter.restore(output, tmp_path / "back.pth", dialect="official")
-    back = torch.load(tmp_path / "back.pth")
+    back = torch.load(tmp_path / "back.pth", weights_only=True)
     assert report.output == tmp_path / "back.pth"
     for name, tensor in official.items():
         np.testing.assert_array_equal(back.get("model", back)[name], tensor)
