@@ -114,7 +114,7 @@ def test_the_pair_is_right_without_faults(faulty, checkpoint):
     [
         ("raise RuntimeError('a\\nb')", "RuntimeError: a"),
         ("undefined", "NameError: name 'undefined' is not defined"),
-        ("keras.layers.Dense(-1)", "ValueError: Received an invalid value for `units`"),
+        ("keras.layers.Dropout(-1)", "ValueError: Invalid value received for argument `rate`"),
         ("config['depth']", "KeyError: 'depth'"),
         ("import no_such_module", "ModuleNotFoundError: No module named 'no_such_module'"),
         ("keras.ops.matmul(np.ones((2, 3)), np.ones((2, 3)))", "InvalidArgumentError: Matrix size-incompatible"),
