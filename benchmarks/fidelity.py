@@ -1,8 +1,8 @@
 """How near each family comes to torch: `python -m benchmarks.fidelity` converts all with the full proof.
 
 It writes README's table, and the picture of every layer's error (`docs/front.svg`). Weights are seeded; sizes are
-the published ones where there are any. Errors are distances from torch in float64, the largest of all inputs; torch's
-own is that of torch in float32.
+the published ones where there are any. Errors are distances from torch in float64, the largest of all inputs, over
+the largest value of the output; torch's own is that of torch in float32.
 """
 
 import datetime
@@ -45,8 +45,8 @@ def row(report: Any) -> str:
     worst = max(proof.outputs, key=lambda one: one.error / one.torch_error)
     good = sum(map(bool, proof.layers))
     return (
-        f"| `{report.model}` | {report.tensors} | {good} of {len(proof.layers)} | {worst.error:.1e} "
-        f"| {worst.torch_error:.1e} | {worst.error / worst.torch_error:.1f} | {proof.worst:.2f} |"
+        f"| `{report.model}` | {report.tensors} | {good} of {len(proof.layers)} | {worst.error / worst.scale:.1e} "
+        f"| {worst.torch_error / worst.scale:.1e} | {worst.error / worst.torch_error:.1f} | {proof.worst:.2f} |"
     )
 
 
