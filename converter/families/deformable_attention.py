@@ -52,7 +52,7 @@ def _configure(axes: int) -> Callable[[Named[str, tuple[int, ...]], dict[str, An
                 f"downsample_factor takes a number from 1 that is offset_kernel_size ({shown}) or an even number less, "
                 f"not {'x'.join(map(str, strides))}"
             )
-        return config
+        return config | {"downsample_factor": strides.tolist() if len(strides) > 1 else int(strides[0])}
 
     return configure
 

@@ -6,6 +6,7 @@ import torch
 
 import converter
 import tf_models
+import torch_refs
 from converter.families import deformable_attention as mappings
 from tests.support.checkpoints import prefixed, save
 from tests.support.deformable import OTHER, SMALL, inputs, reference, upstream
@@ -86,6 +87,13 @@ def test_the_grid_is_recorded_and_enforced(axes, variant, tmp_path):
     newest = {"grid_variant": PAIRS[axes].options["grid_variant"].default}
     with pytest.raises(converter.ConversionError, match="another configuration: grid_variant differ"):
         converter.verify(None, checkpoint, output, options=newest, level="lossless")
+
+
+@pytest.mark.parametrize("axes", AXES)
+def test_strides_that_are_not_said_are_one_number(axes, tmp_path):
+    state = torch_refs.create(f"deformable_attention_{axes}d", dim=16, heads=2, dim_head=8).state_dict()
+    plan = converter.plan(f"deformable_attention_{axes}d", save(state, tmp_path))
+    assert plan.config["downsample_factor"] == 4
 
 
 def test_wrong_values_are_refused(tmp_path):
