@@ -304,6 +304,8 @@ class _Session(ExitStack):
             source_sha256="",
             dialect=plan.dialect.name,
             scope=plan.scope,
+            key=plan.key,
+            beside=[key for key in self.source.states if key != plan.key],
             output=output,
             tensors=plan.tensors,
             variables=len(plan.variables),

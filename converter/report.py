@@ -154,6 +154,8 @@ class Report:
     nbytes: int
     dtype: str
     scope: str = ""
+    key: str = ""  # of the state dict, where the file has others; they are told by `beside`
+    beside: list[str] = field(default_factory=list)
     out_of_scope: dict[str, int] = field(default_factory=dict)
     dropped: dict[str, str] = field(default_factory=dict)
     folded: dict[str, str] = field(default_factory=dict)
@@ -212,6 +214,9 @@ class Report:
             ("model", f"{self.model}, {self.tensors} tensors into {self.variables} variables, {size(self.nbytes)}"),
             ("source", f"{self.source}, sha256 {self.source_sha256[:16]}..., dialect {self.dialect}"),
         ]
+        if self.beside:
+            others = listed([printable(key or "(the file itself)", 40) for key in self.beside], 4)
+            rows.append(("key", f"{printable(self.key or '(the file itself)')}; not read: {others}"))
         if self.scope:
             rows.append(("scope", printable(self.scope)))
         if self.out_of_scope:

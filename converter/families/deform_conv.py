@@ -99,7 +99,7 @@ def probes(config: dict[str, Any], rng: np.random.Generator) -> list[Probe]:
 # EDVR's (`pcd_align.L3_dcnpack`, `pcd_align.dcn_pack.l3`, `pcd_alignment.cas_dcnpack`) and FaPN's (`dcpack_L2`).
 _OF_TWO_INPUTS = (
     (
-        r"(^|\.)(pcd_align(ment)?\.|\w*dcn_?pack\b|dcpack_\w+)",
+        r"(^|\.)(pcd_align(ment)?\.|(L\d|cas)_dcnpack\b|dcn_pack\.l\d|dcpack_L\d)",
         "its offsets come of a second input, as in EDVR and FaPN",
     ),
 )

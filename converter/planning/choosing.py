@@ -4,11 +4,12 @@ Nothing is taken that leaves a doubt: of two sets of weights, of a part of what 
 of a larger network, the user is told how to name what is meant.
 """
 
+import contextlib
 import re
 import shlex
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from converter.blame import PairError
@@ -134,7 +135,7 @@ class _Search:
         except UsageError as error:
             raise self._told(pair, taken, error) from None
         found = list(self._each(pair, options))
-        whole = [one for one in found if one.fits]
+        whole = [one for one in found if one.fits or _nearly(one)]
         for place, one in enumerate(found):
             beside = tuple(o.prefix for o in whole if o.state is one.state and len(o.prefix) > len(one.prefix))
             if one.config is not None and one.unexpected and not (one.missing or one.doubled) and beside:
@@ -162,7 +163,7 @@ class _Search:
             for dialect in known:
                 if wanted not in (None, dialect.name):
                     continue
-                for prefix in dict.fromkeys([*tried, *where_it_ends(state.entries, usual, dialect)]):
+                for prefix in dict.fromkeys([*tried, *self._found(state, usual, dialect)]):
                     other = next((told for path, told in pair.not_at if re.search(path, prefix)), None)
                     if other is None:
                         yield read(pair, state, prefix, dialect, options, self.checkpoint)
@@ -170,6 +171,15 @@ class _Search:
                         self.strange.append(
                             f"what stands at {printable(prefix.rstrip('.'))} is not {pair.name}: {other}"
                         )
+
+    def _found(self, state: State, usual: Mapping | None, dialect: dialects.Dialect) -> list[str]:
+        """The prefixes that names show; where the user names one, others only tell of further sets."""
+        try:
+            return where_it_ends(state.entries, usual, dialect)
+        except ConversionError:
+            if self.choice.scope is None:
+                raise
+            return []
 
     def _scopes(self, pair: Pair, state: State) -> list[str]:
         """The prefixes that the user's word for it may mean."""
@@ -197,12 +207,13 @@ def _read_as(search: _Search, pair: Pair) -> Reading:
     # A reading that sizes itself tells more than one that fell back.
     best = max(found, key=lambda r: (r.matched - len(r.missing) - len(r.doubled), -len(r.unexpected)), default=None)
     if best is None or (best.matched == 0 and not _has_modules(best)):
+        at = "" if search.choice.scope is None else f" at {printable(search.choice.scope)}{_meant(search)}"
         names = Counter(entry.name.split(".")[0] for entry in search.checkpoint.entries())
         shown = listed([f"{printable(name, 40)} ({count})" for name, count in names.most_common()], 6)
         failure = None if best is None else best.failure
         if best is not None and failure is not None and best.lacking is None:
             raise PairError(f"{best.unsized}; its names start with: {shown}") from failure
-        raise ConversionError(f"it holds no tensor of {pair.name}; its names start with: {shown}") from failure
+        raise ConversionError(f"it holds no tensor of {pair.name}{at}; its names start with: {shown}") from failure
     return best
 
 
@@ -220,6 +231,7 @@ def _recognise(search: _Search) -> Reading:
         raise UsageError(f"no model has a dialect {printable(str(dialect))}")
     found: list[Reading] = []
     refused: list[ConversionError] = []
+    without: list[tuple[ConversionError, Reading]] = []  # what would fit but for an option
     for pair in known:
         try:
             found += search.readings(pair)
@@ -227,27 +239,32 @@ def _recognise(search: _Search) -> Reading:
             raise
         except UsageError as error:  # a value may be right for another model
             refused.append(error)
+            with contextlib.suppress(ConversionError):
+                without += [(error, one) for one in replace(search, options={}).readings(pair) if one.fits]
         except ConversionError:
             continue
     fitting = _outermost([one for one in found if one.fits])
     nearly = [one for one in found if _nearly(one) and not any(one.tensors <= other.tensors for other in fitting)]
-    parts = [one for one in fitting if any(one.key == whole.key and one.tensors < whole.tensors for whole in nearly)]
+    parts = [one for one in fitting if any(one.tensors < whole.tensors for whole in nearly)]
     fitting = [one for one in fitting if one not in parts]
     if nearly and not fitting:
         whole = max(nearly, key=lambda one: one.matched)
         raise _nearly_fits(whole, [one for one in parts if one.tensors < whole.tensors])
-    for one in found:  # what an option keeps from fitting goes before the parts of it that do fit
-        if one.refused is not None and all(part.tensors < one.tensors for part in fitting):
-            raise one.refused
+    # What an option keeps from fitting goes before the parts of it that do fit.
+    without += [(one.refused, one) for one in found if one.refused is not None]
+    for reason, one in without:
+        if all(part.tensors < one.tensors for part in fitting):
+            raise reason
     if not fitting:
         if refused:
             raise refused[0]
-        told = f"; {search.strange[0]}" if search.strange else ""
+        at = search.choice.scope
+        told = f"; {search.strange[0]}" if search.strange else f" at {printable(at)}{_meant(search)}" if at else ""
         names = ", ".join(pair.name for pair in known)
         raise ConversionError(f"no model fits this checkpoint{told}; known: {names}; name one with --model to see why")
     reading = _settled(fitting, found)
     if search.choice.scope is None:
-        _check_whole(reading)
+        _check_whole(reading, search.checkpoint)
     _check(reading, search.config_file, search.options)
     reading.pair = get(_name(reading))
     return reading
@@ -264,9 +281,9 @@ def _settled(fitting: list[Reading], found: list[Reading]) -> Reading:
         alike = [other for other in left if other.pair is one.pair and other.key == one.key and _same(other, one)]
         if all(not _same_layout(other, one) for other in alike):
             left.append(one)
-    # Another set of the weights that has something beside it is one that may be meant as well.
-    others = [one for one in found if not one.missing and _nearly(one)]
-    left += [one for one in others if all(one.key == o.key and one.tensors.isdisjoint(o.tensors) for o in left)]
+    # Another set of weights that has something beside it, or lacks a little, may be meant as well.
+    others = _outermost([one for one in found if _nearly(one)])
+    left += [one for one in others if all(one.tensors.isdisjoint(fit.tensors) for fit in left)]
     if len(left) == 1:
         return left[0]
     raise Ambiguous(*_question(left))
@@ -286,7 +303,7 @@ def _question(left: list[Reading]) -> tuple[str, list[str]]:
     choices = [
         " ".join(
             [f"{option} {shlex.quote(printable(values[place], 200))}" for option, values in asked.items()]
-            + _ignoring(one)
+            + ([] if one.missing else _ignoring(one))
         )
         for place, one in enumerate(left)
     ]
@@ -303,17 +320,19 @@ def _question(left: list[Reading]) -> tuple[str, list[str]]:
     return f"several networks stand in this checkpoint; choose one: {listed(choices, 4)}", choices
 
 
-def _check_whole(reading: Reading) -> None:
+def _check_whole(reading: Reading, checkpoint: Checkpoint) -> None:
     """See that the network is not a part of another, or so small a part of the checkpoint that another may be meant.
 
     Raises:
         Ambiguous: it is; the choice that takes it nevertheless.
     """
     held, others = len(reading.tensors), sum(reading.out_of_scope.values())
+    others += sum(len(state) for at, state in checkpoint.states.items() if at != reading.key and not _of_training(at))
     scope = next((one for one in reading.pair.scopes if one and reading.prefix.endswith(one)), None)
     if held < (_LEAST_COVERED if scope is None else _LEAST_OF_PARTS) * (held + others):
         place = [] if reading.prefix == (scope or "") else ["--scope", shlex.quote(printable(reading.scope, 200))]
-        choice = " ".join(["--model", _name(reading), *place])
+        keyed = ["--key", shlex.quote(printable(reading.key, 200))] if reading.key else []
+        choice = " ".join(["--model", _name(reading), *keyed, *place])
         told = f"{_name(reading)} fits {held} of its {held + others} tensors"
         raise Ambiguous(f"no known network is the whole of it; {told}, and is converted with: {choice}", [choice])
 
@@ -331,17 +350,20 @@ def _nearly_fits(whole: Reading, parts: list[Reading]) -> Ambiguous:
         lacking, strange = (listed(map(printable, fold(names)), 3) for names in (whole.missing, whole.unexpected))
         more = f", and has {strange}" if whole.unexpected else ""
         return Ambiguous(f"{told}: it lacks {lacking}{more}; see --model {name}", [f"--model {name}", *taken])
-    ignored = " ".join(_ignoring(whole))
+    patterns = _ignoring(whole)
     also = f"; its parts: {', '.join(taken)}" if taken else ""
-    return Ambiguous(f"{told}; to pass over what is not of it: {ignored}{also}", [ignored, *taken])
+    them = "it" if few == 1 else "them"
+    return Ambiguous(
+        f"{told}; if the network does without {them}: {listed(patterns, _MOST_GLOBS, ' ')}{also}",
+        [" ".join(patterns), *taken],
+    )
 
 
 def _ignoring(reading: Reading) -> list[str]:
     """The options that have the tensors passed over that are not of the network."""
     strange = [reading.entries[name].name for name in reading.unexpected]
-    patterns = globs(strange, reading.tensors)
-    more = [f"(and {len(patterns) - _MOST_GLOBS} more)"] if len(patterns) > _MOST_GLOBS else []
-    return [f"--ignore {shlex.quote(printable(one, 200))}" for one in patterns[:_MOST_GLOBS]] + more
+    patterns = globs(strange, [name for _, name in reading.tensors])
+    return [f"--ignore {shlex.quote(printable(one, 200))}" for one in patterns]
 
 
 def _name(reading: Reading) -> str:
@@ -359,9 +381,7 @@ def _nearly(reading: Reading) -> bool:
 
 def _outermost(fitting: list[Reading]) -> list[Reading]:
     """Those whose tensors are not a part of another's."""
-    return [
-        one for one in fitting if not any(one.key == other.key and one.tensors < other.tensors for other in fitting)
-    ]
+    return [one for one in fitting if not any(one.tensors < other.tensors for other in fitting)]
 
 
 def _has_modules(reading: Reading) -> bool:
@@ -421,7 +441,20 @@ def _unwrapped(state: dict[str, Entry], words: Collection[str]) -> dict[str, lis
 
 def _is_placeholders(state: dict[str, Entry]) -> bool:
     floats = [entry for entry in state.values() if entry.dtype in FLOATS]
-    return len(floats) > 1 and sum(entry.shape == (0,) for entry in floats) > len(floats) / 2
+    # Small tensors may be whole among them.
+    return len(floats) > 1 and sum(entry.shape == (0,) for entry in floats) > len(floats) / 20
+
+
+def _of_training(key: str) -> bool:
+    """Whether a state dict is an optimizer's or the like, by its place in the file."""
+    return key.startswith(("optim", "lr_sched", "sched", "scaler", "grad_scaler"))
+
+
+def _meant(search: _Search) -> str:
+    """A path in the file that the user's scope may mean, as a question."""
+    paths = {name[: at.start()] for state in search.states for name in state.entries for at in re.finditer(r"\.", name)}
+    near = nearest(str(search.choice.scope), paths)
+    return f" (did you mean {printable(near)}?)" if near and near != search.choice.scope else ""
 
 
 def _in_parts(names: Iterable[str]) -> bool:

@@ -164,7 +164,9 @@ class Plan:
         lines.append("")
         lines.append(
             f"{self.pair.name}: {self.tensors} tensors fill {len(self.variables)} variables, {self.values:,} values;"
-            f" dialect {self.dialect.name}" + (f", scope {printable(self.scope)}" if self.scope else "")
+            f" dialect {self.dialect.name}"
+            + (f", scope {printable(self.scope)}" if self.scope else "")
+            + (f", key {printable(self.key)}" if self.key else "")
         )
         lines += [f"dropped {printable(name)}: {reason}" for name, reason in self.dropped.items()]
         lines += [f"folded {printable(name)}: {cost}" for name, cost in self.folded.items()]

@@ -13,7 +13,7 @@ _INDEX = re.compile(r"(?<![^.])[0-9]+(?![^.])")
 
 
 def where_it_ends(names: Collection[str], mapping: Mapping | None, dialect: Dialect) -> list[str]:
-    """Prefixes of `names`, each with its last dot, under which half of the network's names stand, whatever their index.
+    """Prefixes of `names`, each with its last dot, under which most of the network's names stand, whatever their index.
 
     How many layers a network has is not known before its place is: of `blocks.0.norm.weight` and
     `blocks.11.norm.weight` either stands for both. Without a mapping they are the first words of all names.
@@ -35,7 +35,7 @@ def where_it_ends(names: Collection[str], mapping: Mapping | None, dialect: Dial
             end = _INDEX.sub("#", ".".join(words[-length:]))
             if end in wanted:
                 held.setdefault("".join(f"{word}." for word in words[:-length]), set()).add(end)
-    found = {prefix for prefix, ends in held.items() if 2 * len(ends) >= len(wanted)}
+    found = {prefix for prefix, ends in held.items() if 2 * len(ends) > len(wanted)}
     if len(found) > _MOST:
         raise ConversionError(f"there are {len(found)} places where it may stand; say which with --scope")
     return sorted(found)

@@ -104,10 +104,10 @@ class Reading:
         return len(self.entries) - len(self.unexpected) if self.config is not None else 0
 
     @cached_property
-    def tensors(self) -> frozenset[str]:
-        """Names in the file of the tensors in scope that the network knows."""
+    def tensors(self) -> frozenset[tuple[str, str]]:
+        """(state dict, name there) of the tensors in scope that the network knows."""
         strange = {self.entries[name].name for name in self.unexpected}
-        return frozenset({entry.name for entry in self.entries.values()} - strange)
+        return frozenset((self.key, entry.name) for entry in self.entries.values() if entry.name not in strange)
 
     @cached_property
     def out_of_scope(self) -> dict[str, int]:

@@ -128,7 +128,7 @@ def test_a_set_with_something_beside_it_may_be_meant_as_well(tmp_path):
 def test_a_part_is_not_taken_where_the_whole_nearly_fits(tmp_path):
     state = {**SAM, "loss_fn.weight": torch.ones(3)}
     told, choices = question(tmp_path, state)
-    assert "sam fits all but 1 tensor; to pass over what is not of it: --ignore loss_fn.weight" in told
+    assert "sam fits all but 1 tensor; if the network does without it: --ignore loss_fn.weight" in told
     assert choices == [
         "--ignore loss_fn.weight", "--model sam_decoder", "--model sam_image_encoder", "--model sam_prompt_encoder"
     ]  # fmt: skip
@@ -228,6 +228,88 @@ def test_what_is_ignored_must_be_there_and_what_is_needed_cannot_be(tmp_path):
     torch.save(DECODER, tmp_path / "c.pth")
     with pytest.raises(converter.PlanError, match=r"missing: iou_token\.weight"):
         converter.plan("sam_decoder", tmp_path / "c.pth", OPTIONS, ignore=["iou_token.*"])
+
+
+def lacking(state, word):
+    return {name: tensor for name, tensor in state.items() if word not in name}
+
+
+OTHERS = {f"layer.{i}.weight": torch.ones(3) for i in range(361)}
+
+
+@pytest.mark.parametrize(
+    ("file", "expected"),
+    [
+        (
+            {"model": {**SAM, "loss.w": torch.ones(1)}, "ema_decoder": DECODER},
+            ["--model sam_decoder --key ema_decoder", "--model sam --key model --ignore loss.w"],
+        ),
+        (
+            {"model": {**SAM, "loss.w": torch.ones(1)}, "ema": sam_state()},
+            ["--key ema", "--key model --ignore loss.w"],
+        ),
+        ({"backbone": OTHERS, "head": DECODER}, ["--model sam_decoder --key head"]),
+        (
+            {**prefixed(SAM, "student."), **prefixed(lacking(SAM, "blocks.1.attn.proj"), "teacher.")},
+            ["--scope student", "--scope teacher"],
+        ),
+        (
+            {**DECODER, **prefixed(lacking(DECODER, "norm1.weight"), "mask_decoder.")},
+            ["--scope ''", "--scope mask_decoder"],
+        ),
+    ],
+    ids=["part in another dict", "whole in another dict", "other dicts", "lacking some", "bare and lacking some"],
+)  # fmt: skip
+def test_what_nearly_fits_is_asked_about_wherever_it_stands(tmp_path, file, expected):
+    _, choices = question(tmp_path, file)
+    assert choices == expected
+
+
+def test_the_report_says_what_state_dict_was_read_and_what_was_not(tmp_path):
+    state = {f"state.{i}.exp_avg": torch.ones(1) for i in range(500)}
+    torch.save({"model": DECODER, "optimizer": state}, tmp_path / "c.pth")
+    report = converter.convert(
+        "auto", tmp_path / "c.pth", tmp_path / "o.weights.h5", verify="lossless", options=OPTIONS
+    )
+    assert ("key", "model; not read: optimizer") in report.lines()
+    assert ", key model" in str(converter.plan("auto", tmp_path / "c.pth", OPTIONS))
+
+
+@pytest.mark.parametrize("options", [{"num_heads": "seven"}, {"num_heads": 4, "image_size": "abc"}])
+def test_a_wrong_option_is_told_and_not_that_parts_fit(tmp_path, options):
+    with pytest.raises(converter.UsageError, match=r"takes a whole number, not (seven|abc)"):
+        reading(tmp_path, SAM, options=options)
+
+
+def test_a_place_that_is_named_needs_no_search(tmp_path):
+    state = {**prefixed(DCN, "x.dcn."), **{f"{i}.conv_offset_mask.weight": torch.ones(1) for i in range(1100)}}
+    state |= {f"{i}.weight": torch.ones(1) for i in range(1100)}
+    with pytest.raises(converter.ConversionError, match=r"1101 places where it may stand; say which with --scope"):
+        reading(tmp_path, state, "dcn_v2", {})
+    assert reading(tmp_path, state, "dcn_v2", {}, scope="x.dcn").fits
+    plain = {
+        **prefixed(DCN, "x.dcn."),
+        **{f"{i}.{leaf}": torch.ones(1) for i in range(1100) for leaf in ("weight", "bias")},
+    }
+    assert reading(tmp_path, plain, "dcn_v2", {}).scope == "x.dcn", "a weight alone shows no deformable convolution"
+
+
+@pytest.mark.parametrize("model", ["auto", "sam_decoder"])
+def test_a_scope_where_nothing_is_says_what_may_be_meant(tmp_path, model):
+    with pytest.raises(converter.ConversionError, match=r"at techer \(did you mean teacher\?\)"):
+        reading(tmp_path, prefixed(DECODER, "teacher."), model, scope="techer")
+
+
+def test_a_layer_of_ones_own_by_a_name_like_theirs_is_one(tmp_path):
+    assert reading(tmp_path, {**prefixed(DCN, "my.dcn_pack."), **CONVOLUTIONS}, "dcn_v2", {}).fits
+
+
+def test_placeholders_among_whole_tensors_say_how_to_gather_them(tmp_path):
+    """ZeRO-3 keeps small parameters whole on every machine."""
+    state = {name: torch.empty(0) if tensor.numel() > 1000 else tensor for name, tensor in SAM.items()}
+    assert 0.05 < sum(tensor.shape == (0,) for tensor in state.values()) / len(state) < 0.5
+    with pytest.raises(converter.ConversionError, match=r"python zero_to_fp32.py \. one.pth"):
+        reading(tmp_path, state)
 
 
 def test_flat_parameters_say_how_to_gather_them(tmp_path):
