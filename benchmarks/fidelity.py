@@ -84,9 +84,7 @@ def draw(reports: list[Any], path: Path) -> None:
 
 
 def main() -> None:
-    headings = (
-        "network|tensors|layers that agree|error of outputs|torch's own|ratio of the two|worst error over allowed"
-    )
+    headings = "network|tensors|layers that agree|relative error|torch's own|ratio|worst error over allowed"
     lines = [f"| {headings.replace('|', ' | ')} |", "|---|---:|---:|---:|---:|---:|---:|"]
     reports = []
     with tempfile.TemporaryDirectory() as folder:
