@@ -111,7 +111,11 @@ _QUIET = click.option("--quiet", "-q", is_flag=True, help="Print nothing but err
 @_MODEL
 @click.option("--output", "-o", type=click.Path(path_type=Path), help="Default: weights/MODEL.weights.h5.")
 @click.option(
-    "--verify", type=click.Choice(["train", "full-size", "full", "lossless", "none"]), default="full", show_default=True
+    "--verify",
+    type=click.Choice(["train", "full-size", "full", "lossless", "none"]),
+    default="full",
+    show_default=True,
+    help="What is proven: every bit (lossless), what both networks compute (full), and how they train.",
 )
 @click.option("--dtype", type=click.Choice(["float32", "float16"]), default="float32", show_default=True)
 @click.option("--overwrite", is_flag=True, help="Replace an existing output.")
@@ -153,7 +157,8 @@ def convert(
 ) -> None:
     """Convert a torch CHECKPOINT to Keras weights, and prove that they are right.
 
-    CHECKPOINT is a .pth, .pt, .bin or .safetensors file, a shard index (*.index.json), or the folder that holds one.
+    CHECKPOINT is a .pth, .pt, .bin, .safetensors, .pkl or .pdparams file, a shard index (*.index.json), the folder that
+    holds one, or hf://ORGANISATION/NAME on the Hugging Face Hub.
     """
     import converter
 
@@ -276,6 +281,8 @@ def inspect(file: Path, as_json: bool) -> None:
         if name == "proof" and isinstance(value, dict):
             lines += [f"{'proof':<14} {text}" for text in proof_lines(value)]
         else:
+            if name == "origin":  # places, which say nothing to a person
+                value = {key: one for key, one in value.items() if key != "order"}
             lines.append(f"{name:<14} {printable(json.dumps(value) if isinstance(value, dict) else str(value), 400)}")
     lines += [f"note: {note}" for note in held.notes]
     print_lines(*lines)
@@ -286,7 +293,13 @@ def inspect(file: Path, as_json: bool) -> None:
 @click.argument("weights", type=click.Path(path_type=Path))
 @_MODEL
 @click.option(
-    "--level", type=click.Choice(["train", "full-size", "full", "lossless"]), default="full", show_default=True
+    "--level",
+    "--verify",
+    "level",
+    type=click.Choice(["train", "full-size", "full", "lossless"]),
+    default="full",
+    show_default=True,
+    help="What is proven, as --verify of convert says it.",
 )
 @_OPTION
 @_PAIR

@@ -18,7 +18,7 @@ def ignore(checkpoint: Checkpoint, patterns: Sequence[str], key: str | None = No
     names = [name for state in states.values() for name in state]
     for pattern in patterns:
         if not any(fnmatchcase(name, pattern) for name in names):
-            near = nearest(pattern, names)
+            near = next((name for name in names if name.endswith(f".{pattern}")), None) or nearest(pattern, names)
             meant = f"; did you mean {printable(near)}?" if near else ""
             raise UsageError(f"--ignore {printable(pattern)} is the name of no tensor of the file{meant}")
     for at, state in states.items():
@@ -26,3 +26,5 @@ def ignore(checkpoint: Checkpoint, patterns: Sequence[str], key: str | None = No
         for name in passed:
             del state[name]
         checkpoint.ignored[at] = passed
+    if names and not any(states.values()):
+        raise UsageError("--ignore passes over every tensor of the file")

@@ -28,7 +28,10 @@ class Command(click.Command):
         except click.exceptions.Abort:
             sys.exit(INTERRUPTED)
         except click.ClickException as error:
-            fail(error.format_message(), error.exit_code)
+            message = error.format_message()
+            if "unexpected extra argument" in message:
+                message += "; all but the files that are read are options, as -o OUTPUT and --model NAME"
+            fail(message, error.exit_code)
         except OSError as error:
             discard(sys.stdout)
             fail(f"what was asked for cannot be printed: {error.strerror}")

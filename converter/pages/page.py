@@ -116,7 +116,7 @@ summary { cursor: pointer; }
 .counts { display: flex; flex-wrap: wrap; gap: .5rem; list-style: none; margin: 1rem 0; padding: 0; }
 .counts li { flex: 1 0 7rem; padding: .5rem .8rem; background: var(--raised); border-radius: .4rem; color: var(--dim);
   font-size: .85rem; }
-.counts b { display: block; font-size: 1.3rem; color: var(--ink); }
+.counts b { display: block; white-space: nowrap; font-size: 1.3rem; color: var(--ink); }
 dl { display: grid; grid-template-columns: minmax(7rem, max-content) 1fr; gap: .2rem 1rem; margin: 0; }
 dt { color: var(--dim); } dd { margin: 0; }
 table { border-collapse: collapse; width: 100%; font-size: .9rem; }

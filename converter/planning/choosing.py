@@ -228,7 +228,10 @@ def _recognise(search: _Search) -> Reading:
     if dialect is not None:
         known = [pair for pair in known if any(dialect == one.name for one in (dialects.CANONICAL, *pair.dialects))]
     if not known:
-        raise UsageError(f"no model has a dialect {printable(str(dialect))}")
+        spelled = sorted({one.name for pair in pairs() for one in (dialects.CANONICAL, *pair.dialects)})
+        near = nearest(str(dialect), spelled)
+        meant = f"did you mean {near}? known" if near else "known"
+        raise UsageError(f"no model has a dialect {printable(str(dialect))}; {meant}: {', '.join(spelled)}")
     found: list[Reading] = []
     refused: list[ConversionError] = []
     without: list[tuple[ConversionError, Reading]] = []  # what would fit but for an option

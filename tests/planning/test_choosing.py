@@ -225,6 +225,12 @@ def test_tensors_that_are_ignored_are_dropped_by_name(tmp_path):
 def test_what_is_ignored_must_be_there_and_what_is_needed_cannot_be(tmp_path):
     with pytest.raises(converter.UsageError, match=r"--ignore iou_token.weigt is .* did you mean iou_token.weight\?"):
         reading(tmp_path, DECODER, ignored=("iou_token.weigt",))
+    with pytest.raises(converter.UsageError, match=r"did you mean student\.iou_token\.weight\?"):
+        reading(tmp_path, prefixed(DECODER, "student."), ignored=("iou_token.weight",))
+    with pytest.raises(converter.UsageError, match="--ignore passes over every tensor of the file"):
+        reading(tmp_path, DECODER, ignored=("*",))
+    with pytest.raises(converter.UsageError, match=r"no model has a dialect padle; did you mean paddle\?"):
+        reading(tmp_path, DECODER, dialect="padle")
     torch.save(DECODER, tmp_path / "c.pth")
     with pytest.raises(converter.PlanError, match=r"missing: iou_token\.weight"):
         converter.plan("sam_decoder", tmp_path / "c.pth", OPTIONS, ignore=["iou_token.*"])
