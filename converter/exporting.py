@@ -208,7 +208,7 @@ def export(
         if held is None:
             described = _Described.of(about)
             held = {about["model"]: tuple(described.sizes)}
-        chosen = _chosen(held, part, exporting.saved_only(about["model"]) if format == "tflite" else ())
+        chosen = _chosen(held, part, exporting.saved_only(about["model"]), format)
         _check(sizes or {}, held)
         several = len(chosen) > 1
         if output is None:
@@ -244,12 +244,13 @@ def export(
     return report
 
 
-def _chosen(held: Mapping[str, Any], part: str | None, lacking: Sequence[str]) -> list[str]:
+def _chosen(held: Mapping[str, Any], part: str | None, apart: Sequence[str], format: str) -> list[str]:
+    """The parts to export; those `apart` are exported by name only, and not for TensorFlow Lite."""
     if part is None:
-        return [one for one in held if one not in lacking]
+        return [one for one in held if one not in apart]
     if part not in held:
         raise UsageError(f"the file holds no {printable(part)}, but {', '.join(held)}{_meant(part, held)}")
-    if part in lacking:
+    if part in apart and format == "tflite":
         raise UsageError(f"TensorFlow Lite has no ops for {part}; take saved_model")
     return [part]
 

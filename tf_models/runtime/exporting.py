@@ -105,7 +105,7 @@ def axes(name: str) -> dict[str, tuple[str, ...]] | None:
 
 
 def saved_only(name: str) -> tuple[str, ...]:
-    """Names of those parts that TensorFlow Lite has no ops for."""
+    """Names of those parts that are exported where they are asked for, as SavedModels only."""
     return next((n.SAVED_ONLY[name] for n in tf_models.networks() if name in getattr(n, "SAVED_ONLY", {})), ())
 
 
