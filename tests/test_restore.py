@@ -252,6 +252,19 @@ def test_digits_that_were_lost_are_told(net, tmp_path):
     assert torch.equal(found["head.weight"], state["head.weight"].half().float())
 
 
+def test_trained_values_that_a_half_type_does_not_hold_are_told_as_such(net, tmp_path):
+    name, state = net
+    del state["table"]
+    state["head.bias"] = state["head.bias"].half()
+    model = tf_models.load(there(name, state, tmp_path))
+    model.head.bias.assign(model.head.bias + 1e6)
+    tf_models.save(model, tmp_path / "grown.weights.h5")
+    with pytest.raises(converter.ConversionError) as caught:
+        converter.restore(tmp_path / "grown.weights.h5", tmp_path / "back.pth")
+    assert str(caught.value) == "head.bias holds values too large for float16, as the checkpoint has it"
+    assert not (tmp_path / "back.pth").exists()
+
+
 def test_the_restored_file_converts_to_the_same_weights_and_loads_in_torch(net, tmp_path):
     name, state = net
     weights = there(name, state, tmp_path)

@@ -9,6 +9,7 @@ import io
 import json
 import os
 import stat
+import traceback
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -259,22 +260,30 @@ def checked(dataset: Any, place: str) -> Any:
 
 @contextlib.contextmanager
 def opened(path: str | os.PathLike) -> Iterator[Any]:
-    """The open HDF5 file; every error of the block becomes a WeightsError that begins with the file's name."""
+    """The open HDF5 file.
+
+    A WeightsError of the block, and what h5py raises there, becomes a WeightsError that begins with the file's name.
+    Any other error of the block says nothing about the file, and stays as it is.
+    """
     import h5py
 
+    within = False
     try:
         # Only a regular file: opening a pipe would wait for ever, and so may a device.
         if not stat.S_ISREG(os.stat(path).st_mode):
             raise WeightsError("is not a file")
         with h5py.File(path, "r") as file:
+            within = True
             yield file
-    except FileNotFoundError:
-        other = near(path, (".h5",))
-        hint = f"; did you mean {printable(other)}?" if other else ""
-        raise _error(path, f"no such file{hint}") from None
     except WeightsError as error:
         raise type(error)(str(_error(path, str(error)))) from error.__cause__  # what a user's own builder raised
     except Exception as error:  # h5py reports damaged structures by nearly every type that there is
+        if within and not _of_h5py(error):
+            raise
+        if isinstance(error, FileNotFoundError):
+            other = near(path, (".h5",))
+            hint = f"; did you mean {printable(other)}?" if other else ""
+            raise _error(path, f"no such file{hint}") from None
         what = kind(path)
         if what == "keras":
             name = os.path.basename(path)
@@ -284,6 +293,12 @@ def opened(path: str | os.PathLike) -> Iterator[Any]:
             told = f": it is {_NO_WEIGHTS[what]}" if what else ""
             raise _error(path, f"is not a readable HDF5 file{told}") from None
         raise _error(path, f"is damaged ({printable(f'{type(error).__name__}: {error}')})") from None
+
+
+def _of_h5py(error: Exception) -> bool:
+    """Whether it was raised in a call of h5py: compiled modules have frames too, with their names."""
+    frames = traceback.walk_tb(error.__traceback__)
+    return any(frame.f_globals.get("__name__", "").partition(".")[0] == "h5py" for frame, _ in frames)
 
 
 def attributes_of(file: Any) -> dict[str, str | int]:
@@ -306,7 +321,10 @@ def _attribute(node: Any, name: str) -> str | int:
         if isinstance(kind, h5py.h5t.TypeIntegerID) and kind.get_size() <= 8:
             return int(node.attrs[name])
         if isinstance(kind, h5py.h5t.TypeStringID) and not kind.is_variable_str() and kind.get_size() <= _LONGEST_TEXT:
-            return bytes(node.attrs[name]).decode("utf-8")
+            try:
+                return bytes(node.attrs[name]).decode("utf-8")
+            except UnicodeDecodeError:
+                raise WeightsError(f"its attribute {printable(name)} is not a text in UTF-8") from None
     raise WeightsError(f"its attribute {printable(name)} is neither a number nor a text")
 
 
