@@ -1,11 +1,15 @@
 """What the shell offers where a name is to be typed, at once: no framework is imported, no values are read."""
 
+import re
 from collections.abc import Callable, Iterator
 
 import click
 from click.shell_completion import BashComplete, CompletionItem, add_completion_class
 
 Complete = Callable[[click.Context, click.Parameter, str], list[CompletionItem]]
+
+# A name that a stranger's file may put on a command line: no blank, nothing that a shell reads, no option.
+_PLAIN = re.compile(r"\w[\w.-]*", re.ASCII)
 
 
 def _offered(find: Callable[[click.Context], Iterator[str]]) -> Complete:
@@ -45,11 +49,14 @@ def options(context: click.Context) -> Iterator[str]:
 
 @_offered
 def keys(context: click.Context) -> Iterator[str]:
-    """The state dicts of a checkpoint."""
+    """The state dicts of a checkpoint of this machine, of which those are offered that a shell takes as they are."""
     from converter.checkpoints.checkpoint import Checkpoint
+    from converter.checkpoints.hub import is_address
 
+    if is_address(context.args[0]):  # whoever presses a key does not ask for a download
+        return
     with Checkpoint(context.args[0]) as checkpoint:
-        yield from filter(None, checkpoint.states)
+        yield from filter(_PLAIN.fullmatch, checkpoint.states)
 
 
 @_offered

@@ -2,10 +2,13 @@
 
 import subprocess
 
+import click
 import pytest
 import torch
 
 import converter
+import converter.checkpoints.checkpoint
+from converter.console import completion
 from converter.pairs import registry
 from tests.console.test_refusals import ALONE
 from tests.support.running import BIN, environment
@@ -93,6 +96,24 @@ def test_parts_and_axes_of_the_file(folder):
 def test_keys_of_the_checkpoint(folder):
     assert offered(folder, "convert", "two.pth", "--key", "") == ["model", "model_ema"]
     assert offered(folder, "convert", "none.pth", "--key", "") == []
+
+
+def test_keys_of_a_stranger_s_checkpoint_are_plain_words(folder):
+    names = ["plain-1.x_", "$(id)", "a b", "a\nb", "\x1b[2J", "`id`", "--overwrite", ".", "ü"]
+    torch.save({name: {"a": torch.zeros(1)} for name in names}, folder / "strange.pth")
+    with converter.checkpoints.checkpoint.Checkpoint(folder / "strange.pth") as checkpoint:
+        assert len(checkpoint.states) == len(names)
+    assert offered(folder, "convert", "strange.pth", "--key", "") == ["plain-1.x_"]
+
+
+def test_nothing_is_fetched_for_a_completion(monkeypatch):
+    asked = []
+    monkeypatch.setattr("converter.checkpoints.checkpoint.located", lambda *words, **_: asked.append(words))
+    for address in ("hf://o/a", "hf:/o/a"):
+        context = click.Context(click.Command("convert"))
+        context.args = [address]
+        assert completion.keys(context, None, "") == []
+    assert asked == []
 
 
 BASH = r"""
