@@ -458,8 +458,11 @@ def segment(
         if points or background or boxes or masks is not None or overwrite:
             raise click.UsageError("--point, --background, --box, --masks and --overwrite are for a single picture")
         if like is not None:
+            from tf_models.runtime.weights_format import SUFFIX
+
             raise click.UsageError(
-                f"--like is for a single picture; save {weights} by tf_models.save, and name that file"
+                "--like is for a single picture; write a file that needs none, and name that: python -c "
+                f"\"import tf_models as m; m.save(m.load('{weights}', like='{like}'), 'new{SUFFIX}')\""
             )
         if everything == (prompts is not None):
             raise click.UsageError("of a folder, give --everything, or --prompts with points and boxes of each picture")
@@ -469,8 +472,10 @@ def segment(
         _segment_all(weights, picture, output, given, how, as_json, quiet)
         return
     from converter.files.atomic import NewFile
+    from tf_models.pictures.reading import read_picture
     from tf_models.segmenting.segment import SUFFIXES, check_drawing, check_folder, segment
 
+    image = read_picture(picture)  # first, since a name that is wrong may be meant for a folder
     if beam or prompts is not None or retry:
         raise click.UsageError(f"{picture} is a single picture; --prompts, --retry and Beam's options are for a folder")
     if output is None and masks is None and not as_json:
@@ -478,7 +483,7 @@ def segment(
     drawing = None
     if output is not None:
         drawing = NewFile(Path(output), overwrite, SUFFIXES, [Path(weights), Path(picture)])
-        check_drawing(Path(output), picture)
+        check_drawing(Path(output), image)
     if masks is not None:
         check_folder(masks)
     with progress_for(quiet) as progress:

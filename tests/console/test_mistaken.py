@@ -28,6 +28,7 @@ def folder(tmp_path_factory):
     model.save_weights(folder / "k.weights.h5")
     model.save(folder / "whole.keras")
     Image.new("RGB", (8, 8)).save(folder / "photo.png")
+    (folder / "pictures").mkdir()
     return folder
 
 
@@ -48,6 +49,8 @@ ORDER = "is a file of weights, not a picture: the weights come first, and then t
         ("segment attention.pth photo.png --everything --json", 1, NO_WEIGHTS),
         ("segment photo.png a.weights.h5 --everything --json", 1, f"a.weights.h5 {ORDER}"),
         ("segment photo.png a.weights.h5 --everything -o out.png", 1, f"a.weights.h5 {ORDER}"),
+        ("segment pictures a.weights.h5 --everything -o out", 1, f"a.weights.h5 {ORDER}"),
+        ("segment pictures a.weights.h5 --prompts p.jsonl -o out", 1, f"a.weights.h5 {ORDER}"),
         ("segment photo.png attention.pth --everything --json", 1, f"attention.pth {ORDER}"),
         ("segment photo.png photo.png --everything --json", 1, "photo.png: is not a readable HDF5 file: it is a pict"),
         ("convert a.weights.h5", 1, HDF5),

@@ -76,6 +76,20 @@ def test_segment(folder, weights, told):
     assert told in said
 
 
+@pytest.mark.parametrize(
+    ("weights", "told"),
+    [
+        ("decoder", "decoder.weights.h5 holds sam_decoder, which is not a whole SAM with an image encoder"),
+        ("changed", "changed.weights.h5: what it says of itself does not match its digest; the file is damaged"),
+        ("none", "none.weights.h5: no such file"),
+    ],
+)
+def test_segment_of_a_folder(folder, weights, told):
+    code, said = refused(folder, "segment", f"{weights}.weights.h5", ".", "--everything", "-o", "out")
+    assert code == 1
+    assert told in said
+
+
 EXPORT = ("--format", "tflite")
 
 

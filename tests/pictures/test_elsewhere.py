@@ -55,7 +55,7 @@ def test_files_elsewhere(tmp_path):
     storage.remove_folder(folder)
     with pytest.raises(FileNotFoundError):
         storage.read(f"{folder}/name")
-    with pytest.raises(PictureError, match=r"elsewhere://.*name: no such file$"):
+    with pytest.raises(PictureError, match=r"elsewhere://.*name: no such file or folder$"):
         read_picture(f"{folder}/name")
     with pytest.raises(PictureError, match=r"list.txt cannot be read: "):
         listing.in_list(f"{folder}/list.txt")

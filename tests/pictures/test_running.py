@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from pycocotools.coco import COCO
 
+from tests.pictures.elsewhere import SCHEME
 from tests.support.many_pictures import MeanColour, break_pictures, pixels, write_pictures
 from tests.support.running import ROOT, environment
 from tests.support.sam_sides import save_small, small_sides
@@ -132,6 +133,17 @@ def test_a_batch_of_which_a_worker_wrote_only_some_is_as_it_was(home):
         results.record(shard, image["id"] - 1 - shard.first, {**outcome, "annotations": [kept]})
     go(home, "some")
     assert contents(home / "some") == contents(home / "whole")
+
+
+def test_files_that_a_killed_run_had_half_written_are_gone_at_the_end(few):
+    go(few, "whole", shard_size=4)
+    (few / "out" / "done").mkdir(parents=True)
+    (few / "out" / "run.json").write_bytes((few / "whole" / "run.json").read_bytes())
+    for name in (".part-00001.json.845ccd17.partial", "done/.00001.json.845ccd17.partial"):
+        (few / "out" / name).write_text('{"images":[')
+    (few / "out" / ".mine").write_text("a user's")
+    go(few, "out", shard_size=4)
+    assert contents(few / "out") == {**contents(few / "whole"), ".mine": b"a user's"}
 
 
 def mean_colours(home, output, seconds=0.01):
@@ -387,6 +399,90 @@ def test_what_stops_the_pipeline_is_said_in_a_line(few):
     assert "holds no network" in str(caught.value)
     assert str(caught.value).isprintable()
     assert go(few, "out").annotations == 7
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--runner=Foo"], "--runner Foo: Unexpected pipeline runner: Foo"),
+        (["--runner=no.such.Runner"], "--runner no.such.Runner: No module named 'no'"),
+        (["--runer=x\x1b"], r"unknown option --runer=x\x1b"),
+        (["stray"], "unknown option stray"),
+        (["--direct_num_workers=many"], "argument --direct_num_workers: invalid int value: 'many'"),
+        (["--runner"], "argument --runner: expected one argument"),
+    ],
+)
+def test_options_that_beam_does_not_take_are_refused_before_anything_is_written(few, capsys, options, message):
+    with pytest.raises(PictureError) as caught:
+        go(few, "out", options=options)
+    assert str(caught.value).startswith(f"Apache Beam refuses its options: {message}")
+    assert str(caught.value).isprintable()
+    assert not (few / "out").exists()
+    assert capsys.readouterr() == ("", "")
+
+
+def test_a_job_server_may_know_more_options():
+    from tf_models.pictures.pipeline import options_of
+
+    options = options_of(["--runner=FlinkRunner", "--parallelism=8", "--of_a_job_server=1"])
+    assert options.get_all_options()["parallelism"] == 8
+
+
+class Picky(MeanColour):
+    def check(self, weights):
+        raise PictureError("not these")
+
+
+@pytest.mark.parametrize("scheme", ["", SCHEME])
+def test_weights_are_checked_before_anything_is_written(few, scheme):
+    with pytest.raises(PictureError, match=r"^not these$"):
+        over(Picky(), f"{scheme}{few}/w.weights.h5", str(few / "pictures"), str(few / "out"))
+    with pytest.raises(PictureError, match=r"none.weights.h5 cannot be read: "):
+        over(MeanColour(), f"{SCHEME}{few}/none.weights.h5", str(few / "pictures"), str(few / "out"))
+    assert not (few / "out").exists()
+
+
+@pytest.mark.parametrize("damage", ["{", "[]", "{}", '{"pictures": 4, "annotations": 4, "errors": [3]}', "\udcff"])
+def test_a_damaged_file_of_a_finished_shard_is_named(few, damage):
+    go(few, "out", shard_size=4)
+    whole, done = contents(few / "out"), few / "out" / "done" / "00000.json"
+    (few / "out" / "done" / "notes.txt").write_text("a stranger's")
+    done.write_text(damage, errors="surrogateescape")
+    with pytest.raises(PictureError) as caught:
+        go(few, "out", shard_size=4)
+    told = f"{done} is damaged; remove it and start again, and its pictures are done again"
+    assert str(caught.value) == told
+    done.unlink()
+    (few / "out" / "done" / "notes.txt").unlink()
+    go(few, "out", shard_size=4)
+    assert contents(few / "out") == whole
+
+
+@pytest.mark.parametrize("damage", ["{", "3", '{"width": 3, "height": 4}'])
+def test_a_damaged_outcome_is_named(few, damage):
+    go(few, "out")
+    whole = contents(few / "out")
+    (few / "out" / "done" / "00000.json").unlink()
+    begun = few / "out" / "partial" / "00000"
+    begun.mkdir(parents=True)
+    (begun / "000001.json").write_text(damage)
+    (begun / "notes.txt").write_text("a stranger's")
+    with pytest.raises(PictureError) as caught:
+        go(few, "out")
+    told = f"{begun / '000001.json'} is damaged; remove it and start again, and its picture is done again"
+    assert str(caught.value) == told
+    (begun / "000001.json").unlink()
+    go(few, "out")
+    assert contents(few / "out") == whole
+
+
+def test_a_damaged_list_of_shards_is_named(few):
+    go(few, "out", shard_size=4)
+    shards = few / "out" / "shards.jsonl"
+    for second in (b'{"number": 1', b'{"name": 1}', b"[]", b"\xff"):
+        shards.write_bytes(shards.read_bytes().splitlines()[0] + b"\n" + second)
+        with pytest.raises(PictureError, match=r"shards.jsonl, line 2 is damaged; name a new folder for the results$"):
+            go(few, "out", shard_size=4)
 
 
 def test_without_apache_beam(few, monkeypatch):

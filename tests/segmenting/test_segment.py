@@ -298,11 +298,12 @@ def test_thin_lines_keep_their_colour_in_every_format(tmp_path, suffix):
 
 def test_a_drawing_too_long_for_its_format_is_refused_at_once(tmp_path):
     long = saved(tmp_path, Image.new("RGB", (17000, 2)), "long.png")
-    check_drawing(tmp_path / "o.png", long)
+    check_drawing(tmp_path / "o.png", read_picture(long))
+    image = read_picture(long)
     with pytest.raises(
         PictureError, match=r"^o.WEBP holds at most 16383 pixels along a side, and the picture has 17000"
     ):
-        check_drawing(tmp_path / "o.WEBP", long)
+        check_drawing(tmp_path / "o.WEBP", image)
     result = Segmentation(np.zeros((2, 17000, 3), np.uint8), [])
     with pytest.raises(PictureError, match=r"^a WEBP file cannot hold the drawing: "):
         result.save_drawing(tmp_path / "o.webp")
@@ -385,7 +386,10 @@ def test_the_generator_gets_its_options_and_only_those_that_are_given(folder, mo
         (("photo.png", "--point", "1,1"), 2, "nothing is to be written: give --output, --masks or --json"),
         (("photo.png", "-o", "o.png"), 2, "give a --point, a --box, or --everything"),
         (("photo.png", "--point", "1,1", "-o", "o.txt"), 1, "the output o.txt must end in .png or .jpg"),
-        (("none.png", "--point", "1,1", "-o", "o.png"), 1, "none.png: no such file"),
+        (("none.png", "--point", "1,1", "-o", "o.png"), 1, "none.png: no such file\n"),
+        (("nope/", "--everything", "-o", "o"), 1, "nope/: no such folder\n"),
+        (("nope", "--everything", "-o", "o"), 1, "nope: no such file or folder\n"),
+        (("nope/", "--prompts", "p.jsonl", "-o", "o"), 1, "nope/: no such folder\n"),
         (("photo.png", "--everything", "--pred-iou-thresh", "2", "-o", "o.png"), 2, "2.0 is not in the range 0<=x<=1"),
         (
             ("photo.png", "--point", "1,1", "--box-nms-thresh", ".5", "-o", "o.png"),

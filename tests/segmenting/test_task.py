@@ -1,6 +1,7 @@
 """Segmenting as a task over many pictures: the masks of `segment`, in COCO files, by the command."""
 
 import json
+import shlex
 
 import numpy as np
 import pytest
@@ -123,6 +124,31 @@ def test_the_command_finds_everything_in_a_folder(folder):
     assert len(part["annotations"]) > 3
 
 
+def test_what_is_said_of_like_can_be_done(folder, monkeypatch):
+    """The line holds a program; that one's file is segmented without --like."""
+    monkeypatch.chdir(folder)
+    tf_models.load("sam.weights.h5").save_weights("keras.weights.h5")
+    done = run_forked(
+        "weightbridge",
+        "segment",
+        "keras.weights.h5",
+        "pictures",
+        "--everything",
+        "-o",
+        "o",
+        "--like",
+        "sam.weights.h5",
+        cwd=folder,
+    )
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    told, _, program = done.stderr.rstrip("\n").partition(": python -c ")
+    assert told == "error: --like is for a single picture; write a file that needs none, and name that"
+    exec(shlex.split(program)[0], {})
+    Segmenting(GRID).check("new.weights.h5")
+    with pytest.raises(ValueError, match="carries no provenance"):
+        Segmenting(GRID).check("keras.weights.h5")
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
@@ -143,6 +169,8 @@ def test_the_command_finds_everything_in_a_folder(folder):
         (("pictures/0.png", "-o", "o.png", "--everything", "--retry"), 2, "pictures/0.png is a single picture;"),
         (("none.txt", "-o", "o", "--everything"), 1, "none.txt cannot be read: No such file or directory"),
         (("pictures", "-o", "sam.weights.h5", "--everything"), 1, "sam.weights.h5 cannot be written: Not a directory"),
+        (("pictures", "-o", "o", "--everything", "--", "--runner=Foo"), 1, "Beam refuses its options: --runner Foo: "),
+        (("pictures", "-o", "o", "--everything", "--", "--runer=x"), 1, "Beam refuses its options: unknown option --r"),
         (("pictures", "-o", "o", "--prompts", "none"), 1, "none cannot be read: No such file"),
     ],
 )

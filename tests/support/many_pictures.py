@@ -13,6 +13,7 @@ from PIL import Image
 
 from converter.console.commands import Command, answering
 from tf_models.pictures.running import over
+from tf_models.runtime.weights_format import provenance
 
 SIZES = ((12, 17), (17, 12), (9, 9))  # (H, W)
 
@@ -79,6 +80,9 @@ class MeanColour:
     @property
     def categories(self) -> list[dict[str, Any]]:
         return [{"id": 1, "name": "picture"}]
+
+    def check(self, weights: str) -> None:
+        provenance(weights)
 
     def load(self, weights: str) -> Any:
         assert Path(weights).is_file()

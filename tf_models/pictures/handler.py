@@ -1,7 +1,5 @@
 """A network over pictures as a model handler of Apache Beam's RunInference."""
 
-import os
-import tempfile
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple, Protocol
@@ -42,6 +40,12 @@ class Task(Protocol):
     @property
     def keys(self) -> tuple[str, ...]: ...
 
+    def check(self, weights: str) -> None:
+        """See, without loading the network, that a weights file of this machine is one for the task.
+
+        It raises ValueError, with a line that says why, where it is none.
+        """
+
     def load(self, weights: str) -> Model:
         """The network of a weights file of this machine, as a function of pictures of one size.
 
@@ -67,12 +71,8 @@ class PictureHandler(ModelHandler[Picture, PredictionResult, Any]):
         self._weights = weights
 
     def load_model(self) -> "Loaded":
-        if not storage.remote(self._weights):
-            return Loaded(self._task.load(self._weights))
-        with tempfile.TemporaryDirectory() as folder:
-            local = os.path.join(folder, self._weights.rsplit("/", 1)[-1])
-            storage.write(local, storage.read(self._weights))
-            return Loaded(self._task.load(local))
+        with storage.at_hand(self._weights) as weights:
+            return Loaded(self._task.load(weights))
 
     def run_inference(
         self, batch: Sequence[Picture], model: "Loaded", inference_args: dict[str, Any] | None = None

@@ -5,14 +5,18 @@
 Only lines pass between stages; pixels and outcomes stay in the worker that reads them.
 """
 
+import argparse
 import contextlib
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 import apache_beam as beam
 import numpy as np
 from apache_beam.ml.inference.base import KeyedModelHandler, PredictionResult, RunInference
 from apache_beam.options.pipeline_options import PipelineOptions, StandardOptions
+from apache_beam.options.pipeline_options_validator import PipelineOptionsValidator
+from apache_beam.runners.portability.portable_runner import PortableRunner
+from apache_beam.runners.runner import create_runner
 
 from tf_models.pictures import storage
 from tf_models.pictures.handler import Picture, PictureHandler, Task
@@ -37,11 +41,7 @@ def run(
         batch_size: the most pictures at once in the network.
         options: of the pipeline, as on a command line; without `--runner` it runs in this process.
     """
-    pipeline_options = PipelineOptions(list(options))
-    standard = pipeline_options.view_as(StandardOptions)
-    if standard.runner in (None, "DirectRunner"):
-        # What this name stands for may fetch another runner and start it as a program; this one is in the package.
-        standard.runner = _LOCAL
+    pipeline_options = options_of(options)
     handler = KeyedModelHandler(PictureHandler(task, weights, batch_size)).with_no_batching()
     with beam.Pipeline(options=pipeline_options) as pipeline:
         (
@@ -52,6 +52,43 @@ def run(
             | "network" >> RunInference(handler)
             | "write" >> beam.ParDo(_Write(results))
         )
+
+
+def options_of(words: Sequence[str]) -> PipelineOptions:
+    """The options of a pipeline, as Beam reads them; a job server may know more than Beam's package does.
+
+    Raises:
+        PictureError: one is unknown, or has no such value, or the runner is unknown or lacks another option.
+    """
+    name = _parsed(words)[0].runner
+    if name in (None, "DirectRunner"):
+        # What this name stands for may fetch another runner and start it as a program; this one is in the package.
+        name = _LOCAL
+    try:
+        runner = create_runner(name)
+    except Exception as error:  # of a module that is imported
+        _refuse(f"--runner {name}: {error}")
+    unknown = _parsed(words)[1]  # once more: that module may know options of its own
+    if unknown and not isinstance(runner, PortableRunner):
+        _refuse(f"unknown option {unknown[0]}")
+    options = PipelineOptions(list(words))
+    options.view_as(StandardOptions).runner = name
+    for problem in PipelineOptionsValidator(options, runner).validate():
+        _refuse(problem)
+    return options
+
+
+def _parsed(words: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
+    """(the values of all options that are known, the words that are no such option's)."""
+    parsers: list[argparse.ArgumentParser] = []
+    PipelineOptions([]).get_all_options(add_extra_args_fn=parsers.append)  # the way in that Beam leaves to its parser
+    (parser,) = parsers
+    parser.error = _refuse  # type: ignore[method-assign]  # it would print, and end the program
+    return parser.parse_known_args(list(words))
+
+
+def _refuse(message: str) -> NoReturn:
+    raise PictureError(f"Apache Beam refuses its options: {printable(' '.join(message.split()), 400)}")
 
 
 class _Read(beam.DoFn):

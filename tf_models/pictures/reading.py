@@ -57,7 +57,8 @@ def read_picture(path: str | os.PathLike, called: str | None = None) -> np.ndarr
     except FileNotFoundError:
         other = near(path, _ENDINGS)
         hint = f"; did you mean {printable(other)}?" if other else ""
-        raise PictureError(f"{called}: no such file{hint}") from None
+        what = "folder" if str(path).endswith("/") else "file" if os.path.splitext(path)[1] else "file or folder"
+        raise PictureError(f"{called}: no such {what}{hint}") from None
     except PermissionError:
         raise PictureError(f"{called} may not be read") from None
     except UnidentifiedImageError:

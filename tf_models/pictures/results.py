@@ -13,6 +13,7 @@ it does not matter which worker has which picture, nor when one dies: what is no
 
 import contextlib
 import json
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -25,6 +26,8 @@ from tf_models.runtime.weights_format import printable
 
 # Annotations of a picture are numbered from so many times its own number.
 _ROOM = 10**6
+_WHOLE = ("width", "height", "annotations")
+_PARTIAL = re.compile(r"[0-9]+/[0-9]+\.json")
 
 # Of a picture: {"width", "height", "annotations"}, or with "reason" for annotations where it is broken; without a size
 # where it could not be read.
@@ -140,14 +143,23 @@ class Results:
                 shards.append(Shard(len(shards), first + start, new[start : start + size]))
             storage.write(self.shards_file, "".join(f"{shard.line()}\n" for shard in shards).encode())
 
+    def check_outcomes(self) -> None:
+        """See that the outcomes of shards in the making can be read.
+
+        Raises:
+            PictureError: one is damaged.
+        """
+        with contextlib.suppress(OSError):  # none is begun
+            for name in self._partial_names():
+                self._outcome(self._place("partial", *name.split("/")))
+
     # --- During a run -----------------------------------------------------------------------------------------------
 
     def outcomes(self, shard: Shard) -> dict[int, Outcome] | None:
         """What is known of the pictures of a shard, by their places in it; None where it is finished."""
         if storage.exists(self._done(shard.number)):
             return None
-        names = storage.names_in(self._partial(shard.number))
-        known = {int(name[:-5]): self._outcome(shard, name) for name in names}
+        known = {index: self._outcome(place) for index, place in self._begun(shard).items()}
         if len(known) == len(shard.pictures):  # the last worker died before it put them together
             self._finish(shard, known)
             return None
@@ -156,12 +168,20 @@ class Results:
     def record(self, shard: Shard, index: int, outcome: Outcome) -> None:
         """Write the outcome of the picture at a place of a shard; with the last of them, the shard."""
         storage.write(self._partial(shard.number, f"{index:06}.json"), _json(outcome))
-        names = storage.names_in(self._partial(shard.number))
-        if len(names) == len(shard.pictures):
-            self._finish(shard, {int(name[:-5]): self._outcome(shard, name) for name in names})
+        begun = self._begun(shard)
+        if len(begun) == len(shard.pictures):
+            self._finish(shard, {place: self._outcome(name) for place, name in begun.items()})
 
-    def _outcome(self, shard: Shard, name: str) -> Outcome:
-        return json.loads(storage.read(self._partial(shard.number, name)))
+    def _begun(self, shard: Shard) -> dict[int, str]:
+        """Place of each picture that has an outcome -> the file with it."""
+        numbers = _numbers(storage.names_in(self._partial(shard.number)))
+        return {
+            index: self._partial(shard.number, f"{index:06}.json") for index in numbers if index < len(shard.pictures)
+        }
+
+    @staticmethod
+    def _outcome(place: str) -> Outcome:
+        return _table(place, "its picture is", lambda data: "reason" in data or {*_WHOLE} <= {*data})
 
     def _finish(self, shard: Shard, outcomes: dict[int, Outcome]) -> None:
         images, annotations, errors = [], [], []
@@ -191,8 +211,12 @@ class Results:
 
     def shards(self) -> Iterator[Shard]:
         if storage.exists(self.shards_file):
-            for line in storage.read(self.shards_file).splitlines():
-                yield Shard.of_line(line.decode())
+            for number, line in enumerate(storage.read(self.shards_file).splitlines(), start=1):
+                try:
+                    yield Shard.of_line(line.decode())
+                except (TypeError, ValueError):
+                    told = f"{printable(self.shards_file)}, line {number} is damaged"
+                    raise PictureError(f"{told}; name a new folder for the results") from None
 
     def missing(self) -> set[int]:
         """Numbers of the shards that are not finished."""
@@ -220,6 +244,8 @@ class Results:
         errors = self.errors()
         storage.write(self._place("errors.json"), _json(errors, indent=2))
         storage.remove_folder(self._place("partial"))
+        for folder in (self.folder, self._place("done")):
+            storage.remove_half_written(folder)
         pictures = len({name_of(entry) for shard in self.shards() for entry in shard.pictures})
         return Summary(pictures, sum(self._about(number)["annotations"] for number in self._finished()), errors)
 
@@ -232,8 +258,7 @@ class Results:
         def count() -> tuple[int, int, int]:
             known.update({number: self._about(number) for number in self._finished() - set(known)})
             with contextlib.suppress(OSError):  # a shard was finished, or none is begun: then as they were
-                names = [name.split("/") for name in storage.walk(self._place("partial"))]
-                now = Counter(int(shard) for shard, name in names if not name.startswith("."))
+                now = Counter(int(name.partition("/")[0]) for name in self._partial_names())
                 begun.clear()
                 begun.update(now)
             finished = sum(about["pictures"] for about in known.values())
@@ -242,11 +267,16 @@ class Results:
 
         return count
 
+    def _partial_names(self) -> Iterator[str]:
+        for name in storage.walk(self._place("partial")):
+            if _PARTIAL.fullmatch(name):
+                yield name
+
     def _finished(self) -> set[int]:
-        return {int(name[:-5]) for name in storage.names_in(self._place("done"))}
+        return _numbers(storage.names_in(self._place("done")))
 
     def _about(self, number: int) -> dict[str, Any]:
-        return json.loads(storage.read(self._done(number)))
+        return _table(self._done(number), "its pictures are", _is_done)
 
     def _place(self, *names: str) -> str:
         return storage.joined(self.folder, *names)
@@ -256,6 +286,35 @@ class Results:
 
     def _done(self, number: int) -> str:
         return self._place("done", f"{number:05}.json")
+
+
+def _table(place: str, what: str, whole: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
+    """A table that a run wrote.
+
+    Raises:
+        PictureError: it is damaged; what to do.
+    """
+    try:
+        data = json.loads(storage.read(place))
+    except ValueError:
+        data = None
+    if not isinstance(data, dict) or not whole(data):
+        raise PictureError(f"{printable(place, 240)} is damaged; remove it and start again, and {what} done again")
+    return data
+
+
+def _is_done(data: dict[str, Any]) -> bool:
+    counts, errors = (data.get("pictures"), data.get("annotations")), data.get("errors")
+    return (
+        all(isinstance(count, int) for count in counts)
+        and isinstance(errors, list)
+        and all(isinstance(error, dict) and {"file_name", "reason"} <= {*error} for error in errors)
+    )
+
+
+def _numbers(names: Iterable[str]) -> set[int]:
+    """The numbers that files of ours are named by; what else stands beside them is not."""
+    return {int(name[:-5]) for name in names if re.fullmatch(r"[0-9]+\.json", name)}
 
 
 def _json(data: Any, indent: int | None = None) -> bytes:

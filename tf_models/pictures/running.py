@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from tf_models.pictures import listing, storage
 from tf_models.pictures.reading import PictureError
 from tf_models.pictures.results import Results, Summary
-from tf_models.runtime.weights_format import printable, provenance
+from tf_models.runtime.weights_format import printable
 
 if TYPE_CHECKING:
     from tf_models.pictures.handler import Task
@@ -51,8 +51,9 @@ def over(
         progress: an object with `start(stage, total)`, `advance(count)` and `status(text)`.
 
     Raises:
-        PictureError: a wrong name, results of something else, no Apache Beam, or a pipeline that stopped.
-        WeightsError: the weights file is damaged.
+        PictureError: a wrong name, an option that Beam does not know, results of something else or damaged ones, no
+            Apache Beam, or a pipeline that stopped.
+        ValueError: the weights are damaged, or none for the task, as its `check` says.
     """
     if importlib.util.find_spec("apache_beam") is None:
         raise PictureError("a folder of pictures needs Apache Beam: pip install 'weightbridge[beam]'")
@@ -60,6 +61,10 @@ def over(
     if is_list and prompts is not None:
         raise PictureError("prompts name their pictures themselves: give the folder that these are in, not a list")
     about = _about(task, weights, pictures)
+    if options:
+        from tf_models.pictures.pipeline import options_of
+
+        options_of(options)
     if prompts is not None:
         entries = listing.with_prompts(prompts, task.keys)
     else:
@@ -77,6 +82,7 @@ def over(
             run(task, weights, None if is_list else pictures, results, batch_size, options)
 
         if results.missing():
+            results.check_outcomes()
             _watched(work, results.counting(), progress, 30 if storage.remote(output) else 1)
         with _written(output):
             return results.end()
@@ -85,13 +91,14 @@ def over(
 def _about(task: "Task", weights: str, pictures: str) -> dict[str, Any]:
     """What makes the results what they are."""
     digest = hashlib.sha256()
-    if storage.remote(weights):
-        digest.update(storage.read(weights))
-    else:
-        provenance(weights)  # no worker needs to begin with a file that is none of ours
-        with open(weights, "rb") as file:
-            while block := file.read(2**24):
-                digest.update(block)
+    try:
+        with storage.at_hand(weights) as local:
+            task.check(local)  # no folder needs to begin with a file that is none of ours
+            with open(local, "rb") as file:
+                while block := file.read(2**24):
+                    digest.update(block)
+    except OSError as error:
+        raise PictureError(f"{printable(weights)} cannot be read: {error.strerror or error}") from None
     return {
         "task": task.name,
         "options": task.options,

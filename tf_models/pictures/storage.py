@@ -3,8 +3,11 @@
 import contextlib
 import os
 import secrets
+import tempfile
 from collections.abc import Iterator
 from typing import Any
+
+_HALF = ".partial"  # ending of a file that is being written
 
 
 def remote(path: str) -> bool:
@@ -32,6 +35,22 @@ def read(path: str) -> bytes:
         return file.read()
 
 
+@contextlib.contextmanager
+def at_hand(path: str) -> Iterator[str]:
+    """The name of the file on this machine: its own, or that of a copy which is gone after the block.
+
+    Raises:
+        OSError: as `read`.
+    """
+    if not remote(path):
+        yield path
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        local = os.path.join(folder, path.rsplit("/", 1)[-1])
+        write(local, read(path))
+        yield local
+
+
 def write(path: str, data: bytes) -> None:
     """Write a file that appears whole or not at all, in the place of an earlier one; folders are made.
 
@@ -44,7 +63,7 @@ def write(path: str, data: bytes) -> None:
         return
     folder, name = os.path.split(path)
     os.makedirs(folder, exist_ok=True)
-    temporary = os.path.join(folder, f".{name}.{secrets.token_hex(4)}.partial")
+    temporary = os.path.join(folder, f".{name}.{secrets.token_hex(4)}{_HALF}")
     try:
         with open(temporary, "xb") as file:
             file.write(data)
@@ -107,6 +126,16 @@ def remove_folder(folder: str) -> None:
         shutil.rmtree(folder, ignore_errors=True)
     elif names_in(folder):
         _systems().delete([folder])
+
+
+def remove_half_written(folder: str) -> None:
+    """Remove what `write` had begun in a folder when it was killed; nobody may be writing there."""
+    if remote(folder):  # there nothing is seen before it is whole
+        return
+    with contextlib.suppress(OSError), os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.name.startswith(".") and entry.name.endswith(_HALF):
+                os.remove(entry.path)
 
 
 def _systems() -> Any:

@@ -156,13 +156,13 @@ def segment(
     return Segmentation(image, prompted(predictor, points, background, boxes), points, background)
 
 
-def check_drawing(drawing: Path, picture: str | os.PathLike) -> None:
-    """See that the format of the drawing holds as many pixels along a side as the picture has.
+def check_drawing(drawing: Path, image: np.ndarray) -> None:
+    """See that the format of the drawing holds as many pixels along a side as the picture has, (H, W, 3).
 
     Raises:
-        PictureError: it does not, or the picture cannot be read.
+        PictureError: it does not.
     """
-    longest, most = max(read_picture(picture).shape[:2]), _LONGEST.get(_format(drawing), math.inf)
+    longest, most = max(image.shape[:2]), _LONGEST.get(_format(drawing), math.inf)
     if longest > most:
         raise PictureError(
             f"{printable(drawing.name)} holds at most {most} pixels along a side, and the picture has {longest}; "
@@ -217,14 +217,25 @@ def check_places(image: np.ndarray, points: dict[str, Sequence[Point]], boxes: S
             raise PromptError(f"--box {x0:g},{y0:g},{x1:g},{y1:g} lies outside {inside}")
 
 
+def declared_sam(weights: str | os.PathLike, like: str | os.PathLike | None = None) -> dict[str, Any]:
+    """What the weights file of a whole SAM says of itself; TensorFlow is not needed.
+
+    Raises:
+        PictureError: it is of another model.
+        WeightsError: it is damaged.
+    """
+    about = declared(weights, like=like)
+    if about["model"] in tf_models.builders():  # else it is a model of the user's own, and shows its parts when built
+        _check_whole(weights, about, about["model"] in WHOLE)
+    return about
+
+
 def load_sam(
     weights: str | os.PathLike,
     like: str | os.PathLike | None = None,
     start: Callable[[str, int], None] = lambda _stage, _total: None,
 ) -> Any:
-    about = declared(weights, like=like)
-    if about["model"] in tf_models.builders():  # else it is a model of the user's own, and shows its parts when built
-        _check_whole(weights, about, about["model"] in WHOLE)
+    about = declared_sam(weights, like)
     start("loading the model", 0)
     model = tf_models.load(weights, like=like)
     _check_whole(weights, about, all(hasattr(model, part) for part in PARTS))

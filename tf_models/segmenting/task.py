@@ -33,8 +33,14 @@ class Segmenting:
     def categories(self) -> list[dict[str, Any]]:
         return [{"id": 1, "name": "object"}]
 
-    def load(self, weights: str | os.PathLike) -> Callable[[Sequence[Any]], list[list[dict[str, Any]]]]:
+    def check(self, weights: str | os.PathLike) -> None:
         """Raises PictureError, WeightsError: not the weights of a whole SAM, or damaged."""
+        from tf_models.segmenting.segment import declared_sam
+
+        declared_sam(weights)
+
+    def load(self, weights: str | os.PathLike) -> Callable[[Sequence[Any]], list[list[dict[str, Any]]]]:
+        """Raises PictureError, WeightsError: as `check`, and of damaged values."""
         from tf_models.sam import AutomaticMaskGenerator
         from tf_models.segmenting.segment import load_sam, prompted
 
