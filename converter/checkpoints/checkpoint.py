@@ -28,6 +28,8 @@ _MOST_TENSORS = 100_000
 _MOST_STATES = 1_000
 _LONGEST_NAME = 1_000
 _CHUNK = 1 << 24
+# Tensors may be views that repeat values (expanded ones), but not claim far more than there is.
+_ROOM_FOR_VIEWS = 64 << 20
 _NO_CHECKSUMS = "checksums: torch did not compute them when it wrote the file, so damage would not be noticed"
 
 
@@ -73,7 +75,7 @@ class Checkpoint:
             try:
                 self._sort(entries, named)
             except ConversionError as error:
-                raise ConversionError(f"{_shown(self.path)}: {error}") from None
+                raise ConversionError(f"{self.shown()}: {error}") from None
         except BaseException:
             self.close()
             raise
@@ -122,6 +124,18 @@ class Checkpoint:
         while self._descriptors:
             os.close(self._descriptors.pop())
 
+    def shown(self, file: str | os.PathLike = "") -> str:
+        """The checkpoint, or one of its files, as a message names it: its path, or its address on the hub."""
+        if not self.address:
+            return printable(str(file or self.path), 160)
+        folder, _, name = self.address.rpartition("/")
+        return printable(f"{folder}/{os.path.basename(file) or name}", 160)
+
+    @property
+    def room(self) -> int:
+        """Bytes that tensors may claim in all: what the files hold, and room for views that repeat values."""
+        return sum(os.fstat(descriptor).st_size for descriptor in self._descriptors) + _ROOM_FOR_VIEWS
+
     def stop(self) -> None:
         """Have a digest that is being computed in another thread given up."""
         self._stopped = True
@@ -146,7 +160,7 @@ class Checkpoint:
             self._check_crc(entry, values)
             return values
         except (OSError, ValueError, MemoryError) as error:
-            raise ConversionError(f"{_shown(entry.file)}: tensor {printable(entry.name)}: {error}") from None
+            raise ConversionError(f"{self.shown(entry.file)}: tensor {printable(entry.name)}: {error}") from None
 
     def _check_crc(self, entry: Entry, values: np.ndarray) -> None:
         storage = entry.storage
@@ -182,7 +196,7 @@ class Checkpoint:
             except OSError:
                 same = False
             if not same:
-                raise ConversionError(f"{_shown(path)}: it changed while it was read; convert it again")
+                raise ConversionError(f"{self.shown(path)}: it changed while it was read; convert it again")
 
     def sha256(self) -> str:
         """SHA-256 of the file, as `sha256sum` prints it; of several files, that of their digests in order."""
@@ -216,23 +230,23 @@ class Checkpoint:
                 return "sharded", self._open_shards(path, descriptor)
             raise ConversionError(other_file(head, path.name, os.pread(descriptor, 5, 257)))
         except ConversionError as error:
-            raise ConversionError(f"{_shown(path)}: {error}") from None
+            raise ConversionError(f"{self.shown(path)}: {error}") from None
         except OSError as error:
-            raise ConversionError(f"{_shown(path)}: it cannot be read ({error.strerror or error})") from None
+            raise ConversionError(f"{self.shown(path)}: it cannot be read ({error.strerror or error})") from None
 
     def _descriptor(self, path: Path) -> int:
         """Open for reading, without ever waiting on a pipe or a device."""
         try:
             descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | getattr(os, "O_NONBLOCK", 0))
         except FileNotFoundError:
-            raise ConversionError(f"{_shown(path)}: {no_file(path)}") from None
+            raise ConversionError(f"{self.shown(path)}: {'no such file' if self.address else no_file(path)}") from None
         except (OSError, ValueError) as error:
             reason = error.strerror if isinstance(error, OSError) else str(error)
-            raise ConversionError(f"{_shown(path)}: cannot be opened ({reason})") from None
+            raise ConversionError(f"{self.shown(path)}: cannot be opened ({reason})") from None
         self._descriptors.append(descriptor)
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode):
-            raise ConversionError(f"{_shown(path)}: it is not a regular file")
+            raise ConversionError(f"{self.shown(path)}: it is not a regular file")
         self.files.append(path)
         self._identities.append(_identity(status))
         return descriptor
@@ -279,7 +293,7 @@ def _resolve(path: Path) -> Path:
     for name in FOLDER_NAMES:
         if os.path.lexists(path / name):
             return path / name
-    raise ConversionError(f"{_shown(path)}: {other_folder(path)}")
+    raise ConversionError(f"{printable(str(path), 160)}: {other_folder(path)}")
 
 
 def _stays(link: Path) -> bool:
@@ -316,7 +330,3 @@ def _crc_of(storage: Storage) -> int:
 
 def _identity(status: os.stat_result) -> tuple[int, ...]:
     return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
-
-
-def _shown(path: str | os.PathLike) -> str:
-    return printable(str(path), 160)

@@ -113,6 +113,11 @@ class Entry:
         """Bytes of its values laid out densely; stride tricks can make this far more than the file holds."""
         return prod(self.shape) * ITEM_SIZES.get(self.dtype, 1)
 
+    @property
+    def claimed(self) -> int:
+        """The same of all that must be read for its values."""
+        return self.nbytes if self.made is None else sum(one.claimed for one in self.made.of)
+
     def read(self, scratch: "Scratch | None" = None) -> np.ndarray:
         """Its values as a C-contiguous native array of the declared dtype; reads no other bytes when it is contiguous.
 

@@ -23,7 +23,7 @@ from converter.pairs.pair import OptionError, Pair
 from converter.pairs.registry import get, pairs
 from converter.planning.config_json import ConfigFile, ConfigJsonError
 from converter.planning.prefixes import named, where_it_ends
-from converter.planning.reading import Reading, State, mapping_of, read
+from converter.planning.reading import ClaimsError, Reading, State, mapping_of, read
 
 _MOST_NAMES = 10_000  # of a state dict: beyond any model here, and tried within seconds
 _MOST_GLOBS = 6  # that are told of what may be ignored
@@ -238,7 +238,7 @@ def _recognise(search: _Search) -> Reading:
     for pair in known:
         try:
             found += search.readings(pair)
-        except ConfigJsonError:
+        except (ConfigJsonError, ClaimsError):
             raise
         except UsageError as error:  # a value may be right for another model
             refused.append(error)

@@ -28,8 +28,6 @@ from converter.planning.variables import by_path, layer_at, layers_of
 from tf_models.runtime.abstract import TooLarge, abstract
 from tf_models.runtime.weights_format import places
 
-# A checkpoint may hold views that repeat values (expanded tensors), but not to claim far more than it holds.
-_ROOM_FOR_VIEWS = 64 << 20
 # A model may have this many more variables than tensors were found for, so that what is missing can be listed.
 _SPARE_VARIABLES = 1000
 
@@ -192,8 +190,8 @@ def make_plan(checkpoint: Checkpoint, reading: Reading) -> Plan:
     if reading.config is None:
         raise PlanError(headline, [reading.unsized or "its sizes cannot be read"]) from reading.failure
     held = sum(path.stat().st_size for path in checkpoint.files)
-    claimed = sum(entry.nbytes for entry in reading.entries.values())
-    if claimed > held + _ROOM_FOR_VIEWS:  # before anything is made of that size
+    claimed = sum(entry.claimed for entry in reading.entries.values())
+    if claimed > checkpoint.room:  # before anything is made of that size
         raise PlanError(headline, [f"its tensors claim {claimed:,} bytes, but the file holds {held:,}"])
     model = _build_abstract(reading, headline)
     match = Match(reading, model)

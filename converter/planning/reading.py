@@ -19,6 +19,10 @@ from converter.pairs.mapping import Mapping
 from converter.pairs.pair import Pair
 
 
+class ClaimsError(ConversionError):
+    """A tensor claims far more bytes than the file holds."""
+
+
 class State:
     """A state dict with the names that its network gave, before programs wrapped its modules.
 
@@ -155,9 +159,17 @@ def _spell(reading: Reading, names: list[str], checkpoint: Checkpoint) -> None:
 
 
 def equal(entries: list[Entry], checkpoint: Checkpoint) -> bool:
-    """Whether all of them hold the same bits."""
+    """Whether all of them hold the same bits.
+
+    Raises:
+        ClaimsError: one claims far more bytes than the file holds.
+        ConversionError: one cannot be read.
+    """
     if any(entry.problem for entry in entries) or len({(entry.shape, entry.dtype) for entry in entries}) > 1:
         return False
+    for entry in entries:
+        if entry.claimed > checkpoint.room:
+            raise ClaimsError(f"{printable(entry.name)} claims {entry.claimed:,} bytes, far more than the file holds")
     first, *others = (checkpoint.read(entry).tobytes() for entry in entries)
     return all(other == first for other in others)
 

@@ -1,6 +1,7 @@
 """LoRA beside a network's own tensors: merged into its kernels where that is asked for, and refused where it is not."""
 
 import json
+import math
 import re
 
 import ml_dtypes
@@ -15,7 +16,9 @@ import cli
 import converter
 import torch_refs
 from converter.checkpoints.checkpoint import Checkpoint
+from converter.checkpoints.ignoring import ignore
 from converter.checkpoints.lora import merge_lora
+from converter.checkpoints.tensors import Entry
 from tests.support.seeded import seeded
 
 DECODER = seeded(torch_refs.create("sam_decoder")).state_dict()
@@ -232,8 +235,10 @@ def test_what_is_not_merged_and_why(state, wanted, told, tmp_path):
 
 @pytest.mark.parametrize(
     ("config", "told"),
-    [('{"use_dora": true, "lora_alpha": 1}', "has use_dora, which is not merged here"), ("[1]", "is no table"),
-     ("{", "cannot be read"), ('{"lora_alpha": 4, "fan_in_fan_out": true}', "square"),
+    [('{"use_dora": true, "lora_alpha": 1}', "has use_dora, which is not merged here"), ("[1]", "is no JSON object"),
+     ("{", "cannot be read"), ('{"lora_alpha": 1, "peft_type": "ADALORA"}', "is of ADALORA, which is not merged here"),
+     ('{"lora_alpha": 4, "r": 8}', "is of rank 4, and the adapter_config.json beside it says r is 8"),
+     (" " * (1 << 20) + "{}", "is far too long"), ('{"lora_alpha": 4, "fan_in_fan_out": true}', "square"),
      ('{"lora_alpha": 8}', "the scale of LoRA at .* is 2, says the adapter_config.json beside it, and not 1")],
 )  # fmt: skip
 def test_configurations_of_adapters_that_are_not_merged(config, told, tmp_path):
@@ -241,6 +246,135 @@ def test_configurations_of_adapters_that_are_not_merged(config, told, tmp_path):
     (tmp_path / "adapter_config.json").write_text(config)
     with pytest.raises(converter.ConversionError, match=told):
         read(tmp_path / "ckpt.pth", 1)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [*((name, value) for name in ("lora_alpha", "r") for value in (10**400, math.nan, math.inf, True, "4", [4])),
+     ("r", 0.5), ("r", 0), ("r", -1)],
+)  # fmt: skip
+def test_what_is_no_number_in_a_configuration(name, value, tmp_path):
+    torch.save(peft(DECODER, KERNEL), tmp_path / "ckpt.pth")
+    (tmp_path / "adapter_config.json").write_text(json.dumps({name: value}))
+    with pytest.raises(converter.ConversionError, match=f"says {name} is .*, which is not a (whole )?number"):
+        read(tmp_path / "ckpt.pth", 1)
+
+
+def test_the_scale_of_a_convolution_of_loralib_is_of_its_rank_and_not_of_its_rows(tmp_path):
+    """Its factors have r * k rows and columns, k being the kernel's width."""
+    rng = torch.Generator().manual_seed(0)
+    kernel = torch.randn(32, 32, 3, 3, generator=rng)
+    a, b = torch.randn(2 * 3, 32 * 3, generator=rng), torch.randn(32 * 3, 2 * 3, generator=rng)
+    torch.save({"l.weight": kernel, "l.lora_A": a, "l.lora_B": b}, tmp_path / "ckpt.pth")
+    (tmp_path / "adapter_config.json").write_text('{"lora_alpha": 4, "r": 2}')
+    found, told = read(tmp_path / "ckpt.pth", True)
+    assert told[0].endswith("scale 2")
+    exact = kernel.double() + 2 * (b.double() @ a.double()).view(kernel.shape)
+    np.testing.assert_allclose(found["l.weight"], exact, rtol=1e-6, atol=1e-6)
+    (tmp_path / "adapter_config.json").write_text('{"lora_alpha": 4, "r": 6}')
+    with pytest.raises(converter.ConversionError, match=r"is of rank 2, and the .* says r is 6"):
+        read(tmp_path / "ckpt.pth", True)
+
+
+@pytest.mark.parametrize(
+    "leaf",
+    ["dora_scale", "scaling", "ranknum", "lora_E", "lora_mid.weight", "lora_magnitude_vector.default.weight",
+     "hada_w1_a", "lokr_w1", "vera_lambda_b.default", "oft_blocks", "ia3_l.default"],
+)  # fmt: skip
+def test_what_changes_what_lora_adds_is_refused_also_where_it_is_ignored(leaf, tmp_path):
+    """Without it, the sum would be another network's."""
+    state = {**loralib(DECODER, OTHER), f"{OTHER}.{leaf}": torch.ones(1)}
+    torch.save(state, tmp_path / "ckpt.pth")
+    with pytest.raises(converter.ConversionError, match=re.escape(f"{OTHER}.{leaf}") + ".* not merged here; merge it"):
+        read(tmp_path / "ckpt.pth", 1)
+    with pytest.raises(converter.ConversionError, match=re.escape(leaf) + " changes what LoRA beside it adds, and is"):
+        converter.plan("sam_decoder", tmp_path / "ckpt.pth", ignore=[f"*.{leaf}"], merge_lora=1)
+
+
+def test_of_several_adapters_one_is_kept_by_ignoring_the_others(tmp_path):
+    state = peft(DECODER, KERNEL)
+    a, b = factors(DECODER[f"{KERNEL}.weight"], seed=7)
+    path = f"base_model.model.{KERNEL}"
+    torch.save({**state, f"{path}.lora_A.x.weight": a, f"{path}.lora_B.x.weight": b}, tmp_path / "ckpt.pth")
+    with Checkpoint(tmp_path / "ckpt.pth") as checkpoint:
+        ignore(checkpoint, ["*.x.weight"])
+        merge_lora(checkpoint, 1)
+        name = f"{KERNEL}.weight"
+        expect = expected(DECODER, 1, KERNEL)[name].numpy()
+        np.testing.assert_array_equal(checkpoint.read(checkpoint.states[""][name]), expect)
+
+
+@pytest.mark.parametrize("wanted", [False, True, 1])
+@pytest.mark.parametrize("leaf", ["hada_w1_a", "lokr_w1", "vera_lambda_b.default", "oft_blocks", "ia3_l", "dora_scale"])
+def test_other_adapters_are_named(leaf, wanted, tmp_path):
+    torch.save({**DECODER, f"{KERNEL}.{leaf}": torch.ones(1)}, tmp_path / "ckpt.pth")
+    with pytest.raises(
+        converter.ConversionError, match=re.escape(f"{KERNEL}.{leaf}: of an adapter that is not merged")
+    ):
+        read(tmp_path / "ckpt.pth", wanted)
+
+
+def test_diffusers_processors_are_named(tmp_path):
+    torch.save({**DECODER, "attn.processor.to_q_lora.down.weight": A}, tmp_path / "ckpt.pth")
+    with pytest.raises(converter.ConversionError, match=r"to_q_lora\.down\.weight: not merged here"):
+        read(tmp_path / "ckpt.pth", 1)
+
+
+@pytest.mark.parametrize("above", ["", "model."])
+@pytest.mark.parametrize(("leaf", "wanted"), [("lora_A.weight", False), ("lora_magnitude_vector", 1), ("hada_a", 1)])
+def test_of_another_network_in_the_file_it_can_be_passed_over(leaf, wanted, above, tmp_path):
+    other = {"text_encoder.0.weight": torch.ones(8, 8), f"text_encoder.0.{leaf}": torch.ones(2, 8)}
+    state = {f"{above}{name}": tensor for name, tensor in {**other, **DECODER}.items()}
+    torch.save(state, tmp_path / "ckpt.pth")
+    with pytest.raises(converter.ConversionError) as caught:
+        converter.plan("sam_decoder", tmp_path / "ckpt.pth", merge_lora=wanted)
+    pattern = f"{above}text_encoder.*"
+    told = f"; where it is of another network in the file, pass that over: --ignore '{pattern}'"
+    assert str(caught.value).endswith(told)
+    assert converter.plan("sam_decoder", tmp_path / "ckpt.pth", ignore=[pattern]).tensors == len(DECODER)
+
+
+NOTHING = torch.zeros(1)
+
+
+@pytest.mark.parametrize(
+    ("added", "told"),
+    [
+        ({"lora_A": NOTHING.expand(3_000_000, 256), "lora_B": NOTHING.expand(256, 3_000_000)},
+         f"LoRA at {KERNEL} is of rank 3000000, far beyond its kernel"),
+        ({"lora_down.weight": torch.ones(4, 256), "lora_up.weight": torch.ones(256, 4),
+          "alpha": NOTHING.expand(600_000_000)}, f"{KERNEL}.alpha is no number"),
+        ({"lora_down.weight": torch.ones(4, 256), "lora_up.weight": torch.ones(256, 4),
+          "alpha": torch.tensor(float("nan"))}, f"{KERNEL}.alpha is no number"),
+    ],
+)  # fmt: skip
+def test_what_claims_more_than_it_can_be_is_refused_unread(added, told, tmp_path, monkeypatch):
+    torch.save({**DECODER, **{f"{KERNEL}.{name}": tensor for name, tensor in added.items()}}, tmp_path / "ckpt.pth")
+    sizes = []
+    right = Entry.read
+    monkeypatch.setattr(Entry, "read", lambda self, *rest: sizes.append(self.nbytes) or right(self, *rest))
+    with pytest.raises(converter.ConversionError, match=told):
+        read(tmp_path / "ckpt.pth", True)
+    assert max(sizes, default=0) < 1000
+
+
+def test_a_rank_above_the_shorter_side_of_a_small_kernel_is_merged(tmp_path):
+    """As where every layer of a network was given one rank."""
+    state = {"l.weight": torch.ones(2, 8), "l.lora_A": torch.ones(16, 8), "l.lora_B": torch.ones(2, 16)}
+    torch.save(state, tmp_path / "ckpt.pth")
+    found, _ = read(tmp_path / "ckpt.pth", 1)
+    assert (found["l.weight"] == 17).all()
+
+
+def test_what_factors_claim_counts_as_what_tensors_do(tmp_path):
+    state = dict(DECODER)
+    for name in [name for name, tensor in DECODER.items() if name.endswith(".weight") and tensor.ndim == 2]:
+        out, into = DECODER[name].shape
+        path = name.removesuffix(".weight")
+        state |= {f"{path}.lora_A": NOTHING.expand(1024, into), f"{path}.lora_B": NOTHING.expand(out, 1024)}
+    torch.save(state, tmp_path / "ckpt.pth")
+    with pytest.raises(converter.PlanError, match=r"its tensors claim .* bytes, but the file holds"):
+        converter.plan("sam_decoder", tmp_path / "ckpt.pth", merge_lora=1)
 
 
 def run(command, *arguments):

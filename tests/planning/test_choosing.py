@@ -12,6 +12,7 @@ import torch_refs
 from converter.checkpoints.checkpoint import Checkpoint
 from converter.checkpoints.ignoring import ignore
 from converter.naming import globs
+from converter.pairs.registry import get
 from converter.planning.choosing import Ambiguous, Choice, find_reading
 from tests.support.checkpoints import prefixed
 from tests.support.small_sam import OPTIONS, decoder_state, sam_state
@@ -336,3 +337,15 @@ def test_flat_parameters_say_how_to_gather_them(tmp_path):
 )
 def test_patterns_match_what_is_meant_and_nothing_else(names, others, expected):
     assert globs(names, others) == expected
+
+
+@pytest.mark.parametrize("model", ["auto", "sam"])
+def test_copies_that_claim_more_than_the_file_holds_are_refused_unread(tmp_path, monkeypatch, model):
+    """Of a matrix that a network shares, as Hugging Face writes it, both are compared."""
+    hugging_face = next(one for one in get("sam").dialects if one.name == "hugging_face")
+    state = {hugging_face.foreign(name): tensor for name, tensor in SAM.items()}
+    copies = "prompt_encoder.shared_embedding.positional_embedding", "shared_image_embedding.positional_embedding"
+    monkeypatch.setattr(Checkpoint, "read", lambda *_: pytest.fail("it was read"))
+    claims = f"{copies[0]} claims 1,600,000,000 bytes, far more than the file holds"
+    with pytest.raises(converter.ConversionError, match=claims):
+        reading(tmp_path, {**state, **dict.fromkeys(copies, torch.zeros(1).expand(2, 200_000_000))}, model)
