@@ -1,7 +1,7 @@
 """Checkpoints on the Hugging Face Hub, by address: `hf://ORGANISATION/NAME[@REVISION][/FILE]`.
 
-What is needed of a repository (the weights, their shards, the `config.json` beside them) is brought into the cache that
-`huggingface_hub` keeps, with its token and its offline mode.
+What is needed of a repository (the weights, their shards, the configurations beside them) is brought into the cache
+that `huggingface_hub` keeps, with its token and its offline mode.
 """
 
 import contextlib
@@ -15,14 +15,15 @@ from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 from urllib.parse import unquote
 
-from converter.checkpoints.other_files import FOLDER_NAMES, WEIGHTS, weights_among
+from converter.checkpoints import adapter_config
+from converter.checkpoints.other_files import FOLDER_NAMES, WEIGHTS, other_address, weights_among
 from converter.checkpoints.safetensors_file import LONGEST_HEADER, json_object
 from converter.errors import ConversionError, printable
 from converter.naming import listed
 from converter.progress import Progress, Silent
 
 _INDEX = ".index.json"
-_CONFIG = "config.json"
+_CONFIGS = ("config.json", adapter_config.NAME)
 _FORM = "hf://ORGANISATION/NAME[@REVISION][/FILE]"
 _LOG_IN = "log in with `hf auth login`, or set HF_TOKEN"
 _ADDRESS = re.compile(
@@ -49,9 +50,11 @@ def located(checkpoint: str | os.PathLike, progress: Progress | None = None) -> 
     Raises:
         ConversionError: the hub has none, it cannot be had, or the address is damaged; the message starts with it.
     """
+    address = re.sub(r"^(\w{2,}):/(?!/)", r"\1://", os.fspath(checkpoint))
     if not is_address(checkpoint):
+        if re.match(r"\w{2,}://", address) and not os.path.lexists(checkpoint):
+            raise ConversionError(f"{printable(address, 160)}: {other_address(address)}")
         return Located(Path(checkpoint).expanduser(), "")
-    address = re.sub("^hf:/(?!/)", "hf://", os.fspath(checkpoint))
     match = _ADDRESS.fullmatch(address.rstrip("/"))
     try:
         if match is None or not {"", ".", ".."}.isdisjoint((match["file"] or "file").split("/")):
@@ -75,7 +78,7 @@ class _Repository:
         """The file `wanted`, or the checkpoint in the folder of that name, and what belongs to it."""
         sizes = self._sizes()
         file = wanted if wanted in sizes else _chosen(wanted, sizes)
-        folder, beside = PurePosixPath(file).parent, [_CONFIG]
+        folder, beside = PurePosixPath(file).parent, list(_CONFIGS)
         self._progress.start("fetching", sizes[file])
         path = self._download(file, self._revision)
         root = path.parents[len(folder.parts)]  # named by the commit

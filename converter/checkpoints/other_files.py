@@ -5,6 +5,7 @@ import re
 from collections.abc import Iterable
 from itertools import islice
 from pathlib import Path
+from urllib.parse import unquote
 
 from converter.errors import printable
 from tf_models.runtime import mistaken
@@ -20,6 +21,12 @@ FOLDER_NAMES = (
     "pytorch_model.bin.index.json",
 )
 _SHARD = re.compile(r"-\d{5}-of-\d{5}\.")
+_HUB_NAME = re.compile(r"(?P<organisation>[\w.-]+)/[\w.-]+(?P<revision>@[^/@]+(?:/[^@]+)?)?")
+_HUB_PAGE = re.compile(
+    r"https?://(?:www\.)?(?:huggingface\.co|hf\.co)/(?P<organisation>[\w.-]+)/(?P<name>[\w.-]+)"
+    r"(?:/(?:resolve|blob|raw|tree)/(?P<revision>refs/(?:pr|convert)/[^/?#]+|[^/?#]+)(?:/(?P<file>[^?#]+))?)?/?(?:[?#].*)?",
+    re.IGNORECASE,
+)
 _MOST_NAMES = 1000  # of a folder that are looked at
 
 
@@ -122,14 +129,28 @@ def other_folder(path: Path) -> str:
 def no_file(path: Path) -> str:
     """What may have been meant by a path at which nothing is."""
     text = str(path)
-    if re.match(r"https?:/", text):
-        return "no such file; it is an address: download the file, and name that"
     near = mistaken.near(path, (*WEIGHTS, ".h5", ".json"))
     if near:
         return f"no such file; did you mean {_path(path.parent, near)}?"
-    if re.fullmatch(r"[\w.-]+/[\w.-]+", text) and not path.parent.is_dir() and not path.suffix:
+    named = _HUB_NAME.fullmatch(text)
+    if named and not Path(named["organisation"]).is_dir() and (named["revision"] or not path.suffix):
         return f"no such file; if it is a name on the Hugging Face Hub: did you mean hf://{printable(text)}?"
     return "no such file"
+
+
+def other_address(address: str) -> str:
+    """What an address may have meant that is none of a checkpoint on the hub."""
+    meant = re.sub("^HF(?=://)", "hf", address, flags=re.IGNORECASE)
+    page = _HUB_PAGE.fullmatch(address)
+    if page and page["organisation"] not in ("datasets", "spaces", "docs"):
+        revision = f"@{page['revision']}" if page["revision"] not in (None, "main") else ""
+        file = f"/{unquote(page['file'])}" if page["file"] else ""
+        meant = f"hf://{page['organisation']}/{page['name']}{revision}{file}"
+    if meant.startswith("hf://"):
+        return f"no such file; did you mean {printable(meant, 200)}?"
+    if address.startswith("file:"):
+        return "no such file; name it by its path alone"
+    return "no such file; it is an address: download the file, and name that"
 
 
 def _names(folder: Path) -> list[str]:

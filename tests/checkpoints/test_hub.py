@@ -13,6 +13,7 @@ from safetensors.numpy import save
 
 import converter
 from converter.checkpoints.checkpoint import Checkpoint
+from converter.checkpoints.lora import merge_lora
 from converter.planning.config_json import ConfigFile
 from tests.support.hub_server import serving
 from tests.support.running import ROOT, run
@@ -105,11 +106,13 @@ def test_shards(hub):
 
 
 def test_an_index_that_is_damaged_or_names_what_is_not_there(hub):
-    hub.add("org/broken", {"model.safetensors.index.json": b'{"weight_map": '})
-    with pytest.raises(converter.ConversionError, match="but is not JSON"):
+    """The message names the address, and not where the cache is."""
+    commit = hub.add("org/broken", {"model.safetensors.index.json": b'{"weight_map": '})
+    at = f"hf://org/broken@{commit}/model.safetensors.index.json"
+    with pytest.raises(converter.ConversionError, match=f"^{at}: .* but is not JSON"):
         converter.inspect("hf://org/broken")
-    hub.add("org/hole", {"model.safetensors.index.json": b'{"weight_map": {"w": "gone.safetensors"}}'})
-    with pytest.raises(converter.ConversionError, match=r"gone\.safetensors: no such file"):
+    commit = hub.add("org/hole", {"model.safetensors.index.json": b'{"weight_map": {"w": "gone.safetensors"}}'})
+    with pytest.raises(converter.ConversionError, match=f"^.*hf://org/hole@{commit}/gone.safetensors: no such file$"):
         converter.inspect("hf://org/hole")
     hub.add("org/out", {"model.safetensors.index.json": b'{"weight_map": {"w": "../../x", "v": 3}}', "x": b""})
     with pytest.raises(converter.ConversionError, match="it has no weight_map"):
@@ -158,6 +161,23 @@ def test_a_folder_of_a_repository(hub):
             assert checkpoint.address == f"hf://org/pipeline@{commit}/unet/model.safetensors"
             assert [entry.name for entry in checkpoint.entries()] == ["unet"]
     assert hub.fetched() == ["unet/config.json", "unet/model.safetensors"]
+
+
+def test_the_configuration_of_an_adapter_comes_along(hub):
+    """What it says is held against what is asked for, as it is of a folder."""
+    rng = np.random.default_rng(0)
+    arrays = {"l.weight": rng.random((4, 4)), "l.lora_A.weight": rng.random((2, 4)), "l.lora_B.weight": np.ones((4, 2))}
+    config = json.dumps({"lora_alpha": 8, "r": 2, "fan_in_fan_out": True}).encode()
+    commit = hub.add("org/lora", {"model.safetensors": save(arrays), "adapter_config.json": config})
+    with Checkpoint("hf://org/lora") as checkpoint:
+        with pytest.raises(converter.ConversionError, match="is square") as caught:
+            merge_lora(checkpoint, True)
+        assert str(caught.value).startswith(f"hf://org/lora@{commit}/model.safetensors: ")
+        with pytest.raises(
+            converter.ConversionError, match=r"is 4, says the adapter_config\.json beside it, and not 3"
+        ):
+            merge_lora(checkpoint, 3)
+    assert hub.fetched() == ["adapter_config.json", "model.safetensors"]
 
 
 # --- What is told ----------------------------------------------------------------------------------------------------
@@ -331,6 +351,46 @@ def test_no_network(hub, tmp_path, monkeypatch):
     assert done.stderr.startswith("error: hf://org/unseen: the hub cannot be reached (")
     assert done.stderr.endswith("), and the cache does not have it\n")
     assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("address", "meant"),
+    [
+        ("https://huggingface.co/org/name", "hf://org/name"),
+        ("https://huggingface.co/org/name/", "hf://org/name"),
+        ("https://www.huggingface.co/org/name/tree/main", "hf://org/name"),
+        ("http://hf.co/org/name/blob/v2/sub/a%20b.pth", "hf://org/name@v2/sub/a b.pth"),
+        ("https://huggingface.co/org/name/resolve/main/m.safetensors?download=true", "hf://org/name/m.safetensors"),
+        ("https://huggingface.co/org/name/resolve/refs/pr/1/m.bin", "hf://org/name@refs/pr/1/m.bin"),
+        ("HF://org/name@v2/m.bin", "hf://org/name@v2/m.bin"),
+        ("org/name@v1.0", "hf://org/name@v1.0"),
+        ("org/name@main/m.bin", "hf://org/name@main/m.bin"),
+    ],
+)
+@pytest.mark.parametrize("kind", [str, Path])
+def test_what_is_nearly_an_address(address, meant, kind):
+    with pytest.raises(converter.ConversionError) as caught:
+        converter.inspect(kind(address))
+    given = address.rstrip("/") if kind is Path else address  # which a Path loses
+    told = (
+        str(caught.value)
+        .removeprefix(f"{given}: no such file; ")
+        .removeprefix("if it is a name on the Hugging Face Hub: ")
+    )
+    assert told == f"did you mean {meant}?"
+
+
+@pytest.mark.parametrize(
+    "address", ["s3://bucket/a.pth", "gs://bucket/a.pth", "https://huggingface.co/datasets/o/n", "https://a.org/b.pth"]
+)
+def test_other_addresses(address, tmp_path):
+    told = f"{address}: no such file; it is an address: download the file, and name that"
+    for given in (address, Path(address)):
+        with pytest.raises(converter.ConversionError) as caught:
+            converter.inspect(given)
+        assert str(caught.value) == told
+    done = run("convert", address, cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (1, f"error: {told}\n")
 
 
 def test_a_name_without_hf(tmp_path):

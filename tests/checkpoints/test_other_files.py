@@ -137,5 +137,6 @@ def test_what_is_not_there(tmp_path, monkeypatch):
     refused("sam_vitb.pth", "no such file; did you mean sam_vit_b.pth?")
     refused("elsewhere/x.pth", "elsewhere/x.pth: no such file")
     refused("https://example.org/sam.pth", "it is an address: download the file")
+    refused("file:///sam.pth", "file:///sam.pth: no such file; name it by its path alone")
     refused("facebook/sam-vit-base", "hf://facebook/sam-vit-base")
     refused("x.pth", "x.pth: no such file")
