@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+SAVE = "save the weights alone: torch.save(model.state_dict(), path)"  # what helps of many a file
 _LONGEST = 480  # characters of a message
 
 

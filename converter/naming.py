@@ -52,6 +52,11 @@ def listed(texts: Iterable[str], most: int, between: str = ", ") -> str:
     return between.join(every[:most]) + (f" and {len(every) - most} more" if len(every) > most else "")
 
 
+def counted(count: int, noun: str) -> str:
+    """`1 tensor`, `2 tensors`."""
+    return f"{count} {noun}{'s' * (count != 1)}"
+
+
 def globs(names: Iterable[str], others: Iterable[str]) -> list[str]:
     """Patterns (`*`) that match all `names` and none of the others, as few as whole modules and indices allow."""
     names, others = list(names), list(others)

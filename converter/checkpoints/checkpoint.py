@@ -18,8 +18,8 @@ from converter.checkpoints.other_files import FOLDER_NAMES, no_file, other_file,
 from converter.checkpoints.safetensors_file import LONGEST_HEADER, json_object, read_bytes, read_safetensors
 from converter.checkpoints.tensors import Entry, Scratch, Storage, dense_strides, read_into
 from converter.checkpoints.torch_file import read_pickles, read_zip
-from converter.checkpoints.tree import SAVE, Beside
-from converter.errors import ConversionError, printable
+from converter.checkpoints.tree import OPTIMIZER, Beside
+from converter.errors import SAVE, ConversionError, printable
 from converter.naming import fold, listed
 from converter.progress import Progress
 
@@ -85,16 +85,21 @@ class Checkpoint:
         beside = self._beside
         self.bare, self.objects, self.unlisted = beside.bare, beside.objects, beside.unlisted
         inside = [f"{count} in {printable(name, 60)}" for name, count in beside.aside.inside.most_common()]
-        if inside:
-            self.unlisted = [*self.unlisted, f"tensors inside objects that are not built: {listed(inside, 4)}"]
+        if named and beside.what == OPTIMIZER:
+            raise ConversionError(f"it holds {OPTIMIZER}, not a state dict of weights; {SAVE}")
         if not entries and not (self.bare and not named):
-            if self.bare or beside.what.endswith("optimizer"):
+            if self.bare:
                 raise ConversionError(f"it holds {beside.what}, not a state dict of named ones; {SAVE}")
             told = f", but tensors inside objects that are not built ({listed(inside, 3)}); {SAVE}" if inside else ""
             raise ConversionError(f"it holds no named tensors{told}")
         if beside.aside.classes:
-            names = listed([printable(name, 60) for name in sorted(beside.aside.classes)], 4)
-            self.notes.append(f"not read, and nothing of it run: what is of the classes {names}")
+            self.notes.append(
+                f"not read, and nothing of it run: what is of the classes {_classes(beside.aside.classes)}"
+            )
+        if beside.aside.dicts:
+            self.notes.append(f"read as plain dicts: objects of {_classes(beside.aside.dicts)}")
+        if inside:
+            self.notes.append(f"not read: tensors inside objects that are not built: {listed(inside, 4)}")
         extra = [name for name in _names(entries, self.objects) if is_extra(name)]
         if extra:
             told = listed([printable(name, 60) for name in fold(extra)], 3)
@@ -305,6 +310,10 @@ def _stays(link: Path) -> bool:
     return target.parent == folder or (
         folder.parent.name == "snapshots" and target.parent == folder.parent.parent / "blobs"
     )
+
+
+def _classes(names: set[str]) -> str:
+    return listed([printable(name, 60) for name in sorted(names)], 4)
 
 
 def _names(entries: list[Entry], objects: dict[str, dict[str, str]]) -> Iterator[str]:

@@ -7,10 +7,9 @@ from itertools import islice
 from pathlib import Path
 from urllib.parse import unquote
 
-from converter.errors import printable
+from converter.errors import SAVE, printable
 from tf_models.runtime import mistaken
 
-_SAVE = "save the weights alone: torch.save(model.state_dict(), path)"
 _PICTURE = "it is a picture, not a checkpoint; `weightbridge segment WEIGHTS PICTURE` takes pictures"
 WEIGHTS = (".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".pkl", ".pdparams")
 # What a folder may hold, in the order transformers itself looks.
@@ -36,11 +35,11 @@ def other_zip(names: Iterable[str]) -> str | None:
     inner = [name.partition("/")[2] for name in names]  # torch's stand in one folder
     if "constants.pkl" in inner or any(name.startswith("code/") for name in inner):
         load = "torch.jit.load(path).state_dict()"
-        return f"it is a TorchScript archive, which holds code; {_SAVE} (of one that you trust: {load})"
+        return f"it is a TorchScript archive, which holds code; {SAVE} (of one that you trust: {load})"
     if "models/model.json" in inner or "serialized_exported_program.json" in names:
-        return f"it is a program of torch.export; {_SAVE} (of this one: torch.export.load(path).state_dict)"
+        return f"it is a program of torch.export; {SAVE} (of this one: torch.export.load(path).state_dict)"
     if ".data/extern_modules" in inner:
-        return f"it is a torch.package archive, which holds code; {_SAVE}"
+        return f"it is a torch.package archive, which holds code; {SAVE}"
     if {"metadata.json", "config.json", "model.weights.h5"} <= set(names):
         return "it is a Keras model, so weights that TensorFlow has already; the checkpoint to convert is torch's"
     if names and all(name.endswith(".npy") for name in names):

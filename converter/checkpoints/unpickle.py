@@ -3,7 +3,7 @@
 torch's `weights_only=True` allows a short list of functions and refuses the rest. This reader is narrower still: it
 imports nothing from the pickle and calls none of its functions. Each allowed global becomes a stand-in of our own that
 only notes what the file declares, so that names, shapes and places of the tensors are known without touching a value.
-Classes of the training program's own, which stand beside the weights, are known by their names alone and never built.
+Whatever else is named beside the weights, of whichever module, is known by its name alone, and never built or called.
 Long values, such as those of numpy arrays, are not read either: it is noted where they stand.
 """
 
@@ -24,6 +24,8 @@ _MOST_VALUES = 2**63  # what torch's own sizes can count
 _MOST_ARGUMENTS = 16
 _LONGEST_KEY = 100  # of a storage: torch numbers them
 _MOST_STRANGERS = 100  # classes that are remembered by name
+_LONGEST_NAME = 200  # of a class
+_DEEPEST = 4  # lists and dicts within an object that are looked through
 _NO_NUMBERS = "OVUSMm"  # numpy's letters for objects, structures, text and times
 _LONG = 1 << 16  # bytes of a value from which on it is not read
 
@@ -55,11 +57,6 @@ class Inert:
     """An object that was not built: only its class is known."""
 
     name: str
-
-
-@dataclass(frozen=True)
-class Reference(Inert):
-    """A class or function that is named, as in a configuration; a pickle that calls it is refused."""
 
 
 @dataclass(frozen=True)
@@ -101,16 +98,31 @@ class Table(dict):
         self.unnamed: list[tuple[Any, Any]] = []
 
 
+class Own(Table):
+    """An object that was made of nothing: a dict if items are set on it, and no more than its class if not."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        self.name = name
+
+
+def is_dict(value: Any) -> bool:
+    """Whether a value is a dict, or an object that has items as one."""
+    return isinstance(value, Table) and bool(value or value.unnamed or not isinstance(value, Own))
+
+
 @dataclass
 class Aside:
     """What a pickle holds besides numbers, text and tensors.
 
     Attributes:
-        classes: names of those that are neither Python's, numpy's nor torch's.
+        classes: names of those that are not read, but for the usual ones of Python, numpy and torch.
+        dicts: names of those whose objects are read as dicts.
         inside: class -> how many tensors stand inside objects of it, where they are not read.
     """
 
     classes: set[str] = field(default_factory=set)
+    dicts: set[str] = field(default_factory=set)
     inside: Counter[str] = field(default_factory=Counter)
 
 
@@ -169,10 +181,14 @@ def _rebuild_tensor_v3(storage, offset, size, strides, _grad, _hooks, dtype, fla
 
 
 def _rebuild_parameter(tensor, *rest):
+    if isinstance(tensor, (Inert, Own)):
+        return Inert(tensor.name)
     return _with_state(tensor, rest[2] if len(rest) > 2 else None)
 
 
 def _rebuild_from_type(function, _type, args, state=None):
+    if isinstance(function, (Inert, Own)):
+        return Inert(getattr(_type, "name", function.name))
     if function not in _REBUILDERS or not isinstance(args, tuple) or len(args) > _MOST_ARGUMENTS:
         raise Refused("a tensor of another class is not built as tensors are")
     return _with_state(function(*args), state)
@@ -189,8 +205,9 @@ def _with_state(tensor: Any, state: Any) -> TensorRef:
 
 
 def _rebuild_distributed(_type, dtype, size, *_):
+    kind = "ShardedTensor" if getattr(_type, "name", "").endswith(".ShardedTensor") else "DTensor"
     gather = "get_model_state_dict(model, options=StateDictOptions(full_state_dict=True))"
-    return TensorRef(_sizes(size), _dtype(dtype), problem=f"it is a part of a DTensor: gather it with {gather}")
+    return TensorRef(_sizes(size), _dtype(dtype), problem=f"it is a part of a {kind}: gather it with {gather}")
 
 
 def _rebuild_meta(dtype, size, *_):
@@ -230,18 +247,16 @@ def _tuple(*args: Any) -> Any:
 
 
 def _type(*args: Any) -> Inert:
-    """The type of None, which annotations name; any other use makes classes."""
-    if args != (None,):
-        raise _could_run("builtins.type")
-    return Inert("builtins.NoneType")
+    """The type of None, which annotations name; or a class that nobody makes here."""
+    return Inert("builtins.NoneType" if args == (None,) else "builtins.type")
 
 
 def _attribute(*args: Any) -> Inert:
     """A class within another, as protocols 2 and 3 name it, or an operation of torch: only a longer name here."""
     of, name = args if len(args) == 2 else (None, None)
-    if isinstance(of, Inert) and isinstance(name, str) and (_is_strange(of.name) or of.name in _HOLDERS):
-        return type(of)(f"{of.name}.{name}")
-    raise _could_run("builtins.getattr")
+    if isinstance(of, (Inert, Own)) and isinstance(name, str):
+        return Inert(f"{of.name}.{name}"[:_LONGEST_NAME])
+    return Inert("builtins.getattr")
 
 
 def _encoded(*args: Any) -> Any:
@@ -309,11 +324,14 @@ def _is_strange(name: str) -> bool:
     return name.partition(".")[0] not in _HOMES
 
 
-def _could_run(name: str) -> Refused:
-    return Refused(
-        f"it holds a Python object of class {printable(name, 80)}, which could run code; "
-        "save the weights alone: torch.save(model.state_dict(), path)"
-    )
+def is_usual(name: str) -> bool:
+    """Whether it is of what weights of torch or numpy often stand beside, so that nobody needs to be told of it."""
+    return name in _USUAL or name.startswith(_USUAL_HOMES)
+
+
+def could_run(name: str) -> bool:
+    """Whether it is Python's, numpy's or torch's, so that a reader that builds what it is told would run it."""
+    return not _is_strange(name) and not is_usual(name)
 
 
 _REBUILDERS = (
@@ -333,6 +351,7 @@ _FUNCTIONS: dict[str, Callable[..., Any]] = {
     "torch._utils._rebuild_qtensor": _rebuild_quantized,
     "torch._utils._rebuild_wrapper_subclass": _rebuild_distributed,
     "collections.OrderedDict": _ordered_dict,
+    "collections.defaultdict": lambda *_: Table(),
     "torch.Size": _size,
     "_codecs.encode": _encoded,
     "numpy.dtype": _numpy_type,
@@ -350,12 +369,12 @@ STORAGES = {
     **{"QInt32Storage": "qint32", "QUInt4x2Storage": "quint4x2", "QUInt2x4Storage": "quint2x4"},
     **{"ComplexFloatStorage": "complex64", "ComplexDoubleStorage": "complex128", "UntypedStorage": None},
 }
-# Harmless company of weights in training checkpoints, of torch, numpy and Python: noted by name, never built.
+# The usual company of weights in training checkpoints, of torch, numpy and Python. It is not built either.
 _DATA = {
     ("builtins", "__builtin__"): """int long float complex bool str unicode bytes bytearray list dict set frozenset
         slice range xrange object Ellipsis NotImplemented""",
     ("argparse",): "Namespace",
-    ("collections",): "defaultdict Counter deque ChainMap UserDict UserList UserString",
+    ("collections",): "Counter deque ChainMap UserDict UserList UserString",
     ("UserDict", "UserList", "UserString"): "IterableUserDict UserList UserString",
     ("pathlib", "pathlib._local"): "Path PosixPath WindowsPath PurePath PurePosixPath PureWindowsPath",
     ("datetime",): "datetime date time timedelta timezone",
@@ -366,10 +385,10 @@ _DATA = {
     ("array",): "array _array_reconstructor",
     ("ipaddress",): "IPv4Address IPv6Address IPv4Network IPv6Network IPv4Interface IPv6Interface",
     ("inspect",): "Signature Parameter _ParameterKind _empty",
-    ("operator", "_operator"): "itemgetter attrgetter getitem",
+    ("operator", "_operator"): "itemgetter attrgetter getitem or_",
     ("re", "sre"): "_compile Pattern",
     ("types",): "SimpleNamespace MappingProxyType GenericAlias",
-    ("functools",): "partial",
+    ("functools", "_functools", "__builtin__"): "partial reduce",
     ("fractions",): "Fraction",
     ("uuid",): "UUID SafeUUID",
     ("string",): "Template",
@@ -389,15 +408,15 @@ _DATA = {
     ("torch.storage",): "_load_from_bytes",
     ("torch.torch_version",): "TorchVersion",
 }
-_INERT = {f"{home}.{name}" for homes, names in _DATA.items() for home in homes for name in names.split()}
+_USUAL = {f"{home}.{name}" for homes, names in _DATA.items() for home in homes for name in names.split()}
 # Packages whose objects are such company as well: optimizers, schedules and what feeds them.
-_INERT_HOMES = (
+_USUAL_HOMES = (
     *("torch.distributed.", "torch.optim.", "torch.utils.data.", "torch.amp.", "torch.cuda.amp."),
     *("numpy.dtypes.", "numpy.random._mt19937.", "numpy.random._pcg64.", "numpy.random._philox.", "typing."),
 )
-# What a configuration may name, as functools.partial(torch.nn.LayerNorm, eps=1e-6), and what nothing may call.
-_REFERENCES = ("torch.nn.", "torch._C._nn.")
-_HOLDERS = ("torch._C._VariableFunctionsClass", "zoneinfo.ZoneInfo")
+_USER_DICTS = ("collections.UserDict", "UserDict.IterableUserDict")  # their items stand in an attribute
+# What a configuration names, as functools.partial(torch.nn.LayerNorm, eps=1e-6), and what is told of if it is called.
+_NAMED = ("torch.nn.", "torch._C._nn.", "torch._C._VariableFunctionsClass")
 # Packages of which no class is the training program's own: Python's under the names of Python 2 too, by which torch
 # pickles them.
 _HOMES = {"torch", "numpy", *sys.stdlib_module_names}
@@ -429,7 +448,7 @@ class _Unpickler(_PythonUnpickler):
         self._storage = storage
         self._aside = aside
         self._size = size
-        self._budget = 100_000 + 2 * size
+        self._budget = self._looks = 100_000 + 2 * size
 
     def find_class(self, module: Any, name: Any) -> Any:
         full = f"{module}.{name}"
@@ -437,17 +456,13 @@ class _Unpickler(_PythonUnpickler):
             return _FUNCTIONS[full]
         if module in ("torch", "torch.cuda", "torch.storage") and name in STORAGES:
             return Inert(full)
-        # Of a program's own classes it is known that they are not built here. What Python, numpy and torch have and
-        # weights do not need is refused, because whoever loads the file otherwise runs it.
-        if _is_strange(full):
-            if len(self._aside.classes) < _MOST_STRANGERS:
-                self._aside.classes.add(full)
-            return Inert(full)
-        if full in _INERT or full.startswith(_INERT_HOMES):
-            return Inert(full)
-        if full.startswith(_REFERENCES) or full in _HOLDERS:
-            return Reference(full)
-        raise _could_run(full)
+        if not is_usual(full) and not full.startswith(_NAMED):
+            self._note(full)
+        return Inert(full)
+
+    def _note(self, name: str) -> None:
+        if len(self._aside.classes) < _MOST_STRANGERS:
+            self._aside.classes.add(name)
 
     def persistent_load(self, pid: Any) -> StorageRef | Inert:
         if isinstance(pid, tuple) and len(pid) > 1 and pid[0] == "module" and isinstance(pid[1], Inert):
@@ -457,27 +472,45 @@ class _Unpickler(_PythonUnpickler):
     def load_reduce(self) -> None:
         args = self.stack.pop()
         function = self.stack[-1]
-        if not isinstance(args, tuple) or len(args) > _MOST_ARGUMENTS:
-            raise Refused(f"a call's arguments are not a tuple of at most {_MOST_ARGUMENTS}")
+        if not isinstance(args, tuple):
+            raise Refused("a call's arguments are not a tuple")
+        if isinstance(function, (Inert, Own)):
+            self._passed_over(function, args)
+            if not is_usual(function.name):
+                self._note(function.name)
+            may_be_dict = not args and (_is_strange(function.name) or function.name in _USER_DICTS)
+            self.stack[-1] = (Own if may_be_dict else Inert)(function.name)
+            return
+        if len(args) > _MOST_ARGUMENTS:
+            raise Refused(f"a call of torch's has more arguments than at most {_MOST_ARGUMENTS}")
         # What stands in the file once may be handed to a thousand calls that each copy it.
-        self._budget -= sum(len(arg) for arg in args if isinstance(arg, (str, bytes, tuple, list, dict)))
+        self._grow(sum(len(arg) for arg in args if isinstance(arg, (str, bytes, tuple, list, dict))))
+        if not any(function is known for known in _FUNCTIONS.values()):
+            raise Refused("it calls something that is not a function of torch")
+        self.stack[-1] = made = function(*args)
+        if isinstance(made, Inert) and made.name in _FUNCTIONS:
+            self._note(made.name)  # of other arguments than weights give it
+
+    def _grow(self, by: int) -> None:
+        self._budget -= by
         if self._budget < 0:
             raise Refused("it would grow to far more than it holds")
-        if isinstance(function, Reference):
-            raise _could_run(function.name)
-        if isinstance(function, Inert):
-            self._passed_over(function, args)
-            self.stack[-1] = Inert(function.name)
-        elif any(function is known for known in _FUNCTIONS.values()):
-            self.stack[-1] = function(*args)
-        else:
-            raise Refused("it calls something that is not a function of torch")
 
-    def _passed_over(self, owner: Inert, values: Any) -> None:
-        """Count the tensors that stand inside an object that is not built."""
-        parts = values if isinstance(values, (list, tuple)) else (values,)
-        every = [one for part in parts for one in (part.values() if isinstance(part, dict) else (part,))]
-        count = sum(isinstance(one, TensorRef) for one in every)
+    def _passed_over(self, owner: Inert | Own, values: Any) -> None:
+        """Count the tensors that stand inside an object that is not built.
+
+        What a file names often is looked through a few times only, so that no file takes long.
+        """
+        count, waiting = 0, [(values, 0)]
+        while waiting and self._looks > 0:
+            value, depth = waiting.pop()
+            self._looks -= 1
+            if isinstance(value, TensorRef):
+                count += 1
+            elif isinstance(value, (Table, list, tuple)) and depth < _DEEPEST:
+                self._looks -= len(value)
+                parts = value.values() if isinstance(value, Table) else value
+                waiting += [(part, depth + 1) for part in parts if isinstance(part, (TensorRef, Table, list, tuple))]
         if count and (owner.name in self._aside.inside or len(self._aside.inside) < _MOST_STRANGERS):
             self._aside.inside[owner.name] += count
 
@@ -492,7 +525,12 @@ class _Unpickler(_PythonUnpickler):
             if not isinstance(state, tuple) or len(state) < 5 or state[1] not in ("<", ">", "|", "="):
                 raise Refused("a dtype's state is not one")
             built.big_endian = state[1] == ">"
-        elif isinstance(built, Inert):
+        elif isinstance(built, Own) and built.name in _USER_DICTS and isinstance(state, Table) and not built:
+            if isinstance(items := state.get("data"), Table):
+                self._grow(len(items))
+                self._read_as_dict(built)
+                built.update(items)
+        elif isinstance(built, (Inert, Own)):
             self._passed_over(built, state)
         elif not isinstance(built, dict):  # attributes of a dict are of no use here
             raise Refused("it sets attributes on a tensor, or on something that is not an object")
@@ -502,8 +540,15 @@ class _Unpickler(_PythonUnpickler):
         if isinstance(target, Inert):
             self._passed_over(target, items)
             return
+        if isinstance(target, Own) and items:
+            self._read_as_dict(target)
         for i in range(0, len(items), 2):
             _set(target, items[i], items[i + 1])
+
+    def _read_as_dict(self, target: Own) -> None:
+        if target.name in self._aside.classes:
+            self._aside.classes.remove(target.name)
+            self._aside.dicts.add(target.name)
 
     def load_setitem(self) -> None:
         value, key = self.stack.pop(), self.stack.pop()
@@ -522,7 +567,7 @@ class _Unpickler(_PythonUnpickler):
 
     def _append_items(self, items: list) -> None:
         target = self.stack[-1]
-        if isinstance(target, Inert):
+        if isinstance(target, (Inert, Own)):
             self._passed_over(target, items)
         elif isinstance(target, list):
             target.extend(items)
@@ -629,8 +674,8 @@ def load(
 
     `aside` is told what it holds besides.
 
-    It is made of `Table`s, lists, tuples, numbers, text, `TensorRef`s, `ArrayRef`s and `Inert`s; long text and bytes
-    are `Run`s.
+    It is made of `Table`s (see `is_dict`), lists, tuples, numbers, text, `TensorRef`s, `ArrayRef`s and `Inert`s; long
+    text and bytes are `Run`s.
 
     Raises:
         ConversionError: the pickle is broken, or needs more than a state dict does.

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from converter.checkpoints.checkpoint import Checkpoint, is_extra
-from converter.errors import ConversionError, printable
+from converter.errors import SAVE, ConversionError, printable
 from converter.pairs.dialects import unwrapped
 from converter.planning.reading import Reading
 
@@ -24,16 +24,17 @@ def refuse_intruders(checkpoint: Checkpoint, reading: Reading) -> None:
 
 
 def intruders(checkpoint: Checkpoint) -> Iterator[str]:
-    """Every object that stands among tensors, in words."""
-    for table in checkpoint.objects.values():
-        yield from (told(name, what) for name, what in table.items() if not is_extra(name) and _is_among(name, what))
+    """What stands among tensors, in words: every object, and whatever has such a name as a tensor beside it."""
+    for key, table in checkpoint.objects.items():
+        ends = {name.rpartition(".")[2] for name in checkpoint.states.get(key, ())}
+        for name, what in table.items():
+            named_so = "." in name and name.rpartition(".")[2] in ends
+            if not is_extra(name) and (named_so or _is_among(name, what)):
+                yield told(name, what)
 
 
 def told(name: str, what: str) -> str:
-    return (
-        f"{printable(name)} stands among the weights and is {what}, not a tensor; "
-        "save the weights alone: torch.save(model.state_dict(), path)"
-    )
+    return f"{printable(name)} stands among the weights and is {what}, not a tensor; {SAVE}"
 
 
 def _is_among(name: str, what: str) -> bool:

@@ -9,18 +9,23 @@ import decimal
 import enum
 import fractions
 import functools
+import http
 import io
 import ipaddress
+import itertools
 import logging
 import operator
+import os
 import pathlib
 import pickle
 import random
 import re
+import signal
 import string
 import time
 import types
 import typing
+import urllib.parse
 import uuid
 import zoneinfo
 
@@ -32,6 +37,9 @@ from torch import nn
 import converter
 import torch_refs
 from converter.checkpoints.checkpoint import Checkpoint
+
+WEIGHTS = torch_refs.create("sam_decoder").state_dict()
+Wide = typing.NamedTuple("Wide", [(f"f{i}", int) for i in range(40)])
 
 
 class Color(enum.Enum):
@@ -143,6 +151,7 @@ COMPANY = {
     "zone": zoneinfo.ZoneInfo("UTC"),
     "typing": typing.ClassVar[int],
     "alias": list[int],
+    "union": int | str,
     "ellipsis": ...,
     "address": ipaddress.ip_address("1.2.3.4"),
     "numbers": array.array("f", [1, 2]),
@@ -169,6 +178,63 @@ COMPANY = {
     "optimizer": torch.optim.SGD([nn.Parameter(torch.zeros(2))], lr=0.1),
     "scaler": torch.amp.GradScaler("cpu").state_dict(),
 }
+# What is told of by its class, as are those of the program: it is not usual, and may be anything.
+RARE = {
+    "exception": (lambda: ValueError("x"), "ValueError"),
+    "status": (lambda: http.HTTPStatus.OK, "http.HTTPStatus"),
+    "flags": (lambda: re.IGNORECASE, "re.RegexFlag"),
+    "signal": (lambda: signal.SIGTERM, "signal.Signals"),
+    "partial of print": (lambda: functools.partial(print), "print"),
+    "built in": (lambda: max, "max"),
+    "counting": (lambda: itertools.count(3), "itertools.count"),
+    "address": (lambda: urllib.parse.urlparse("http://a"), "ParseResult"),
+    "of a file": (lambda: os.stat("/"), "os.stat_result"),
+    "masked": (lambda: np.ma.array([1, 2], mask=[0, 1]), "numpy.ma"),
+    "matrix": (lambda: np.matrix([1]), "numpy.matrix"),
+    "records": (lambda: np.rec.array([(1, 2.0)], dtype=[("a", "i4"), ("b", "f4")]), "numpy.rec"),
+    "context": (lambda: decimal.Context(), "decimal.DivisionByZero"),
+    "distribution": (lambda: torch.distributions.Normal(0.0, 1.0), "torch.distributions.normal.Normal"),
+    "nested": (lambda: torch.nested.nested_tensor([torch.zeros(2)]), "torch._utils._rebuild_nested_tensor"),
+    "loss": (lambda: nn.CrossEntropyLoss(), "torch.nn.modules.loss.CrossEntropyLoss"),
+    "many fields": (lambda: Wide(*range(40)), "Wide"),
+}
+
+
+@pytest.mark.filterwarnings(
+    "ignore:.*nested tensors:UserWarning", "ignore:the matrix subclass:PendingDeprecationWarning"
+)
+@pytest.mark.parametrize("protocol", [2, 4])
+@pytest.mark.parametrize("name", RARE)
+def test_what_is_rare_stands_aside_and_is_named(name, protocol, tmp_path):
+    make, called = RARE[name]
+    torch.save({"model": WEIGHTS, "x": [make()]}, tmp_path / "ckpt.pth", pickle_protocol=protocol)
+    with Checkpoint(tmp_path / "ckpt.pth") as checkpoint:
+        assert list(checkpoint.states) == ["model"]
+        assert any(note.startswith("not read, and nothing of it run: ") and called in note for note in checkpoint.notes)
+    assert converter.plan("auto", tmp_path / "ckpt.pth").tensors == len(WEIGHTS)
+
+
+@pytest.mark.parametrize("protocol", [2, 4])
+def test_the_parameters_of_a_module_are_no_tensors_of_the_file(protocol, tmp_path):
+    company = {"model": WEIGHTS, "criterion": nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2))}
+    torch.save(company, tmp_path / "ckpt.pth", pickle_protocol=protocol)
+    with Checkpoint(tmp_path / "ckpt.pth") as checkpoint:
+        assert {name: [*state] for name, state in checkpoint.states.items()} == {"model": [*WEIGHTS]}
+        told = (
+            "not read: tensors inside objects that are not built: "
+            "5 in torch.nn.modules.batchnorm.BatchNorm1d, 2 in torch.nn.modules.linear.Linear"
+        )
+        assert told in checkpoint.notes
+    with pytest.raises(converter.ConversionError, match=r"l\.0 stands among the weights and is an object of class"):
+        planned({**WEIGHTS, "l.0": nn.Linear(2, 2)}, tmp_path / "ckpt.pth")
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_a_whole_module_is_refused(zipped, tmp_path):
+    torch.save(nn.Linear(2, 2), tmp_path / "ckpt.pth", _use_new_zipfile_serialization=zipped)
+    told = r"class torch\.nn\.modules\.linear\.Linear, which could run code; save the weights alone"
+    with pytest.raises(converter.ConversionError, match=told):
+        converter.inspect(tmp_path / "ckpt.pth")
 
 
 @pytest.mark.parametrize("protocol", [2, 3, 4, 5])
@@ -185,15 +251,16 @@ def test_it_stands_aside(name, protocol, tmp_path):
             np.testing.assert_array_equal(checkpoint.read(checkpoint.states["state_dict"][key]), tensor)
         own = [note for note in checkpoint.notes if "classes" in note]
     data = pickle.dumps(COMPANY[name], protocol)
-    assert bool(own) == (__name__.encode() in data)
+    assert bool(own) == (__name__.encode() in data and name not in ("of the program", "ordered"))
     assert all(f"{__name__}." in note and "nothing of it run" in note for note in own)
 
 
 def test_nothing_of_it_is_run(tmp_path, monkeypatch):
     called = []
+    things = {"cfg": Config(), "made": Made()}
+    torch.save({"w": torch.zeros(2), **things}, tmp_path / "ckpt.pth", pickle_protocol=4)
     monkeypatch.setattr(Made, "__new__", lambda *_, **__: called.append("new"))
     monkeypatch.setattr(Config, "__setstate__", lambda *_: called.append("set"), raising=False)
-    torch.save({"w": torch.zeros(2), "cfg": Config()}, tmp_path / "ckpt.pth")
     converter.inspect(tmp_path / "ckpt.pth")
     assert not called
 
@@ -208,16 +275,24 @@ def test_a_whole_model_is_no_state_dict(tmp_path):
 @pytest.mark.parametrize(
     "wrong", ["os.system", "builtins.eval", "builtins.getattr", "subprocess.Popen", "numpy.load", "torch.load"]
 )
-def test_what_python_and_torch_have_and_weights_do_not_need_is_refused(wrong, tmp_path):
+def test_a_call_beside_the_weights_is_named_and_not_made(wrong, tmp_path):
     module, _, name = wrong.rpartition(".")
 
     class Hostile:
         def __reduce__(self):
-            return getattr(__import__(module, fromlist=[name]), name), ("touch /tmp/x",)
+            return getattr(__import__(module, fromlist=[name]), name), (f"touch {tmp_path / 'run'}",)
 
     torch.save({"w": torch.zeros(2), "cfg": Hostile()}, tmp_path / "ckpt.pth")
-    with pytest.raises(converter.ConversionError, match="which could run code"):
+    held = converter.inspect(tmp_path / "ckpt.pth")
+    assert [row.name for row in held] == ["w"]
+    assert any(name in note and "nothing of it run" in note for note in held.notes)
+    torch.save({"w": torch.zeros(2), "l.w": Hostile()}, tmp_path / "ckpt.pth")
+    with pytest.raises(converter.ConversionError, match=r"l\.w stands among the weights and is an object of class"):
+        converter.convert("auto", tmp_path / "ckpt.pth", tmp_path / "o.weights.h5")
+    torch.save(Hostile(), tmp_path / "ckpt.pth")
+    with pytest.raises(converter.ConversionError, match="which could run code; save the weights alone"):
         converter.inspect(tmp_path / "ckpt.pth")
+    assert [path.name for path in tmp_path.iterdir()] == ["ckpt.pth"]
 
 
 def test_a_value_that_claims_more_than_the_file_is_refused(tmp_path):
@@ -246,22 +321,24 @@ class Sharded:
         self.tensor = tensor
 
     def __reduce__(self):
-        made = (Sharded, self.tensor.dtype, self.tensor.shape, self.tensor.stride(), 0, torch.strided,
+        made = (type(self), self.tensor.dtype, self.tensor.shape, self.tensor.stride(), 0, torch.strided,
                 torch.device("cpu"), False)  # fmt: skip
         state = {"_local_tensor": self.tensor, "_spec": None}
-        return torch._tensor._rebuild_from_type_v2, (torch._utils._rebuild_wrapper_subclass, Sharded, made, state)
+        return torch._tensor._rebuild_from_type_v2, (torch._utils._rebuild_wrapper_subclass, type(self), made, state)
 
 
-def test_a_distributed_tensor_is_told_how_to_be_gathered(tmp_path):
-    torch.save({"l.weight": Sharded(torch.zeros(4, 3)), "l.bias": torch.zeros(4)}, tmp_path / "ckpt.pth")
+class ShardedTensor(Sharded):
+    pass
+
+
+@pytest.mark.parametrize(("make", "kind"), [(Sharded, "DTensor"), (ShardedTensor, "ShardedTensor")])
+def test_a_distributed_tensor_is_told_how_to_be_gathered(make, kind, tmp_path):
+    torch.save({"l.weight": make(torch.zeros(4, 3)), "l.bias": torch.zeros(4)}, tmp_path / "ckpt.pth")
     with Checkpoint(tmp_path / "ckpt.pth") as checkpoint:
         entry = checkpoint.states[""]["l.weight"]
         assert (entry.shape, entry.dtype) == ((4, 3), "float32")
-        with pytest.raises(converter.ConversionError, match=r"a part of a DTensor.*full_state_dict=True"):
+        with pytest.raises(converter.ConversionError, match=rf"a part of a {kind}: .*full_state_dict=True"):
             checkpoint.read(entry)
-
-
-WEIGHTS = torch_refs.create("sam_decoder").state_dict()
 
 
 def planned(state, path, model="sam_decoder"):
@@ -271,17 +348,24 @@ def planned(state, path, model="sam_decoder"):
 
 @pytest.mark.parametrize("model", ["auto", "sam_decoder"])
 @pytest.mark.parametrize("name", ["mask_tokens.weight", "transformer.history"])
-@pytest.mark.parametrize("thing", ["history", "enum", "dataclass", "namespace", "partial", "path", "delta", "default"])
+@pytest.mark.parametrize("thing", ["history", "enum", "dataclass", "namespace", "partial", "path", "delta", "numbers"])
 def test_among_the_weights_it_is_refused(thing, name, model, tmp_path):
     told = re.escape(f"{name} stands among the weights and is an object of class ")
     with pytest.raises(converter.ConversionError, match=f"{told}.*, not a tensor; save the weights alone"):
         planned({**WEIGHTS, name: COMPANY[thing]}, tmp_path / "ckpt.pth", model)
 
 
-@pytest.mark.parametrize("thing", [np.zeros(3), [1.0], 3, None, "x"], ids=repr)
-def test_nothing_else_stands_under_the_name_of_a_tensor(thing, tmp_path):
-    with pytest.raises(converter.ConversionError, match=r"mask_tokens\.weight stands among the weights and is "):
-        planned({**WEIGHTS, "mask_tokens.weight": thing}, tmp_path / "ckpt.pth")
+@pytest.mark.parametrize("model", ["auto", "sam_decoder"])
+@pytest.mark.parametrize(
+    ("thing", "what"),
+    [(np.zeros(3), "a numpy array"), ([1.0], "a list"), (3, "an int"), (None, "None"), ("x", "a str"), ((), "a tuple"),
+     ({"a": torch.zeros(2)}, "a dict"), (OwnDict(a=1), "a dict"), (argparse.Namespace(), "an object of class")],
+    ids=lambda value: value if isinstance(value, str) else "",
+)  # fmt: skip
+def test_nothing_else_stands_under_the_name_of_a_tensor(thing, what, model, tmp_path):
+    told = rf"mask_tokens\.weight stands among the weights and is {what}.*, not a tensor; save the weights alone"
+    with pytest.raises(converter.ConversionError, match=told):
+        planned({**WEIGHTS, "mask_tokens.weight": thing, "run.name": "x"}, tmp_path / "ckpt.pth", model)
 
 
 def test_an_optional_tensor_that_is_none_is_no_tensor_left_out(tmp_path):
@@ -308,23 +392,37 @@ def test_what_torch_keeps_besides_tensors_is_passed_over_and_noted(tmp_path):
     assert told in held.notes
 
 
+@pytest.mark.parametrize("protocol", [2, 4])
+@pytest.mark.parametrize(
+    "make",
+    [OwnOrdered, OwnDict, collections.UserDict, lambda items: collections.defaultdict(int, items)],
+    ids=["ordered", "own", "user", "default"],
+)
+def test_what_is_a_dict_is_read_as_one(make, protocol, tmp_path):
+    for whole in ({"model": make(WEIGHTS), "epoch": 3}, make(WEIGHTS), make({"model": make(WEIGHTS)})):
+        torch.save(whole, tmp_path / "ckpt.pth", pickle_protocol=protocol)
+        with Checkpoint(tmp_path / "ckpt.pth") as checkpoint:
+            [state] = checkpoint.states.values()
+            assert [*state] == [*WEIGHTS]
+            for name, entry in state.items():
+                np.testing.assert_array_equal(checkpoint.read(entry), WEIGHTS[name])
+            if make in (OwnOrdered, OwnDict):
+                assert checkpoint.notes == [f"read as plain dicts: objects of {__name__}.{make.__name__}"]
+
+
 def test_weights_inside_an_object_are_told_as_that(tmp_path):
     with pytest.raises(converter.ConversionError) as caught:
-        planned({"state_dict": OwnOrdered(WEIGHTS)}, tmp_path / "ckpt.pth", "auto")
-    inside = (
-        f"no named tensors, but tensors inside objects that are not built ({len(WEIGHTS)} in {__name__}.OwnOrdered)"
-    )
+        planned({"state_dict": argparse.Namespace(**{"w": WEIGHTS})}, tmp_path / "ckpt.pth", "auto")
+    inside = f"no named tensors, but tensors inside objects that are not built ({len(WEIGHTS)} in argparse.Namespace)"
     assert inside in str(caught.value)
     assert "torch.save(model.state_dict(), path)" in str(caught.value)
 
 
-@pytest.mark.parametrize("protocol", [2, 4])
-@pytest.mark.parametrize("zipped", [True, False])
-def test_a_module_is_named_and_not_called(zipped, protocol, tmp_path):
-    company = {"w": torch.zeros(2), "criterion": nn.CrossEntropyLoss()}
-    torch.save(company, tmp_path / "ckpt.pth", pickle_protocol=protocol, _use_new_zipfile_serialization=zipped)
-    with pytest.raises(converter.ConversionError, match="CrossEntropyLoss, which could run code"):
-        converter.inspect(tmp_path / "ckpt.pth")
+def test_convert_tells_of_what_it_did_not_read(tmp_path):
+    torch.save({"model": WEIGHTS, "ema": argparse.Namespace(shadow=WEIGHTS)}, tmp_path / "ckpt.pth")
+    report = converter.convert("auto", tmp_path / "ckpt.pth", tmp_path / "o.weights.h5", "none")
+    told = f"not read: tensors inside objects that are not built: {len(WEIGHTS)} in argparse.Namespace"
+    assert told in report.notes
 
 
 def test_inspect_tells_what_it_does_not_list(tmp_path):
@@ -356,9 +454,9 @@ def test_inspect_tells_what_it_does_not_list(tmp_path):
     [
         (torch.zeros(2, 3), [("(the tensor)", (2, 3))], "one bare tensor"),
         ([torch.zeros(2), torch.zeros(1, 4)], [("0", (2,)), ("1", (1, 4))], "a list of 2 bare tensors"),
-        ((torch.zeros(2),), [("0", (2,))], "a tuple of 1 bare tensors"),
+        ((torch.zeros(2),), [("0", (2,))], "a tuple of 1 bare tensor"),
         ({0: torch.zeros(2), 1: torch.zeros(3)}, [("0", (2,)), ("1", (3,))], "2 tensors without names"),
-        ([{"w": torch.zeros(2)}], [("0.w", (2,))], "a list of 1 bare tensors"),
+        ([{"w": torch.zeros(2)}], [("0.w", (2,))], "a list of 1 bare tensor"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
