@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from converter.checkpoints.tensors import Entry
-from converter.checkpoints.unpickle import ArrayRef, Aside, Inert, Own, Table, TensorRef, could_run, is_dict
+from converter.checkpoints.unpickle import ArrayRef, Aside, Inert, Own, Table, TensorRef, is_dict
 from converter.errors import SAVE, ConversionError, printable
 from converter.naming import counted, listed
 
@@ -66,10 +66,6 @@ def entries(tree: Any, entry: Callable[[str, str, Any], Entry | None], beside: B
     else:
         beside.bare = [one for place, value in _bare(tree) if (one := entry("", place, value)) is not None]
         beside.what = _what(tree, len(beside.bare))
-        if isinstance(tree, (Inert, Own)) and could_run(tree.name):
-            raise ConversionError(
-                f"it holds a Python object of class {printable(tree.name, 80)}, which could run code; {SAVE}"
-            )
         if not beside.bare and not is_dict(tree):
             raise ConversionError(f"it holds {beside.what}, not a state dict of named tensors; {SAVE}")
     return found

@@ -7,6 +7,7 @@ Whatever else is named beside the weights, of whichever module, is known by its 
 Long values, such as those of numpy arrays, are not read either: it is noted where they stand.
 """
 
+import builtins
 import pickle
 import sys
 from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING
@@ -17,7 +18,7 @@ from math import prod
 from typing import Any, BinaryIO, ClassVar
 
 from converter.checkpoints.tensors import ITEM_SIZES, dense_strides
-from converter.errors import ConversionError, printable
+from converter.errors import SAVE, ConversionError, printable
 
 _MOST_AXES = 64  # as numpy and torch have it
 _MOST_VALUES = 2**63  # what torch's own sizes can count
@@ -128,6 +129,10 @@ class Aside:
 
 class Refused(Exception):
     """The pickle asks for something that a file of weights does not need."""
+
+
+def _could_run(name: str) -> str:
+    return f"it holds a Python object of class {printable(name, 80)}, which could run code; {SAVE}"
 
 
 def _dtype(value: Any) -> str:
@@ -334,6 +339,13 @@ def could_run(name: str) -> bool:
     return not _is_strange(name) and not is_usual(name)
 
 
+def _is_of_data(name: str) -> bool:
+    """Whether it is one of those that only hold what they are made of."""
+    home, _, word = name.rpartition(".")
+    own = getattr(builtins, word, None) if home in ("builtins", "__builtin__", "exceptions") else None
+    return name.startswith(_OF_DATA) or (isinstance(own, type) and issubclass(own, BaseException))
+
+
 _REBUILDERS = (
     *(_rebuild_tensor_v2, _rebuild_tensor_v3, _rebuild_parameter),
     *(_rebuild_meta, _rebuild_sparse, _rebuild_quantized, _rebuild_distributed),
@@ -417,6 +429,22 @@ _USUAL_HOMES = (
 _USER_DICTS = ("collections.UserDict", "UserDict.IterableUserDict")  # their items stand in an attribute
 # What a configuration names, as functools.partial(torch.nn.LayerNorm, eps=1e-6), and what is told of if it is called.
 _NAMED = ("torch.nn.", "torch._C._nn.", "torch._C._VariableFunctionsClass")
+# Rarer company, which is told of: modules and distributions of torch, enumerations, results of calls, kinds of arrays.
+_OF_DATA = (
+    *("torch.nn.", "torch.distributions.", "torch._utils._rebuild_nested_tensor"),
+    *("numpy.ma.", "numpy.rec", "numpy.matrix", "numpy.core.records.", "numpy.defmatrix."),
+    *("http.HTTPStatus", "httplib.HTTPStatus", "re.RegexFlag", "sre.RegexFlag", "signal.Signals", "signal.Handlers"),
+    *(
+        "os.stat_result",
+        "posix.stat_result",
+        "os.terminal_size",
+        "itertools.",
+        "decimal.",
+        "urllib.parse.",
+        "urlparse.",
+    ),
+    *("types.UnionType", "enum.", "collections."),
+)
 # Packages of which no class is the training program's own: Python's under the names of Python 2 too, by which torch
 # pickles them.
 _HOMES = {"torch", "numpy", *sys.stdlib_module_names}
@@ -475,6 +503,10 @@ class _Unpickler(_PythonUnpickler):
         if not isinstance(args, tuple):
             raise Refused("a call's arguments are not a tuple")
         if isinstance(function, (Inert, Own)):
+            # Of a program's own classes it is known that they are not built here. What Python, numpy and torch can be
+            # asked to do and weights do not need is refused, because whoever else loads the file runs it.
+            if could_run(function.name) and not _is_of_data(function.name):
+                raise Refused(_could_run(function.name))
             self._passed_over(function, args)
             if not is_usual(function.name):
                 self._note(function.name)
@@ -488,8 +520,10 @@ class _Unpickler(_PythonUnpickler):
         if not any(function is known for known in _FUNCTIONS.values()):
             raise Refused("it calls something that is not a function of torch")
         self.stack[-1] = made = function(*args)
-        if isinstance(made, Inert) and made.name in _FUNCTIONS:
-            self._note(made.name)  # of other arguments than weights give it
+        if isinstance(made, Inert) and made.name in _FUNCTIONS:  # of other arguments than weights give it
+            if made.name.endswith(".getattr"):
+                raise Refused(_could_run(made.name))
+            self._note(made.name)
 
     def _grow(self, by: int) -> None:
         self._budget -= by
@@ -681,7 +715,10 @@ def load(
         ConversionError: the pickle is broken, or needs more than a state dict does.
     """
     try:
-        return _Unpickler(file, size, storage, aside or Aside()).load()
+        tree = _Unpickler(file, size, storage, aside or Aside()).load()
+        if isinstance(tree, (Inert, Own)) and could_run(tree.name) and tree.name not in _FUNCTIONS:
+            raise Refused(_could_run(tree.name))
+        return tree
     except Refused as error:
         raise ConversionError(str(error)) from None
     except ConversionError:

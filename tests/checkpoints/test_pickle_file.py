@@ -151,7 +151,7 @@ def test_inspect_lists_them(tmp_path):
         [("w", (2, 3), "float16")],
     )
     assert held.notes == (
-        "not listed: stats, a list with 1 tensors (2)",
+        "not listed: stats, a list with 1 tensor (2)",
         "not listed: in the file itself, what is no tensor: __author__",
     )
 

@@ -75,18 +75,14 @@ class Reduced:
 def test_no_function_is_called_or_imported(function, protocol, monkeypatch):
     # Were it looked up in its module, this would end the process.
     data = pickle.dumps({"w": Reduced(function, "touched")}, protocol)
-    if protocol == 0:
-        with pytest.raises(ConversionError):
-            load(io.BytesIO(data), len(data))
-        return
-    [(name, value)] = load(io.BytesIO(data), len(data)).items()
-    assert (name, type(value)) == ("w", Inert)
-    assert value.name.endswith(f".{function.__name__}")
+    with pytest.raises(ConversionError):
+        load(io.BytesIO(data), len(data))
 
 
 def test_nothing_is_imported():
     before = set(sys.modules)
-    assert loads(P.call("antigravity.x", P.NONE)) == Inert("antigravity.x")
+    with pytest.raises(ConversionError, match=r"class antigravity\.x"):
+        loads(P.call("antigravity.x"))
     assert loads(P.call("einops.x", P.NONE)) == Inert("einops.x")
     assert {"antigravity", "einops"} & set(sys.modules) == {"einops"} & before
     assert set(sys.modules) == before
@@ -95,6 +91,9 @@ def test_nothing_is_imported():
 @pytest.mark.parametrize(
     ("body", "reason"),
     [
+        (P.call("torch.nn.modules.conv.Conv2d"), "class torch.nn.modules.conv.Conv2d, which could run code"),
+        (P.call("torch.Tensor._make_subclass"), "class torch.Tensor._make_subclass"),
+        (P.call("builtins.getattr", P.tensor(), P.text("data")), "class builtins.getattr, which could run code"),
         (P.text("x") + P.row() + b"R", "calls something that is not a function"),
         (P.tensor((2**63,), (1,)), "not a whole number from 0 that torch can count to"),
         (P.tensor((2**32, 2**32), (0, 0)), "more values than torch can count"),
@@ -123,17 +122,13 @@ def test_what_is_refused_and_why(body, reason):
 @pytest.mark.parametrize(
     "body",
     [
-        P.call("torch.nn.modules.conv.Conv2d"),
-        P.call("torch.Tensor._make_subclass", P.tensor()),
         P.call("torch._utils._rebuild_parameter", P.named("x.Own")),
         P.call("torch._tensor._rebuild_from_type_v2", P.named("x.rebuild"), P.named("x.Own"), P.row()),
-        P.call("builtins.getattr", P.tensor(), P.text("data")),
         P.call("builtins.type", P.text("X")),
         P.call("x.Own", *[P.NONE] * 40),
-        P.call("builtins.getattr", P.named("torch.Tensor"), P.text("numpy")) + P.row(P.tensor()) + b"R",
     ],
 )
-def test_whatever_else_is_called_stays_a_name(body):
+def test_what_else_is_called_stays_a_name(body):
     assert isinstance(loads(body), Inert)
 
 

@@ -17,7 +17,7 @@ SECONDS, BYTES = 10, 1_000_000_000
 # What the message must say of some of them: the reason, not just that there is one.
 REASONS = {
     "zip: call posix.system": "class posix.system, which could run code; save the weights alone: torch.save(",
-    "zip: call builtins.eval": "class builtins.eval",
+    "legacy: call builtins.eval": "class builtins.eval",
     "zip: class torch.nn.modules.conv.Conv2d": "class torch.nn.modules.conv.Conv2d",
     "archive: TorchScript": "TorchScript archive, which holds code; save the weights alone: torch.save(",
     "archive: compressed": "is compressed",
