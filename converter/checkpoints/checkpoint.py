@@ -222,7 +222,7 @@ class Checkpoint:
     def _open(self, path: Path, is_shard: bool = False) -> tuple[str, list[Entry]]:
         """The file's container, told by its first bytes, and its entries."""
         descriptor = self._descriptor(path)
-        head = os.pread(descriptor, 16, 0)
+        head = os.pread(descriptor, 512, 0)
         try:
             # First, because its first bytes are a length, which may look like the others' magic.
             if head[8:9] == b"{" and int.from_bytes(head[:8], "little") <= LONGEST_HEADER:
@@ -233,7 +233,7 @@ class Checkpoint:
                 return read_pickles(descriptor, path.name, self._beside)
             if head.lstrip().startswith(b"{") and not is_shard:
                 return "sharded", self._open_shards(path, descriptor)
-            raise ConversionError(other_file(head, path.name, os.pread(descriptor, 5, 257)))
+            raise ConversionError(other_file(head, path.name))
         except ConversionError as error:
             raise ConversionError(f"{self.shown(path)}: {error}") from None
         except OSError as error:

@@ -165,7 +165,7 @@ def _chosen(wanted: str, files: dict[str, int]) -> str:
             return place
     weights = weights_among(within)
     if len({PurePosixPath(name).stem for name in weights}) == 1:  # one checkpoint, in one format or several
-        return min(weights, key=lambda name: WEIGHTS.index(PurePosixPath(name).suffix))
+        return min(weights, key=lambda name: [name.lower().endswith(ending) for ending in WEIGHTS].index(True))
     known = weights or weights_among(files)
     if not known:
         raise ConversionError(f"it holds no checkpoint (looked for {', '.join(FOLDER_NAMES)})")

@@ -1,9 +1,7 @@
 """What a file or a folder is that is no checkpoint of named tensors, and what to do with it."""
 
-import os
 import re
-from collections.abc import Iterable
-from itertools import islice
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from urllib.parse import unquote
 
@@ -11,7 +9,7 @@ from converter.errors import SAVE, printable
 from tf_models.runtime import mistaken
 
 _PICTURE = "it is a picture, not a checkpoint; `weightbridge segment WEIGHTS PICTURE` takes pictures"
-WEIGHTS = (".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".pkl", ".pdparams")
+WEIGHTS = (".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".pkl", ".pdparams", ".pth.tar")
 # What a folder may hold, in the order transformers itself looks.
 FOLDER_NAMES = (
     "model.safetensors",
@@ -26,7 +24,10 @@ _HUB_PAGE = re.compile(
     r"(?:/(?:resolve|blob|raw|tree)/(?P<revision>refs/(?:pr|convert)/[^/?#]+|[^/?#]+)(?:/(?P<file>[^?#]+))?)?/?(?:[?#].*)?",
     re.IGNORECASE,
 )
-_MOST_NAMES = 1000  # of a folder that are looked at
+_OTHERS = {".msgpack": "Flax", ".onnx": "ONNX", ".h5": "Keras", ".keras": "Keras", ".pb": "TensorFlow"}
+_RUN = re.compile(r"(checkpoint|global_?step|step|epoch|iter)[-_=]?\d+", re.I)
+_INDEX = re.compile(r"\.index\.(\w+\.)?json$")
+_MOST_FOLDERS = 50  # within one that are looked into
 
 
 def other_zip(names: Iterable[str]) -> str | None:
@@ -47,14 +48,16 @@ def other_zip(names: Iterable[str]) -> str | None:
     packed = [name for name in names if name.endswith(WEIGHTS) and not name.endswith("data.pkl")]
     if packed and "data.pkl" not in inner:
         return f"it is an archive that holds {printable(packed[0], 80)}; unpack it, and name that file"
+    if names and not any("/" in name for name in names):
+        return f"it is a zip archive, but none that torch.save writes: it holds {printable(names[0], 80)}"
     return None
 
 
-def other_file(head: bytes, name: str, at_257: bytes) -> str:
-    """What a file is that starts with `head`; `at_257` are five bytes from place 257."""
+def other_file(head: bytes, name: str) -> str:
+    """What a file is that starts with `head`, of 262 bytes at least if it has them."""
     if not head:
         return "the file is empty"
-    if at_257 == b"ustar":
+    if head[257:262] == b"ustar":
         return "it is a tar archive; unpack it first"
     if head[4:8] == b"TFL3":
         return "it is a TensorFlow Lite model; the checkpoint to convert is torch's"
@@ -70,15 +73,16 @@ def other_file(head: bytes, name: str, at_257: bytes) -> str:
         b"version https://": "it is a Git LFS pointer, not the file itself; run `git lfs pull`",
         b"GGUF": "it is a GGUF file, of quantised weights for llama.cpp; get the weights as safetensors",
         b"\x93NUMPY": "it is one numpy array (.npy), not a state dict of named tensors",
-        b"\x89PNG": _PICTURE,
-        b"\xff\xd8\xff": _PICTURE,
-        b"<": "it is a web page, not a checkpoint; download the file itself",
     }
+    if mistaken.is_picture(head):
+        return _PICTURE
+    if head.lstrip().startswith(b"<"):
+        return "it is a web page, not a checkpoint; download the file itself"
     for start, meaning in known.items():
         if head.startswith(start):
             return meaning
-    if re.match(rb"\([dl]p\d|c(numpy|collections|copy_reg|torch|__builtin__)[._\n]", head):
-        return "it is a pickle of protocol 0, which is text; load it where you trust it: pickle.dump(state, file, 4)"
+    if re.match(rb"\([dl]p\d|[]}]q\0|c(numpy|collections|copy_reg|torch|__builtin__)[._\n]", head):
+        return "it is a pickle of protocol 0 or 1; load it where you trust it, and pickle.dump(state, file, 4)"
     if re.search(r"\.data-\d{5}-of-\d{5}$|\.index$", name):
         return "it is part of a TensorFlow checkpoint; the checkpoint to convert is torch's"
     if name.endswith(".onnx"):
@@ -92,13 +96,13 @@ def weights_among(names: Iterable[str]) -> list[str]:
     return sorted(
         name
         for name in names
-        if name.endswith(WEIGHTS) and not _SHARD.search(name) and not name.rpartition("/")[2].startswith(beside)
+        if name.lower().endswith(WEIGHTS) and not _SHARD.search(name) and not name.rpartition("/")[2].startswith(beside)
     )
 
 
 def other_folder(path: Path) -> str:
     """What a folder is in which no checkpoint stands under a usual name."""
-    names = sorted(_names(path))
+    names = sorted(mistaken.names_in(path))
     deepspeed = [name for name in names if name.startswith(("zero_pp_rank_", "bf16_zero_pp_rank_"))]
     if ".metadata" in names and any(name.endswith(".distcp") for name in names):
         to = "python -m torch.distributed.checkpoint.format_utils dcp_to_torch"
@@ -109,7 +113,10 @@ def other_folder(path: Path) -> str:
         return "it is a TensorFlow model; the checkpoint to convert is torch's"
     if "adapter_model.safetensors" in names or "adapter_model.bin" in names:
         return "it holds the weights of an adapter alone (LoRA); merge them into their model and save that"
-    runs = [name for name in names if re.fullmatch(r"(checkpoint|global_step)[-_]?\d+", name)]
+    if "data.pkl" in names and "version" in names:
+        again = f"zip -0rDX one.pth {printable(path.resolve().name, 80)}"
+        return f"it is a checkpoint of torch that was unpacked; beside it, zip it again without compression: {again}"
+    runs = [name for name in names if _RUN.fullmatch(name) and (path / name).is_dir()]
     if runs:
         last = max(runs, key=lambda name: int(re.sub(r"\D", "", name)))
         return f"it is the folder of a run; name one of its checkpoints: the last is {_path(path, last)}"
@@ -122,6 +129,19 @@ def other_folder(path: Path) -> str:
     parts = [name for name in names if (path / name).is_dir() and (path / name / "config.json").is_file()]
     if "model_index.json" in names and parts:
         return f"it is a pipeline of several networks; name one of its folders: {', '.join(map(printable, parts[:6]))}"
+    indices = [name for name in names if _INDEX.search(name)]
+    if indices:
+        return f"no checkpoint under a usual name; it holds a shard index, name it: {_path(path, indices[0])}"
+    shards = [name for name in names if _SHARD.search(name)]
+    if shards:
+        stem = _SHARD.split(shards[0])[0]
+        return f"it holds shards without their index; get {printable(stem)}{Path(shards[0]).suffix}.index.json as well"
+    below = next(_below(path, 2), None)
+    if below:
+        return f"it holds no checkpoint itself; below it stands one, name it: {printable(below, 160)}"
+    for ending, whose in _OTHERS.items():
+        if other := next((name for name in names if name.lower().endswith(ending)), None):
+            return f"it holds weights of {whose} ({printable(other, 60)}); the checkpoint to convert is torch's"
     return f"the folder holds no checkpoint (looked for {', '.join(FOLDER_NAMES)})"
 
 
@@ -152,13 +172,19 @@ def other_address(address: str) -> str:
     return "no such file; it is an address: download the file, and name that"
 
 
-def _names(folder: Path) -> list[str]:
-    """What stands in a folder, of a very large one a part; nothing where it cannot be looked into."""
-    try:
-        with os.scandir(folder) as entries:
-            return [entry.name for entry in islice(entries, _MOST_NAMES)]
-    except OSError:
-        return []
+def _below(folder: Path, levels: int) -> Iterator[str]:
+    """Checkpoints in the folders within, and in those within these."""
+    inner = [path for name in sorted(mistaken.names_in(folder))[:_MOST_FOLDERS] if (path := folder / name).is_dir()]
+    for path in inner:
+        names = mistaken.names_in(path)
+        weights = weights_among(names)
+        if ".metadata" in names or "data.pkl" in names or any(name in names for name in FOLDER_NAMES):
+            yield str(path)
+        elif weights:
+            yield str(path / weights[-1])
+    if levels > 1:
+        for path in inner:
+            yield from _below(path, levels - 1)
 
 
 def _path(folder: Path, name: str) -> str:

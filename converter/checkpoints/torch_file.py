@@ -108,7 +108,10 @@ def _records(descriptor: int) -> dict[str, _Record]:
             with zipfile.ZipFile(stream) as archive:
                 listed, directory = archive.infolist(), archive.start_dir
         except Exception as error:
-            raise ConversionError(f"its zip directory is damaged or cut off ({type(error).__name__})") from None
+            told = (
+                "it is cut off, or damaged: its zip archive has no directory at its end that can be read; get it again"
+            )
+            raise ConversionError(f"{told} ({type(error).__name__})") from None
     other = other_zip(info.orig_filename for info in listed)
     if other is not None:
         raise ConversionError(other)
@@ -127,6 +130,10 @@ def _records(descriptor: int) -> dict[str, _Record]:
             )
         if info.flag_bits & 0x1:
             raise ConversionError(f"its record {shown} is encrypted")
+        if info.is_dir():
+            raise ConversionError(
+                f"its record {shown} is a folder, which torch.save never writes: zip -0rDX leaves it out"
+            )
         parts = info.orig_filename.split("/")
         if len(parts) < 2 or any(part in ("", ".", "..") or "\\" in part or "\0" in part for part in parts):
             raise ConversionError(f"its record {shown} has an unsafe name")

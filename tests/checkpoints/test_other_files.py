@@ -1,6 +1,7 @@
 """Files and folders that people name and that are no checkpoint: what each is, and what to do, in one line."""
 
 import json
+import pickle
 import zipfile
 
 import keras
@@ -40,6 +41,18 @@ def keras_model(path):
     keras.Sequential([keras.Input((2,)), keras.layers.Dense(3)]).save(path)
 
 
+def cut(path):
+    torch.save(nn.Linear(20, 30).state_dict(), path)
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def zipped(path, name):
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr(name, "")
+        if name.endswith("/"):
+            archive.writestr(f"{name}data.pkl", "")
+
+
 def packed(path):
     torch.save(nn.Linear(2, 3).state_dict(), path.with_name("weights.pth"))
     with zipfile.ZipFile(path, "w") as archive:
@@ -67,6 +80,16 @@ def packed(path):
             lambda path: path.write_bytes(b"\x89PNG\r\n"),
             ("a picture, not a checkpoint", "segment WEIGHTS PICTURE"),
         ),
+        ("m.gif", lambda path: path.write_bytes(b"GIF89a" + bytes(20)), ("a picture, not a checkpoint",)),
+        ("m.webp", lambda path: path.write_bytes(b"RIFF\0\0\0\0WEBPVP8 "), ("a picture, not a checkpoint",)),
+        ("m.tif", lambda path: path.write_bytes(b"MM\0*" + bytes(20)), ("a picture, not a checkpoint",)),
+        ("m.bmp", lambda path: path.write_bytes(b"BM\1\0\0\0" + bytes(20)), ("a picture, not a checkpoint",)),
+        ("m.html", lambda path: path.write_bytes(b"\n" * 20 + b"<html>"), ("a web page",)),
+        ("m.tar", lambda path: path.write_bytes(bytes(257) + b"ustar" + bytes(300)), ("a tar archive",)),
+        ("cut.pth", cut, ("it is cut off, or damaged", "get it again")),
+        ("m.zip", lambda path: zipped(path, "readme.txt"), ("none that torch.save writes: it holds readme.txt",)),
+        ("m.pth", lambda path: zipped(path, "m/"), ("record m/ is a folder, which torch.save never writes",)),
+        ("m.pkl", lambda path: path.write_bytes(pickle.dumps({"a": np.zeros(3)}, 1)), ("protocol 0 or 1",)),
         ("m.7z", lambda path: path.write_bytes(b"7z\xbc\xaf\x27\x1c"), ("7z archive",)),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
@@ -96,6 +119,25 @@ def test_a_distributed_checkpoint(tmp_path):
         (["diffusion_pytorch_model.safetensors"], ("diffusion_pytorch_model.safetensors",)),
         (["a.pth", "b.pth", "notes.md"], ("several files of weights", "a.pth, b.pth")),
         (["model_index.json", "unet/config.json", "vae/config.json"], ("several networks", "unet, vae")),
+        (["checkpoints/e.ckpt", "hparams.yaml"], ("below it stands one, name it", "run/checkpoints/e.ckpt")),
+        (["version_0/checkpoints/last.ckpt"], ("below it stands one, name it", "version_0/checkpoints/last.ckpt")),
+        (["step-10/x", "step-9/x"], ("of a run", "step-10")),
+        (["step_100/x", "step_20/x"], ("of a run", "step_100")),
+        (["epoch_1/x", "epoch_12/x"], ("of a run", "epoch_12")),
+        (["last/.metadata", "last/__0_0.distcp"], ("below it stands one, name it", "run/last")),
+        (["snapshots/abc/model.safetensors", "refs/main"], ("below it stands one", "run/snapshots/abc")),
+        (["sam.pth.tar"], ("one file of weights, name it", "sam.pth.tar")),
+        (["SAM.PTH"], ("one file of weights, name it", "SAM.PTH")),
+        (
+            ["diffusion_pytorch_model.safetensors.index.json", "diffusion_pytorch_model-00001-of-00001.safetensors"],
+            ("a shard index, name it", "run/diffusion_pytorch_model.safetensors.index.json"),
+        ),
+        (["model.safetensors.index.fp16.json"], ("a shard index, name it", "model.safetensors.index.fp16.json")),
+        (["model-00001-of-00002.safetensors"], ("shards without their index; get model.safetensors.index.json",)),
+        (["flax_model.msgpack"], ("weights of Flax (flax_model.msgpack)", "torch's")),
+        (["model.onnx"], ("weights of ONNX", "torch's")),
+        (["a.weights.h5"], ("weights of Keras (a.weights.h5)", "torch's")),
+        (["data.pkl", "version", "data/0"], ("was unpacked", "zip -0rDX one.pth run")),
         (["notes.md"], ("the folder holds no checkpoint (looked for model.safetensors",)),
         ([], ("the folder holds no checkpoint",)),
     ],
@@ -107,6 +149,38 @@ def test_folders(tmp_path, files, words):
         (tmp_path / "run" / name).write_text(json.dumps({}))
     (tmp_path / "run").mkdir(exist_ok=True)
     refused(tmp_path / "run", *words)
+
+
+def test_a_checkpoint_that_was_unpacked_and_zipped_again(tmp_path):
+    """As `zip -0rDX` writes it: stored, without folders and extra fields."""
+    state = nn.Linear(2, 3).state_dict()
+    torch.save(state, tmp_path / "a.pth")
+    with zipfile.ZipFile(tmp_path / "a.pth") as source, zipfile.ZipFile(tmp_path / "b.pth", "w") as target:
+        source.extractall(tmp_path)
+        for path in sorted((tmp_path / "a").rglob("*")):
+            if path.is_file():
+                target.write(path, path.relative_to(tmp_path))
+    refused(tmp_path / "a", "it is a checkpoint of torch that was unpacked", "zip -0rDX one.pth a")
+    assert [row.name for row in converter.inspect(tmp_path / "b.pth")] == [*state]
+
+
+@pytest.mark.parametrize("named", [True, False])
+@pytest.mark.parametrize(
+    "place",
+    [lambda one: one, lambda one: {"optimizer": one, "epoch": 3}, lambda one: {"optimizer_states": [one], "args": {}}],
+    ids=["bare", "under a key", "in a list"],
+)
+def test_a_file_of_optimizers_is_told_as_that(place, named, tmp_path):
+    """Those of newer programs have the parameters by name."""
+    state = {"state": {"a.w" if named else 0: {"exp_avg": torch.zeros(3)}}, "param_groups": [{"lr": 0.1}]}
+    torch.save(place(state), tmp_path / "o.pth")
+    with pytest.raises(converter.ConversionError, match="it holds the state of an optimizer, not a state dict of weig"):
+        converter.plan("auto", tmp_path / "o.pth")
+    torch.save({**place(state), "model": {"a.w": torch.zeros(3)}}, tmp_path / "o.pth")
+    assert any(row.name.endswith("a.w") for row in converter.inspect(tmp_path / "o.pth"))
+    with pytest.raises(converter.ConversionError) as caught:
+        converter.plan("sam_decoder", tmp_path / "o.pth")
+    assert "optimizer, not" not in str(caught.value)
 
 
 def test_the_state_of_an_optimizer(tmp_path):

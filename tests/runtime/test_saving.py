@@ -326,6 +326,10 @@ def test_the_weights_of_a_keras_archive(tmp_path):
     error = refused("is a Keras archive; take the weights out, and name those: unzip -p tuned.keras model.weights.h5 > "
                     "tuned.weights.h5", tf_models.load, tmp_path / "tuned.keras", like=converted_like)  # fmt: skip
     command = str(error).rpartition("those: ")[2]
+    for name in ("tuned.weights.h5", "tuned-2.weights.h5"):  # what is there is not written over
+        (tmp_path / name).write_bytes(b"x")
+    again = refused("take the weights out", tf_models.load, tmp_path / "tuned.keras", like=converted_like)
+    assert str(again).endswith("unzip -p tuned.keras model.weights.h5 > tuned-3.weights.h5")
     with zipfile.ZipFile(tmp_path / "tuned.keras") as archive:
         (tmp_path / command.rpartition(" > ")[2]).write_bytes(archive.read(command.split()[3]))
     assert_same(tf_models.load(tmp_path / "tuned.weights.h5", like=converted_like), model)

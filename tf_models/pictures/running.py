@@ -1,7 +1,6 @@
 """A task over a folder of pictures, from what a user names to finished results. Importing this needs no Apache Beam."""
 
 import contextlib
-import fcntl
 import hashlib
 import importlib.util
 import os
@@ -121,6 +120,10 @@ def _alone(output: str) -> Iterator[None]:
     if storage.remote(output):
         yield
         return
+    try:
+        import fcntl
+    except ImportError:
+        raise PictureError("folders of pictures are segmented on Linux and macOS; on Windows use WSL") from None
     with open(storage.joined(output, "run.json"), "rb") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

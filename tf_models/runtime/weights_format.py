@@ -287,7 +287,7 @@ def opened(path: str | os.PathLike) -> Iterator[Any]:
         what = kind(path)
         if what == "keras":
             name = os.path.basename(path)
-            out = f"unzip -p {name} model.weights.h5 > {name.removesuffix('.keras')}{SUFFIX}"
+            out = f"unzip -p {name} model.weights.h5 > {_free(path)}"
             raise _error(path, f"is a Keras archive; take the weights out, and name those: {printable(out)}") from None
         if what != "weights":
             told = f": it is {_NO_WEIGHTS[what]}" if what else ""
@@ -299,6 +299,13 @@ def _of_h5py(error: Exception) -> bool:
     """Whether it was raised in a call of h5py: compiled modules have frames too, with their names."""
     frames = traceback.walk_tb(error.__traceback__)
     return any(frame.f_globals.get("__name__", "").partition(".")[0] == "h5py" for frame, _ in frames)
+
+
+def _free(path: str | os.PathLike) -> str:
+    """A name for the weights of a Keras archive that no file beside it has: often its original has the archive's."""
+    stem = os.path.splitext(path)[0]
+    tries = (f"{stem}{end}{SUFFIX}" for end in ("", *(f"-{i}" for i in range(2, 1000))))
+    return os.path.basename(next(name for name in tries if not os.path.lexists(name)))
 
 
 def attributes_of(file: Any) -> dict[str, str | int]:
