@@ -214,3 +214,9 @@ def test_what_is_not_there(tmp_path, monkeypatch):
     refused("file:///sam.pth", "file:///sam.pth: no such file; name it by its path alone")
     refused("facebook/sam-vit-base", "hf://facebook/sam-vit-base")
     refused("x.pth", "x.pth: no such file")
+
+
+def test_a_link_to_nowhere_is_not_what_may_be_meant_by_itself(tmp_path):
+    (tmp_path / "dang.pth").symlink_to(tmp_path / "gone.pth")
+    with pytest.raises(converter.ConversionError, match=r"dang\.pth: no such file$"):
+        converter.inspect(tmp_path / "dang.pth")

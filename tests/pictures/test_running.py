@@ -285,6 +285,13 @@ def test_a_list_and_prompts(few, monkeypatch):
     prompts.write_text('{"picture": "a/0002.png", "shift": 5}\n')
     with pytest.raises(PictureError, match=r"a/0002.png has other prompts than in the run of .*prompted; name a new"):
         go(few, "prompted", prompts=str(prompts))
+    prompts.write_text('{"picture": "a/0002.png", "shift": 1000}\n{"picture": "nowhere.png", "shift": 1}\n')
+    go(few, "prompted", prompts=str(prompts))
+    prompts.write_text('{"picture": "a/0002.png", "shift": 1000}\n{"picture": "nowhere.png", "shift": 2}\n')
+    with pytest.raises(PictureError, match=r"nowhere.png has other prompts .*; --retry tries it again"):
+        go(few, "prompted", prompts=str(prompts))
+    go(few, "prompted", prompts=str(prompts), retry=True)
+    assert '"shift":2' in (few / "prompted" / "shards.jsonl").read_text().splitlines()[-1]
     with pytest.raises(PictureError, match="give the folder that these are in, not a list"):
         go(few, "prompted", pictures="some.txt", prompts=str(prompts))
 

@@ -118,25 +118,29 @@ class Results:
         """Put pictures that no shard holds yet into new shards of at most `size`.
 
         Args:
-            retry: those that are broken go into new shards once more.
+            retry: those that are broken go into new shards once more, with other prompts if they have such now.
 
         Raises:
-            PictureError: a picture had other prompts in an earlier run.
+            PictureError: a picture that is not tried again had other prompts in an earlier run.
         """
         shards = list(self.shards())
         known = {name_of(entry): entry for shard in shards for entry in shard.pictures}
+        broken = [error["file_name"] for error in self.errors()]
         new: list[Entry] = []
         for entry in entries:
-            if name_of(entry) not in known:
-                known[name_of(entry)] = entry
+            name = name_of(entry)
+            if name not in known:
+                known[name] = entry
                 new.append(entry)
-            elif known[name_of(entry)] != entry:
-                raise PictureError(
-                    f"{printable(name_of(entry))} has other prompts than in the run of {printable(self.folder)}; "
-                    "name a new folder"
-                )
+            elif known[name] != entry:
+                if not (retry and name in broken):
+                    again = "--retry tries it again" if name in broken else "name a new folder"
+                    raise PictureError(
+                        f"{printable(name)} has other prompts than in the run of {printable(self.folder)}; {again}"
+                    )
+                known[name] = entry
         if retry:
-            new += [known[error["file_name"]] for error in self.errors()]
+            new += [known[name] for name in broken]
         if new:
             first = sum(len(shard.pictures) for shard in shards)
             for start in range(0, len(new), size):

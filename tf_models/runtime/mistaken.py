@@ -53,7 +53,8 @@ def names_in(folder: str | os.PathLike) -> list[str]:
 def near(path: str | os.PathLike, endings: Sequence[str]) -> str | None:
     """The name of a file in the same folder that may be meant, of those with such an ending."""
     wanted = Path(path)
-    stems = {_stem(name): name for name in names_in(wanted.parent) if name.endswith(tuple(endings))}
+    others = [name for name in names_in(wanted.parent) if name != wanted.name]  # itself is a link to nowhere
+    stems = {_stem(name): name for name in others if name.endswith(tuple(endings))}
     found = difflib.get_close_matches(_stem(wanted.name), stems, 1, 0.75)  # the ending is alike in most of them
     return stems[found[0]] if found else None
 
