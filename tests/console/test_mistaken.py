@@ -85,7 +85,7 @@ def test_the_part_that_was_meant():
 
     told = "holds no image_encodr, but image_encoder, mask_decoder; did you mean image_encoder?"
     with pytest.raises(converter.UsageError, match=re.escape(told)):
-        _chosen({"image_encoder": (), "mask_decoder": ()}, "image_encodr", ())
+        _chosen({"image_encoder": (), "mask_decoder": ()}, "image_encodr", (), "saved_model")
 
 
 def test_python_tells_it_too(folder):
