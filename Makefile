@@ -39,7 +39,7 @@ quick: .venv/.installed-test  ## the tests to work with, under 2 minutes on two 
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow" $(QUICK)
 
 # In the order of the files, so that the long ones come first and none is left over for one worker alone.
-test: .venv/.installed-test  ## the tests, about 9 minutes on two cores
+test: .venv/.installed-test  ## the tests, about 11 minutes on two cores
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not slow"
 
 test-all: .venv/.installed-test  ## the tests and the exhaustive ones

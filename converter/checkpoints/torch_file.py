@@ -108,9 +108,7 @@ def _records(descriptor: int) -> dict[str, _Record]:
             with zipfile.ZipFile(stream) as archive:
                 listed, directory = archive.infolist(), archive.start_dir
         except Exception as error:
-            told = (
-                "it is cut off, or damaged: its zip archive has no directory at its end that can be read; get it again"
-            )
+            told = "its zip directory is damaged or cut off, as of a file that did not arrive whole; get it again"
             raise ConversionError(f"{told} ({type(error).__name__})") from None
     other = other_zip(info.orig_filename for info in listed)
     if other is not None:

@@ -86,7 +86,7 @@ def packed(path):
         ("m.bmp", lambda path: path.write_bytes(b"BM\1\0\0\0" + bytes(20)), ("a picture, not a checkpoint",)),
         ("m.html", lambda path: path.write_bytes(b"\n" * 20 + b"<html>"), ("a web page",)),
         ("m.tar", lambda path: path.write_bytes(bytes(257) + b"ustar" + bytes(300)), ("a tar archive",)),
-        ("cut.pth", cut, ("it is cut off, or damaged", "get it again")),
+        ("cut.pth", cut, ("its zip directory is damaged or cut off", "get it again")),
         ("m.zip", lambda path: zipped(path, "readme.txt"), ("none that torch.save writes: it holds readme.txt",)),
         ("m.pth", lambda path: zipped(path, "m/"), ("record m/ is a folder, which torch.save never writes",)),
         ("m.pkl", lambda path: path.write_bytes(pickle.dumps({"a": np.zeros(3)}, 1)), ("protocol 0 or 1",)),

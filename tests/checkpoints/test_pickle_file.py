@@ -156,7 +156,7 @@ def test_inspect_lists_them(tmp_path):
     )
 
 
-def test_what_stands_beside_is_passed_over_and_nothing_is_run(tmp_path):
+def test_what_stands_beside_is_passed_over_and_what_runs_is_refused(tmp_path):
     import subprocess
 
     class Hostile:
@@ -170,11 +170,9 @@ def test_what_stands_beside_is_passed_over_and_nothing_is_run(tmp_path):
         assert list(checkpoint.states[""]) == ["w"]
     for protocol in (2, 4):
         for thing in (Hostile(), np.array([Hostile()], object)):
-            with Checkpoint(written({"w": np.zeros(2), "h": thing}, tmp_path / "x.pkl", protocol)) as checkpoint:
-                assert list(checkpoint.states[""]) == ["w"]
-                assert ".call" in checkpoint.notes[0]
-                assert "nothing of it run" in checkpoint.notes[0]
-        refused(written(Hostile(), tmp_path / "x.pkl", protocol), ".call, which could run code")
+            refused(
+                written({"w": np.zeros(2), "h": thing}, tmp_path / "x.pkl", protocol), ".call, which could run code"
+            )
     assert not (tmp_path / "ran").exists()
 
 
