@@ -14,8 +14,8 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 PAGES = ("README.md",)
 _BLOCK = re.compile(r"(?<=^```console\n).*?(?=^```)", re.M | re.S)
-# What differs from run to run, machine to machine, or between versions of torch: seconds, digits of rounding errors, and
-# the digest of a file that torch wrote.
+# What differs between runs, machines, and versions of torch: seconds, digits of rounding errors, and digests of what
+# torch wrote.
 _VOLATILE = ((r"\b\d+\.\d s\b", "N s"), (r"\b\d\.\de-\d\d\b", "N"), (r"\bsha256 [0-9a-f]+", "sha256 N"))
 
 

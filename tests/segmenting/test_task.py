@@ -120,8 +120,11 @@ def test_the_command_finds_everything_in_a_folder(folder):
     )  # fmt: skip
     assert (done.returncode, done.stderr) == (0, "")
     part = json.loads((folder / "all" / "part-00000.json").read_text())
-    assert len(part["images"]) == 3
-    assert len(part["annotations"]) > 3
+    assert [one["file_name"] for one in part["images"]] == ["0.png", "1.png", "2.png"]
+    for image in part["images"]:
+        alone = segment(folder / "sam.weights.h5", folder / "pictures" / image["file_name"], everything=True).masks
+        assert sum(one["image_id"] == image["id"] for one in part["annotations"]) == len(alone)
+    assert part["annotations"]
 
 
 def test_what_is_said_of_like_can_be_done(folder, monkeypatch):
