@@ -97,6 +97,8 @@ def test_overflow_when_narrowing_is_an_error(tmp_path, values, dtype):
 
 
 def test_missing_checksums_are_said_in_the_report(tmp_path):
+    if not hasattr(torch.serialization, "set_crc32_options"):
+        pytest.skip("this torch always writes checksums")
     torch.serialization.set_crc32_options(False)
     try:
         path = save(tmp_path, [1.0, 2.0, 3.0, 4.0])
