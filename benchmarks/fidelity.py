@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torchvision  # noqa: F401  before TensorFlow
+import torchvision  # before TensorFlow: the other order aborts the process
 
 import converter
 import torch_refs
@@ -92,7 +92,9 @@ def main() -> None:
             reports.append(proven(name, Path(folder)))
             lines.append(row(reports[-1]))
             print(lines[-1], flush=True)
-    used = ", ".join(f"{name} {version(name).partition('+')[0]}" for name in ("torch", "tensorflow", "keras"))
+    versions = {one.__name__: one.__version__ for one in (torch, torchvision)}
+    versions |= {name: version(name) for name in ("tensorflow", "keras")}
+    used = ", ".join(f"{name} {text.partition('+')[0]}" for name, text in versions.items())
     lines += ["", f"`python -m benchmarks.fidelity`, {datetime.date.today()}, {used}; seeded weights."]
     page = ROOT / "README.md"
     page.write_text(_TABLE.sub(lambda _: "\n".join(lines) + "\n", page.read_text()))

@@ -10,6 +10,7 @@ import os
 import re
 import warnings
 from collections.abc import Iterator
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
@@ -205,8 +206,7 @@ def _silenced() -> Iterator[None]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            import huggingface_hub  # noqa: F401  sets the level
-
+            import_module("huggingface_hub")  # which sets the level once
             logger.setLevel(logging.CRITICAL)
             yield
     finally:

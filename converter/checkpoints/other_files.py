@@ -106,7 +106,8 @@ def other_folder(path: Path) -> str:
     deepspeed = [name for name in names if name.startswith(("zero_pp_rank_", "bf16_zero_pp_rank_"))]
     if ".metadata" in names and any(name.endswith(".distcp") for name in names):
         to = "python -m torch.distributed.checkpoint.format_utils dcp_to_torch"
-        return f"it is a distributed checkpoint of torch; make one file of it: {to} {printable(str(path), 80)} one.pth"
+        made = f"dcp_to_torch_save makes one file of it: {to} {printable(str(path), 80)} one.pth"
+        return f"it is a distributed checkpoint of torch; {made}"
     if deepspeed or "zero_to_fp32.py" in names:
         return "it is a DeepSpeed checkpoint; make one file of it, in its folder: python zero_to_fp32.py . one.pth"
     if "saved_model.pb" in names or any(name.endswith(".index") for name in names):

@@ -197,9 +197,9 @@ def _unlisted(tree: Any, entry: Callable[[str, str, Any], Entry | None]) -> Iter
             if isinstance(value, ArrayRef):
                 arrays.append(f"{printable(name, 40)} ({_shape(value.shape)})")
                 continue
-            tensors = [one for _, one in _bare(value) if entry("", "x", one) is not None]
+            tensors = [made for _, one in _bare(value) if (made := entry("", "x", one)) is not None]
             if tensors:
-                shapes = listed([_shape(entry("", "x", one).shape) for one in tensors[:4]], 3)  # type: ignore[union-attr]
+                shapes = listed([_shape(one.shape) for one in tensors[:4]], 3)
                 place = printable(f"{key}.{name}" if key else name, 60)
                 lines.append(f"{place}, a {type(value).__name__} with {counted(len(tensors), 'tensor')} ({shapes})")
             else:

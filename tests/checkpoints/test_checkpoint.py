@@ -19,6 +19,7 @@ from converter.checkpoints.checkpoint import Checkpoint
 from converter.errors import printable
 from converter.naming import fold
 from tests.support.checkpoint_bytes import FOUR, P, checkpoint_legacy, checkpoint_zip, put, zip_bytes
+from tests.support.checkpoints import without_checksums
 
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 FORMATS = ("zip", "legacy", "safetensors")
@@ -389,14 +390,9 @@ def test_only_the_bytes_of_a_contiguous_tensor_are_read(tmp_path, monkeypatch):
     assert count == 40
 
 
-@pytest.mark.skipif(not hasattr(torch.serialization, "get_crc32_options"), reason="this torch always writes checksums")
 def test_storages_without_checksums_are_noted(tmp_path):
-    computed = torch.serialization.get_crc32_options()
-    torch.serialization.set_crc32_options(False)
-    try:
+    with without_checksums():
         path = save({"w": seeded(3)}, tmp_path / "ckpt.pth")
-    finally:
-        torch.serialization.set_crc32_options(computed)
     with Checkpoint(path) as checkpoint:
         assert checkpoint.notes == []
         checkpoint.read(checkpoint.states[""]["w"])

@@ -102,7 +102,7 @@ def test_files(tmp_path, name, write, words):
 @pytest.mark.filterwarnings("ignore:torch.distributed is:UserWarning", "ignore:TypedStorage:UserWarning")
 def test_a_distributed_checkpoint(tmp_path):
     dcp.save({"model": nn.Linear(2, 3).state_dict()}, checkpoint_id=tmp_path / "step")
-    refused(tmp_path / "step", "a distributed checkpoint of torch", "dcp_to_torch", str(tmp_path / "step"))
+    refused(tmp_path / "step", "a distributed checkpoint of torch", "dcp_to_torch_save", str(tmp_path / "step"))
 
 
 @pytest.mark.parametrize(

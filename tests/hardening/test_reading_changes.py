@@ -10,6 +10,7 @@ import torch
 import converter
 from converter.checkpoints.checkpoint import Checkpoint
 from tests.support import smallest_pair
+from tests.support.checkpoints import without_checksums
 from tests.support.pairs import registered
 
 
@@ -97,13 +98,8 @@ def test_overflow_when_narrowing_is_an_error(tmp_path, values, dtype):
 
 
 def test_missing_checksums_are_said_in_the_report(tmp_path):
-    if not hasattr(torch.serialization, "set_crc32_options"):
-        pytest.skip("this torch always writes checksums")
-    torch.serialization.set_crc32_options(False)
-    try:
+    with without_checksums():
         path = save(tmp_path, [1.0, 2.0, 3.0, 4.0])
-    finally:
-        torch.serialization.set_crc32_options(True)
     report = converter.convert("vector", path, tmp_path / "v.weights.h5", "lossless")
     assert any("checksums" in note for note in report.notes)
 

@@ -1,8 +1,11 @@
 """State dicts as files."""
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 
 
@@ -16,3 +19,16 @@ def save(state: object, folder: Path, name: str = "ckpt.pth", **options: Any) ->
 def prefixed(state: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
     """The same tensors, every name behind a prefix."""
     return {prefix + name: tensor for name, tensor in state.items()}
+
+
+@contextlib.contextmanager
+def without_checksums() -> Iterator[None]:
+    """torch writes none inside this; versions that always do have no such test."""
+    if not hasattr(torch.serialization, "set_crc32_options"):
+        pytest.skip("this torch always writes checksums")
+    computed = torch.serialization.get_crc32_options()
+    torch.serialization.set_crc32_options(False)
+    try:
+        yield
+    finally:
+        torch.serialization.set_crc32_options(computed)

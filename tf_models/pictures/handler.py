@@ -2,7 +2,8 @@
 
 import threading
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, NamedTuple, Protocol
+from dataclasses import dataclass, field
+from typing import Any, Protocol
 
 import numpy as np
 from apache_beam.ml.inference.base import ModelHandler, PredictionResult
@@ -10,11 +11,12 @@ from apache_beam.ml.inference.base import ModelHandler, PredictionResult
 from tf_models.pictures import storage
 
 
-class Picture(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class Picture:
     """What a network is given: pixels (H, W, 3), uint8, RGB, and what is asked about them, if the task takes that."""
 
     pixels: np.ndarray
-    entry: dict[str, Any] = {}  # noqa: RUF012 - never changed
+    entry: dict[str, Any] = field(default_factory=dict)
 
 
 Annotations = list[dict[str, Any]]  # of a picture: what COCO's annotations hold beside `id` and `image_id`
