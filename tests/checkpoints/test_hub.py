@@ -151,6 +151,15 @@ def test_a_branch_that_moves_on_is_followed(hub):
     assert values("hf://org/moving") == {"w": 2}
 
 
+def test_a_branch_that_moves_on_meanwhile_gives_no_part_of_what_it_has_then(hub):
+    index = json.dumps({"weight_map": {"w": "one.safetensors"}}).encode()
+    before, after = ({"model.safetensors.index.json": index, "one.safetensors": tensors(w=value)} for value in (1, 2))
+    hub.add("org/moving", before)
+    hub.then["model.safetensors.index.json"] = lambda: hub.repositories["org/moving"].commit(after)
+    assert values("hf://org/moving") == {"w": 1}
+    assert values("hf://org/moving") == {"w": 2}
+
+
 def test_a_folder_of_a_repository(hub):
     files = {f"{name}/model.safetensors": tensors(**{name: 1}) for name in ("vae", "unet")}
     commit = hub.add(

@@ -3,6 +3,8 @@
 import os
 import pty
 import re
+import select
+import signal
 import subprocess
 import sys
 
@@ -32,7 +34,7 @@ print("done")
 class Screen:
     """A program on a terminal, whose frames are read as they come."""
 
-    def __init__(self, program, cwd, columns=100):
+    def __init__(self, program, cwd, columns=100, **more):
         self._ours, theirs = pty.openpty()
         self.process = subprocess.Popen(
             [sys.executable, "-c", program],
@@ -41,6 +43,7 @@ class Screen:
             stderr=theirs,
             stdout=subprocess.PIPE,
             stdin=subprocess.PIPE,
+            **more,
         )
         os.close(theirs)
         self.raw = ""
@@ -49,7 +52,7 @@ class Screen:
         """Read on until so many different frames were seen in which the pattern is; they are returned."""
         seen = []
         begin = len(self.raw)
-        while len(set(seen)) < frames:
+        while len(set(seen)) < frames and select.select([self._ours], [], [], 30)[0]:  # a bar that is dead ends a test
             try:
                 chunk = os.read(self._ours, 1 << 16)
             except OSError:  # the other end is closed
@@ -112,6 +115,29 @@ def test_the_bar_ends_with_a_command_that_is_killed(tmp_path):
     screen.process.kill()
     assert screen.end() == ""  # what ends the reading is that no process has the terminal any more
     assert screen.raw.endswith("\x1b[2K"), "the bar is off the screen"
+
+
+def test_ctrl_c_is_for_the_command_and_the_bar_goes_on_until_that_ends(tmp_path):
+    program = """
+import signal, sys
+from converter.console.progress_bar import progress_for
+
+signal.signal(signal.SIGINT, lambda *_: None)
+with progress_for(quiet=False) as progress:
+    progress.start("points", 1024)
+    progress.advance(64)
+    sys.stdin.read(1)
+    progress.advance(64)
+    sys.stdin.read(1)
+"""
+    screen = Screen(program, tmp_path, start_new_session=True)
+    assert screen.until("64/1024")
+    os.killpg(screen.process.pid, signal.SIGINT)  # as a terminal does, to all that it has begun
+    screen.press()
+    assert screen.until("128/1024")
+    screen.press()
+    screen.end()
+    assert "KeyboardInterrupt" not in screen.raw
 
 
 @pytest.mark.parametrize("quiet", [False, True])

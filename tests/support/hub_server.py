@@ -3,7 +3,7 @@
 import hashlib
 import json
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -35,11 +35,15 @@ class Repository:
 
 
 class Hub:
-    """What stands on the hub, by `ORGANISATION/NAME`, and (method, path) of every request."""
+    """What stands on the hub, by `ORGANISATION/NAME`, and (method, path) of every request.
+
+    `then` says what happens once the content of a file was asked for.
+    """
 
     def __init__(self) -> None:
         self.repositories: dict[str, Repository] = {}
         self.asked: list[tuple[str, str]] = []
+        self.then: dict[str, Callable[[], object]] = {}
         self.status: int | None = None  # with which every request is answered
         self.endpoint = ""
 
@@ -91,7 +95,10 @@ class _Handler(BaseHTTPRequestHandler):
         if repository.closed and self.headers.get("Authorization") != f"Bearer {repository.token}":
             status, code = repository.closed
             return self._send(status, b"{}", {"X-Error-Code": code} if code else {})
-        content = files.get(rest[len(revision) + 1 :])
+        name = rest[len(revision) + 1 :]
+        content = files.get(name)
+        if self.command == "GET":
+            self.hub.then.pop(name, lambda: None)()
         if content is None:
             return self._send(404, b"{}", {"X-Error-Code": "EntryNotFound", "X-Repo-Commit": digest})
         tag = hashlib.sha1(content).hexdigest()
