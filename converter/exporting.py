@@ -208,7 +208,7 @@ def export(
         if held is None:
             described = _Described.of(about)
             held = {about["model"]: tuple(described.sizes)}
-        chosen = _chosen(held, part, exporting.saved_only(about["model"]), format)
+        chosen = _chosen(held, part, exporting.by_name_only(about["model"]), format)
         _check(sizes or {}, held)
         several = len(chosen) > 1
         if output is None:

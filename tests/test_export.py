@@ -399,7 +399,7 @@ def test_what_cannot_be_compared_is_told_as_that():
 def test_parts_and_axes_are_known_without_the_model(weights):
     whole = exporting.parts("sam_vit_b", tf_models.load(weights))
     held = {one.name: {axis for signature in one.signatures.values() for axis in signature.sizes} for one in whole}
-    for name in exporting.saved_only("sam_vit_b"):
+    for name in exporting.by_name_only("sam_vit_b"):
         held[name] = set()  # a SavedModel takes any length: there is nothing to choose
     assert {name: set(axes) for name, axes in exporting.axes("sam_vit_b").items()} == held
     for network in tf_models.networks():

@@ -62,10 +62,10 @@ def keys(context: click.Context) -> Iterator[str]:
 @_offered
 def parts(context: click.Context) -> Iterator[str]:
     """The parts that a converted file is exported in, in the format if that is typed before."""
-    from tf_models.runtime.exporting import axes, saved_only
+    from tf_models.runtime.exporting import axes, by_name_only
 
     model = _model(context)
-    lacking = saved_only(model) if context.params.get("format") == "tflite" else ()
+    lacking = by_name_only(model) if context.params.get("format") == "tflite" else ()
     yield from (part for part in axes(model) or (model,) if part not in lacking)
 
 

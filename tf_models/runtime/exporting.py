@@ -104,9 +104,9 @@ def axes(name: str) -> dict[str, tuple[str, ...]] | None:
     return next((network.AXES[name] for network in tf_models.networks() if name in getattr(network, "AXES", {})), None)
 
 
-def saved_only(name: str) -> tuple[str, ...]:
+def by_name_only(name: str) -> tuple[str, ...]:
     """Names of those parts that are exported where they are asked for, as SavedModels only."""
-    return next((n.SAVED_ONLY[name] for n in tf_models.networks() if name in getattr(n, "SAVED_ONLY", {})), ())
+    return next((n.BY_NAME[name] for n in tf_models.networks() if name in getattr(n, "BY_NAME", {})), ())
 
 
 def save(part: Part, folder: Path | str, dtype: str = "float32", sizes: Mapping[str, int] | None = None) -> None:

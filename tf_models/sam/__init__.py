@@ -30,7 +30,7 @@ AXES = {
     "sam_image_encoder": {"image_encoder": _IMAGE},
     "sam_prompt_encoder": {"prompt_encoder": _PROMPTS},
 }
-SAVED_ONLY = dict.fromkeys(WHOLE, ("from_pixels",))  # the whole once more, for who asks
+BY_NAME = dict.fromkeys(WHOLE, ("from_pixels",))  # the whole once more, for who asks
 _PLACES = {"Predictor": "tf_models.sam.predictor", "AutomaticMaskGenerator": "tf_models.sam.automatic"}
 
 
