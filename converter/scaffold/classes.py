@@ -15,9 +15,10 @@ from converter.scaffold.guesses import NUM_HEADS, Guess
 from converter.scaffold.tree import ROOT, Module
 
 NETWORK = "Network"
+PARTS = "Parts"  # the Keras layer that holds a list or dict of layers within another
 _LONGEST_REPEATED = 90  # characters of a list that is written as "for _ in range(n)"
 # Names that a class is not to have, beyond those of Python.
-_NOT_CLASSES = ("None", "True", "False", "Conv1D", NETWORK)
+_NOT_CLASSES = ("None", "True", "False", "Conv1D", NETWORK, PARTS)
 
 
 @dataclass(frozen=True)
@@ -76,6 +77,13 @@ def _in_keras(piece: Piece) -> bool:
     if isinstance(piece, Group):
         return piece.in_keras
     return isinstance(piece, Guess) or piece.dtype is None
+
+
+def _of_layers(group: Group) -> bool:
+    """Whether a list or dict holds no variables: those are of the class around it, and saved with it."""
+    return group.form != "parameters" and not any(
+        isinstance(piece, Group) and piece.form == "parameters" for _, _, piece in group.items
+    )
 
 
 @dataclass
@@ -206,8 +214,11 @@ class Classes:
                 lines += written(f"self.{name if torch else keras} = ", code, "", 2)
         return lines
 
-    def _code(self, piece: Piece, texts: Iterator[str], torch: bool, name: str) -> Code:
-        """What makes the module, layer or variable; `texts` are taken for its sizes."""
+    def _code(self, piece: Piece, texts: Iterator[str], torch: bool, name: str, within: bool = False) -> Code:
+        """What makes the module, layer or variable; `texts` are taken for its sizes.
+
+        `within` tells that it stands in a list or dict.
+        """
         if isinstance(piece, Tensor):
             return layers.keras_tensor(name, next(texts))
         if isinstance(piece, Guess):
@@ -222,12 +233,12 @@ class Classes:
             return layers.parameters([next(texts) for _ in piece.items])
         codes: dict[str, Code] = {}
         for word, keras, inner in piece.items:
-            code = self._code(inner, texts, torch, f"{name}_{keras}" if name else f"p{keras}")
+            code = self._code(inner, texts, torch, f"{name}_{keras}" if name else f"p{keras}", within=True)
             codes[word if torch else keras] = code if torch or _in_keras(inner) else "None"
-        if piece.form == "dict":
-            return call("nn.ModuleDict", mapped(**codes)) if torch else mapped(**codes)
-        line = _repeated(codes)
-        return call("nn.ModuleList", line) if torch else line
+        parts = mapped(**codes) if piece.form == "dict" else _repeated(codes)
+        if torch:
+            return call("nn.ModuleDict" if piece.form == "dict" else "nn.ModuleList", parts)
+        return call(PARTS, parts) if within and _of_layers(piece) else parts
 
 
 def _repeated(codes: dict[str, Code]) -> Code:

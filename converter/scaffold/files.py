@@ -6,7 +6,7 @@ What stands in them of the checkpoint are numbers, and names that were found to 
 import re
 from dataclasses import dataclass
 
-from converter.scaffold.classes import Class, Classes, Group
+from converter.scaffold.classes import PARTS, Class, Classes, Group
 from converter.scaffold.code import call, written
 from converter.scaffold.guesses import NUM_HEADS, Guess
 from converter.scaffold.rows import Line
@@ -16,6 +16,21 @@ def built(layer, *shapes):
     """The layer with its variables, for inputs of these shapes."""
     layer.build(*shapes)
     return layer
+'''
+_PARTS = f'''\
+class {PARTS}(keras.layers.Layer):
+    """A list or dict of layers within another: Keras before 3.15 saves them there only if a layer holds them."""
+
+    def __init__(self, parts):
+        super().__init__()
+        for key, part in parts.items() if isinstance(parts, dict) else enumerate(parts):
+            setattr(self, str(key), part)
+        self.built = True
+
+    def __getitem__(self, key):
+        if not hasattr(self, str(key)):
+            raise IndexError(key)
+        return getattr(self, str(key))
 '''
 _IN_OUT = '''\
 class Conv1D(nn.Module):
@@ -169,6 +184,8 @@ def keras_side(name: str, classes: Classes, heads: int) -> str:
     """`keras_side.py`"""
     shown = [one for one in classes.ordered if one is classes.network or one.members[0].in_keras]
     text = "\n\n\n".join(_keras_class(one, classes, name) for one in shown)
+    if f"{PARTS}(" in text:
+        text = f"{_PARTS}\n\n{text}"
     if re.search(r"\bbuilt\(", text):
         text = f"{_BUILT}\n\n{text}"
     ours = ["", "from tf_models import layers"] if re.search(r"[ (]layers\.", text) else []

@@ -18,6 +18,7 @@ from converter.scaffold.reserved import KERAS_LAYER, KERAS_MODEL, TORCH_DICT, TO
 from tests.support.checkpoints import save
 from tests.support.pairs import registered
 from tests.support.running import BIN, run_forked
+from tf_models.runtime import weights_format
 
 
 def block(inputs, outputs, norm):
@@ -74,6 +75,23 @@ class Odd(nn.Module):
         self.named_in = nn.Linear(2, 2)
 
 
+class Within(nn.Module):
+    """Lists and dicts within others."""
+
+    def __init__(self):
+        super().__init__()
+        self.heads = nn.ModuleList([nn.ModuleDict({"a": nn.Linear(2, 3), "101": nn.Linear(3, 4)}) for _ in range(2)])
+        self.stages = nn.ModuleDict({"101": nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 5))})
+        self.deep = nn.ModuleList([nn.ModuleList([nn.ModuleList([nn.Linear(5, 6)])])])
+        self.prompts = nn.ModuleList([nn.ParameterList([torch.ones(2, 3)]) for _ in range(2)])
+
+
+class Inside(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.within = Within()
+
+
 def weight_norms():
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)
@@ -90,6 +108,7 @@ NETWORKS = {
     "recurrent": Recurrent,
     "encoder": lambda: nn.TransformerEncoder(nn.TransformerEncoderLayer(24, 4, 48), 3, enable_nested_tensor=False),
     "odd": weight_norms,
+    "within": Inside,
 }
 
 
@@ -132,6 +151,21 @@ def test_a_new_pair_converts_its_checkpoint(network, folder):
     assert report.rows == report.certain + len(report.guessed)
     files = sorted(path.name for path in (folder / name).iterdir() if path.is_file())
     assert files == ["README.md", "__init__.py", "keras_side.py", "pair.py", "torch_side.py"]
+
+
+def test_lists_and_dicts_within_others_are_layers(folder):
+    """Keras before 3.15 does not save their layers otherwise, and after it gives them other places in the file."""
+    made(Inside().state_dict(), folder)
+    network = importlib.import_module("new_pair.keras_side").build()
+    within = network.within
+    assert within.heads[1]["101"].units == 4
+    assert [part and part.units for part in within.stages["101"]] == [4, None, 5]
+    assert [*within.deep[0][0]] == [within.deep[0][0][0]]
+    with pytest.raises(IndexError, match="b"):
+        within.heads[0]["b"]
+    found = weights_format.places(network)
+    assert len(found) == len(network.weights)
+    assert not [place for place in found if "container" in place]
 
 
 def test_the_program_is_formatted_as_ruff_does(folder):
