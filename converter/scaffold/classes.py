@@ -81,9 +81,8 @@ def _in_keras(piece: Piece) -> bool:
 
 def _of_layers(group: Group) -> bool:
     """Whether a list or dict holds no variables: those are of the class around it, and saved with it."""
-    return group.form != "parameters" and not any(
-        isinstance(piece, Group) and piece.form == "parameters" for _, _, piece in group.items
-    )
+    inner = [piece for _, _, piece in group.items if isinstance(piece, Group) and piece.form != "class"]
+    return group.form != "parameters" and all(map(_of_layers, inner))
 
 
 @dataclass

@@ -83,7 +83,7 @@ class Within(nn.Module):
         self.heads = nn.ModuleList([nn.ModuleDict({"a": nn.Linear(2, 3), "101": nn.Linear(3, 4)}) for _ in range(2)])
         self.stages = nn.ModuleDict({"101": nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 5))})
         self.deep = nn.ModuleList([nn.ModuleList([nn.ModuleList([nn.Linear(5, 6)])])])
-        self.prompts = nn.ModuleList([nn.ParameterList([torch.ones(2, 3)]) for _ in range(2)])
+        self.prompts = nn.ModuleList([nn.ModuleList([nn.ParameterList([torch.ones(2, 3)])]) for _ in range(2)])
 
 
 class Inside(nn.Module):
