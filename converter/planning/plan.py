@@ -391,7 +391,10 @@ def places_of(pair: Pair, model: Any) -> dict[str, str]:
     place = {id(variable): where for where, variable in places(model).items()}
     lost = [path for path, variable in by_path(model).items() if id(variable) not in place]
     if lost:
-        raise ConversionError(f"Keras does not save {len(lost)} variables of {pair.name}, first {lost[0]}")
+        raise ConversionError(
+            f"Keras does not save {len(lost)} of the variables of {pair.name}, first {lost[0]}; no layer can stand "
+            "under a name that Keras has for itself, or, before Keras 3.15, in a list within a list"
+        )
     return {path: place[id(variable)] for path, variable in by_path(model).items()}
 
 

@@ -253,6 +253,19 @@ def test_a_length_that_is_none_is_told_as_the_mapping_s(faulty, checkpoint):
     assert "the row fc of `mapping` of faulty" in told
 
 
+def test_a_layer_that_keras_does_not_save(faulty, tmp_path):
+    faulty(
+        call="self.held = keras.layers.Layer(); self.held.activity_regularizer = keras.layers.Dense(2); "
+        "self.held.activity_regularizer.build((None, 4))",
+        mapping="return Mapping([Row('fc', kinds.DENSE), Row('held', kinds.DENSE, keras='held.activity_regularizer')])",
+    )
+    layers = {"fc": torch.nn.Linear(4, 3), "held": torch.nn.Linear(4, 2)}
+    assert failed(save(torch.nn.ModuleDict(layers).state_dict(), tmp_path)) == (
+        "Keras does not save 2 of the variables of faulty, first held.activity_regularizer.kernel; no layer can stand "
+        "under a name that Keras has for itself, or, before Keras 3.15, in a list within a list"
+    )
+
+
 @pytest.mark.parametrize("direction", ["forward", "back", "shapes"])
 def test_a_fold_that_fails_is_named_with_its_kind_and_tensors(faulty, tmp_path, direction):
     functions = {
