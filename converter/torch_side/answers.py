@@ -70,6 +70,32 @@ class Outputs:
 
 
 @dataclass
+class Held:
+    """A tensor of the network's state dict.
+
+    Attributes:
+        owner: class of the module that it is a parameter or buffer of, as "Linear".
+        same_as: the name under which the same tensor came before, or None.
+        saved_as: its name in what the network's own library saves, where that is another.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    owner: str
+    same_as: str | None = None
+    saved_as: str | None = None
+
+
+@dataclass
+class Value:
+    """What the operation of this number gave first."""
+
+    number: int
+    value: np.ndarray
+
+
+@dataclass
 class Call:
     """One call of a layer alone.
 
@@ -194,5 +220,5 @@ class Failure:
     trace: str
 
 
-Answer = Module | Step | Recorded | Outputs | Call | Entry | Whole | Seeded | Note | Trained
+Answer = Module | Step | Recorded | Outputs | Held | Value | Call | Entry | Whole | Seeded | Note | Trained
 Send = Callable[[Answer], None]

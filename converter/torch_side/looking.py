@@ -80,31 +80,37 @@ def record(question: Record, filled: Filled, send: Send) -> None:
 
 def trace(question: Trace, filled: Filled, send: Send) -> None:
     """Answer a `Trace`."""
-    network, inputs = filled.single(question.probe), as_tensors(question.probe.inputs)
-    known = WeakIdKeyDictionary()
-    for name, tensor in (*network.named_parameters(), *network.named_buffers()):
-        known[tensor] = name
-    for name, value in inputs.items():
-        for path, part in nested.flat(value, name):
-            if isinstance(part, torch.Tensor):
-                known[part] = f"input {path}"
-    with _within(network) as inside, _Steps(known, inside, send):
+    inputs = as_tensors(question.probe.inputs)
+    with traced(filled.single(question.probe), inputs, lambda step, given: send(step)):
         _called(filled, question.probe, inputs)
 
 
-class _Steps(TorchDispatchMode):
-    """Sends every operation below autograd; `known` has whatever gave each tensor."""
+@contextlib.contextmanager
+def traced(network: Any, inputs: Any, tell: Callable[[Step, list[Any]], None]) -> Iterator[None]:
+    """In the block, `tell` every operation of a run of the network on these inputs, and the tensors that it gave."""
+    known = WeakIdKeyDictionary()
+    for name, tensor in (*network.named_parameters(), *network.named_buffers()):
+        known[tensor] = name
+    for path, part in nested.flat(inputs):
+        if isinstance(part, torch.Tensor):
+            known[part] = f"input {path}"
+    with _within(network) as inside, _Steps(known, inside, tell):
+        yield
 
-    def __init__(self, known: WeakIdKeyDictionary, inside: list[str], send: Send) -> None:
+
+class _Steps(TorchDispatchMode):
+    """Tells every operation below autograd; `known` has whatever gave each tensor."""
+
+    def __init__(self, known: WeakIdKeyDictionary, inside: list[str], tell: Callable[[Step, list[Any]], None]) -> None:
         super().__init__()
-        self._known, self._inside, self._send, self._count = known, inside, send, 0
+        self._known, self._inside, self._tell, self._count = known, inside, tell, 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None) -> Any:
         reads = tuple(self._known.get(tensor) for tensor in tensors_of((args, kwargs or {})))
         results = func(*args, **(kwargs or {}))
         given = tensors_of(results)
         name = func._schema.name.split("::")[-1]
-        self._send(Step(self._count, name, self._inside[-1], reads, tuple(tuple(one.shape) for one in given)))
+        self._tell(Step(self._count, name, self._inside[-1], reads, tuple(tuple(one.shape) for one in given)), given)
         for tensor in given:  # also one that was written into
             self._known[tensor] = self._count
         self._count += 1

@@ -33,6 +33,7 @@ class Reference:
         sources: canonical name -> where the tensor is, of every tensor of the network that the checkpoint holds.
         dtype: what the values were written as; the reference computes with values rounded to it.
         ignored: canonical names that the mapping drops: the checkpoint or the reference may lack them.
+        seeded: its values are made by `converter.torch_side.seeding`, whatever it was built with.
     """
 
     model: str
@@ -41,6 +42,7 @@ class Reference:
     sources: dict[str, Source]
     dtype: str = "float32"
     ignored: set[str] = field(default_factory=set)
+    seeded: bool = False
 
 
 @dataclass
@@ -77,6 +79,30 @@ class Run:
 
     reference: Reference
     probe: Probe
+
+
+@dataclass
+class Dataflow:
+    """What the network holds, and how values flow in a run: a `Held` for each tensor, a `Step` for each operation, and
+    at the end its `Outputs`.
+
+    Attributes:
+        args, kwargs: what it is called with.
+    """
+
+    reference: Reference
+    args: tuple
+    kwargs: dict[str, Any]
+
+
+@dataclass
+class Fetch:
+    """What operations of that run give: a `Value` for each of the steps, in their order."""
+
+    reference: Reference
+    args: tuple
+    kwargs: dict[str, Any]
+    steps: frozenset[int]
 
 
 @dataclass
@@ -128,4 +154,4 @@ class Proof:
         }
 
 
-Question = Inventory | Trace | Record | Run | Proof
+Question = Inventory | Trace | Record | Run | Dataflow | Fetch | Proof

@@ -18,9 +18,9 @@ from typing import Any
 import cloudpickle
 import torch
 
-from converter.torch_side import looking, probing
+from converter.torch_side import flowing, looking, probing
 from converter.torch_side.answers import Failure, Send
-from converter.torch_side.questions import Inventory, Proof, Question, Record, Run, Trace
+from converter.torch_side.questions import Dataflow, Fetch, Inventory, Proof, Question, Record, Run, Trace
 from converter.torch_side.reference import Filled, ReferenceFailed
 
 # Bytes of answers that may wait for the caller to read them.
@@ -33,6 +33,8 @@ _ANSWERING: dict[type, Any] = {
     Trace: looking.trace,
     Record: looking.record,
     Run: looking.run,
+    Dataflow: flowing.dataflow,
+    Fetch: flowing.fetch,
     Proof: probing.prove,
 }
 
@@ -71,7 +73,9 @@ def main(folder: str) -> None:
         question: Question = cloudpickle.loads(place.read_bytes())
         place.unlink()
         files = {source.file for source in question.reference.sources.values()}
-        watch.allow(_ROOM + _ROOM_PER_BYTE * sum(map(os.path.getsize, files)))
+        # Of a network without a file nothing is known but that its user wants it.
+        room = math.inf if question.reference.seeded else _ROOM + _ROOM_PER_BYTE * sum(map(os.path.getsize, files))
+        watch.allow(room)
         try:
             worker.answer(question, send)
             send(None)
@@ -110,22 +114,22 @@ class _Watch:
     """
 
     def __init__(self) -> None:
-        self._most, self._room = math.inf, 0
+        self._most, self._room, self._watching = math.inf, 0.0, False
 
-    def allow(self, room: int) -> None:
+    def allow(self, room: float) -> None:
         """From here on the process may take so many bytes more than it has now."""
-        first = self._most == math.inf
         try:
             self._most, self._room = _resident() + room, room
         except OSError:
             return
-        if first:
+        if not self._watching and room < math.inf:
+            self._watching = True
             threading.Thread(target=self._watch, daemon=True).start()
 
     def _watch(self) -> None:
         while _resident() <= self._most:
             time.sleep(0.01)
-        said = f"its layers want more than {self._room >> 20} MB, out of proportion to its file"
+        said = f"its layers want more than {int(self._room) >> 20} MB, out of proportion to its file"
         print(f"{said} (--verify lossless does without)", file=sys.stderr, flush=True)
         os._exit(1)
 
