@@ -14,12 +14,15 @@ def by_path(model: Any) -> dict[str, Any]:
     """Attribute path -> variable, of every weight of the model: `transformer.layers.0.norm1.gamma`.
 
     A layer in a list or a Sequential is reached by its index, one in a dict or a Functional model by its name. A weight
-    that can be reached by several paths stands under the first.
+    that can be reached by several paths stands under the first; one that can be reached by private attributes alone
+    under these.
     """
     weights = {id(weight) for weight in model.weights}
     found: dict[int, tuple[str, Any]] = {}
-    for path, variable in _walk(model, "", weights, set()):
-        found.setdefault(id(variable), (path, variable))
+    for private in (False, True):
+        if len(found) < len(weights):
+            for path, variable in _walk(model, "", weights, set(), private):
+                found.setdefault(id(variable), (path, variable))
     return dict(found.values())
 
 
@@ -27,7 +30,7 @@ def layer_at(model: Any, path: str) -> Any:
     """The layer that `by_path` reaches by `path`, or None."""
     if not path:
         return model
-    for word, child in _children(model):
+    for word, child in _children(model, private=True):
         # A layer of a Functional model may have dots in its name.
         if path == word or path.startswith(f"{word}."):
             found = layer_at(child, path[len(word) + 1 :])
@@ -41,15 +44,25 @@ def layers_of(model: Any, path: str, parts: Sequence[str]) -> dict[str, Any]:
     return {part: layer_at(model, f"{path}.{part}" if path and part else path or part) for part in parts or ("",)}
 
 
-def _walk(node: Any, path: str, weights: set[int], above: set[int]) -> Iterator[tuple[str, Any]]:
+def _walk(node: Any, path: str, weights: set[int], above: set[int], private: bool) -> Iterator[tuple[str, Any]]:
     if id(node) in weights:
         yield path, node
     elif id(node) not in above:
-        for word, child in _children(node):
-            yield from _walk(child, f"{path}.{word}" if path else word, weights, above | {id(node)})
+        for word, child in _children(node, private):
+            yield from _walk(child, f"{path}.{word}" if path else word, weights, above | {id(node)}, private)
 
 
-def _children(node: Any) -> Iterator[tuple[str, Any]]:
+# What Keras keeps of every layer in private attributes: lists of what is reached by other paths, in another order.
+_BOOKKEEPING = frozenset(
+    "_layers _metrics _trainable_variables _non_trainable_variables _seed_generators _losses _loss_ids _tracker "
+    "_functional _inbound_nodes _outbound_nodes _parent_path _operations _operations_by_depth _nodes _inputs _outputs "
+    "_compile_metrics _loss_tracker _saved_model_inputs_spec _auto_config _lock".split()
+)
+
+_TRACKING = ("_self_unconditional_", "_self_name_based_", "_self_saveable_")  # TensorFlow's of the same sort
+
+
+def _children(node: Any, private: bool = False) -> Iterator[tuple[str, Any]]:
     if isinstance(node, (list, tuple)):
         for index, child in enumerate(node):
             yield str(index), child
@@ -65,6 +78,8 @@ def _children(node: Any) -> Iterator[tuple[str, Any]]:
             public = attribute.lstrip("_")
             if attribute == public or _shown_as(node, public):
                 yield public, child
+            elif private and attribute not in _BOOKKEEPING and not attribute.startswith(_TRACKING):
+                yield attribute, child
 
 
 def _shown_as(node: Any, name: str) -> bool:

@@ -1,0 +1,105 @@
+"""A Keras model as steps: traced once, whatever it is made of; any step's result can be had, and others put in."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from converter.blame import where_and_what
+from converter.errors import ConversionError
+from converter.planning.variables import by_path
+from converter.torch_side.answers import Step
+
+
+class KerasSide:
+    """A model, traced on inputs.
+
+    Attributes:
+        variables: attribute path -> variable.
+        steps: the operations of a run, in their order; they read variables by their attribute paths.
+        owners: attribute path of a variable -> class of its layer.
+    """
+
+    def __init__(self, model: Any, args: tuple, kwargs: dict[str, Any]):
+        """
+        Raises:
+            ConversionError: the model fails on these inputs.
+        """
+        self.model = model
+        self._inputs = [tf.convert_to_tensor(one) for one in tf.nest.flatten((args, kwargs))]
+
+        def run(*flat: Any) -> Any:
+            some, named = tf.nest.pack_sequence_as((args, kwargs), list(flat))
+            return model(*some, **named, training=False)
+
+        try:
+            eager = run(*self._inputs)  # builds what is built by its first call
+            specs = [tf.TensorSpec(one.shape, one.dtype) for one in self._inputs]
+            self._function = tf.compat.v1.wrap_function(run, specs)
+        except Exception as error:  # the user's own program
+            raise ConversionError(f"the Keras model fails on its inputs: {where_and_what(error)}") from error
+        self.result = eager
+        self.variables: dict[str, Any] = by_path(model)
+        self.owners = _owners(model, self.variables)
+        self._read()
+
+    def _read(self) -> None:
+        """Make steps of the graph."""
+        graph = self._function.graph
+        held = {id(variable.value.handle): path for path, variable in self.variables.items()}
+        captured = {id(inner): held.get(id(outer)) for outer, inner in graph.captures}
+        self._placeholders = [one for one in self._function.inputs if id(one) not in captured]
+        known: dict[str, int | str | None] = {
+            one.name: f"input {place}" for place, one in enumerate(self._placeholders)
+        }
+        known.update({one.name: captured[id(one)] for one in self._function.inputs if id(one) in captured})
+        self.steps: list[Step] = []
+        self._tensors: list[Any] = []  # by step
+        for operation in graph.get_operations():
+            if operation.outputs and operation.outputs[0].name in known:
+                continue
+            number = len(self.steps)
+            reads = tuple(known.get(one.name) for one in operation.inputs)
+            shapes = tuple(
+                tuple(one.shape.as_list()) if one.shape.rank is not None else () for one in operation.outputs
+            )
+            self.steps.append(Step(number, operation.type, operation.name, reads, shapes))
+            floats = [one for one in operation.outputs if one.dtype.is_floating]
+            self._tensors.append((floats or list(operation.outputs) or [None])[0])
+            known.update({one.name: number for one in operation.outputs})
+        self._pruned: dict[tuple, Any] = {}
+
+    def values(self, steps: Sequence[int], given: Mapping[int, np.ndarray] | None = None) -> dict[int, np.ndarray]:
+        """What these steps give; `given` are results that stand in the place of other steps' own."""
+        given = dict(given or {})
+        wanted = [step for step in steps if step not in given]
+        if not wanted:
+            return {step: given[step] for step in steps}
+        key = tuple(wanted), tuple(given)
+        if key not in self._pruned:
+            feeds = [*self._placeholders, *(self._tensors[step] for step in given)]
+            self._pruned[key] = self._function.prune(feeds, [self._tensors[step] for step in wanted])
+            if len(self._pruned) > 8:
+                self._pruned.pop(next(iter(self._pruned)))
+        values = self._pruned[key](*self._inputs, *(tf.constant(value) for value in given.values()))
+        return {**dict(zip(wanted, (np.asarray(value) for value in values), strict=True)), **given}
+
+    def assign(self, values: Mapping[str, np.ndarray]) -> None:
+        """Give variables values, by their attribute paths."""
+        for path, value in values.items():
+            self.variables[path].assign(value)
+
+
+def _owners(model: Any, variables: Mapping[str, Any]) -> dict[str, str]:
+    of: dict[int, str] = {}
+    for layer in model._flatten_layers(include_self=True):
+        for variable in (*layer._trainable_variables, *layer._non_trainable_variables):
+            of[id(variable)] = type(layer).__name__
+    return {path: of.get(id(variable), "") for path, variable in variables.items()}
+
+
+def is_float(variable: Any) -> bool:
+    """Whether a variable holds floats, which alone are matched."""
+    return keras.backend.is_float_dtype(variable.dtype)
