@@ -36,7 +36,7 @@ class Unit:
             among `before` where an input of the network does.
         call: the first step that uses it, or None where none does.
         result: the last step that does.
-        part: (which, of how many) where its tensors are a part of those of `whole`.
+        part: (which, shares of all) where its tensors are a part of those of `whole`.
     """
 
     path: str
@@ -47,11 +47,11 @@ class Unit:
     after: "set[Unit]" = field(default_factory=set)
     call: int | None = None
     result: int | None = None
-    part: tuple[int, int] | None = None
+    part: tuple[int, tuple[int, ...]] | None = None
     whole: "Unit | None" = None
 
     def __repr__(self) -> str:
-        which = f"[{self.part[0]}/{self.part[1]}]" if self.part else ""
+        which = f"[{self.part[0]} of {len(self.part[1])}]" if self.part else ""
         return f"{self.name}{which}"
 
     @property
@@ -61,6 +61,10 @@ class Unit:
             return ".".join(word for word in (self.path, next(iter(self.tensors))) if word)
         return self.path
 
+    def full(self, name: str) -> str:
+        """The full name of one of its tensors."""
+        return f"{self.path}.{name}" if self.path else name
+
     @property
     def statistics(self) -> bool:
         return any(name in _STATISTICS for name in self.tensors)
@@ -69,7 +73,7 @@ class Unit:
     def size(self) -> int:
         """Values of its largest tensor."""
         whole = max(math.prod(shape) for shape in self.tensors.values())
-        return whole // self.part[1] if self.part else whole
+        return whole * self.part[1][self.part[0]] // sum(self.part[1]) if self.part else whole
 
     @property
     def sort(self) -> tuple:
@@ -80,6 +84,12 @@ class Unit:
         if sum(length > 1 for length in main) <= 1:
             return "vector", self.size, len(self.tensors) > 1
         return "kernel", self.size
+
+
+def leaf_of(name: str) -> str:
+    """What a tensor is to its unit: "weight", "bias", ... ; its name where that does not say."""
+    match = _LEAF.fullmatch(name)
+    return match["leaf"] if match else name
 
 
 def grouped(tensors: Mapping[str, Shape], owners: Mapping[str, str]) -> list[Unit]:
@@ -98,7 +108,7 @@ def grouped(tensors: Mapping[str, Shape], owners: Mapping[str, str]) -> list[Uni
 def connect(units: Iterable[Unit], steps: Sequence[Step]) -> None:
     """Find what feeds each unit, and which step gives its result."""
     units = list(units)
-    owner = {".".join(word for word in (unit.path, name) if word): unit for unit in units for name in unit.tensors}
+    owner = {unit.full(name): unit for unit in units for name in unit.tensors}
     nothing: frozenset = frozenset()
     flowing: dict[int, tuple[frozenset, frozenset]] = {}  # step -> (units waiting for data, units that data comes from)
 
@@ -121,18 +131,23 @@ def connect(units: Iterable[Unit], steps: Sequence[Step]) -> None:
             unit.call = step.number if unit.call is None else unit.call
             unit.result = step.number
             unit.before |= near - {unit}
-        flowing[step.number] = nothing, waiting or _met_again(near, step)
+        flowing[step.number] = nothing, waiting or _met_again(near, sum(bool(one) for _, one in states), step)
     for unit in units:
         for other in unit.before:
             if isinstance(other, Unit):
                 other.after.add(unit)
 
 
-def _met_again(near: frozenset, step: Step) -> frozenset:
-    """Where a normalisation is written out, its factors meet its own input again: that is still its result."""
-    if len(near) > 1:
-        for unit in near:
-            if isinstance(unit, Unit) and unit.sort[0] != "kernel" and near - {unit} <= unit.before:
+_SUMS = ("AddV2", "Add", "Sub", "add", "sub")
+
+
+def _met_again(near: frozenset, several: int, step: Step) -> frozenset:
+    """Where a normalisation is written out, its factors meet its own input again, and its parts one another: that is
+    still its result."""
+    for unit in near:
+        if isinstance(unit, Unit) and unit.sort[0] != "kernel":
+            split = len(near) == 1 and several > 1 and len(unit.tensors) > 1 and step.operation in _SUMS
+            if split or (len(near) > 1 and near - {unit} <= unit.before):
                 unit.result = step.number
                 return frozenset({unit})
     return near
