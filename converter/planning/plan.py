@@ -24,7 +24,7 @@ from converter.pairs.registry import locate
 from converter.planning.config_json import NAME
 from converter.planning.reading import Reading, equal
 from converter.planning.steps import Source, Step, Target
-from converter.planning.variables import by_path, layer_at, layers_of
+from converter.planning.variables import by_path, fresh_names, layer_at, layers_of
 from tf_models.runtime.abstract import TooLarge, abstract
 from tf_models.runtime.weights_format import places
 
@@ -399,7 +399,7 @@ def places_of(pair: Pair, model: Any) -> dict[str, str]:
 
 
 def build_tf(pair: Pair, config: dict[str, Any]) -> Any:
-    """The pair's Keras model, built in float32 whatever policy the caller has set.
+    """The pair's Keras model, in float32 whatever policy the caller has set, and with the names of a new process.
 
     Raises:
         PairError: the pair's own builder failed, or is not to be found.
@@ -410,11 +410,12 @@ def build_tf(pair: Pair, config: dict[str, Any]) -> Any:
     policy = keras.config.dtype_policy()
     keras.config.set_dtype_policy("float32")
     try:
-        if pair.build_tf is None:
-            model = tf_models.create(pair.name, **config)
-        else:
-            with blaming(pair.name, "build_tf", passing=(TooLarge,)):
-                model = (locate(pair.build_tf) if isinstance(pair.build_tf, str) else pair.build_tf)(**config)
+        with fresh_names():
+            if pair.build_tf is None:
+                model = tf_models.create(pair.name, **config)
+            else:
+                with blaming(pair.name, "build_tf", passing=(TooLarge,)):
+                    model = (locate(pair.build_tf) if isinstance(pair.build_tf, str) else pair.build_tf)(**config)
     finally:
         keras.config.set_dtype_policy(policy)
     if not isinstance(model, keras.Model):

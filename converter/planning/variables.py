@@ -4,10 +4,32 @@ Keras's own `variable.path` changes with every instance (`dense_47/kernel`); att
 the torch side's names are.
 """
 
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import keras
+from keras.src.backend.common import global_state
+
+_NAMES = "object_name_uids"
+
+
+@contextmanager
+def fresh_names() -> Iterator[None]:
+    """In the block Keras names layers as in a new process: `dense`, `dense_1`. Its counts before are there again after.
+
+    Layers of a Functional model are reached by their names, which are to be the same whenever it is built.
+    """
+    table = global_state.get_global_attribute(_NAMES, defaultdict(int), set_to_default=True)
+    kept = dict(table)
+    table.clear()  # and not another one in its place, because this one may have a limit
+    try:
+        yield
+    finally:
+        table.clear()
+        dict.update(table, kept)
+        global_state.set_global_attribute(_NAMES, table)  # `keras.backend.clear_session` takes it away
 
 
 def by_path(model: Any) -> dict[str, Any]:
