@@ -197,8 +197,7 @@ def convert(
         )
         show(report)
     if not quiet:
-        place = json.dumps(str(report.output), ensure_ascii=False)
-        print_report(report, as_json, *_page(html), ("load it", f"tf_models.load({place})"))
+        print_report(report, as_json, *_page(html), ("load it", report.loading()))
 
 
 def _page(html: Path | None) -> list[tuple[str, str]]:

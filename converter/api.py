@@ -61,8 +61,17 @@ def register(pair: Pair) -> Pair:
     return pair
 
 
+def name_of(model: str | Pair | None) -> str | None:
+    """The model's name; a pair is registered, and known by its name from then on.
+
+    Raises:
+        UsageError: the pair's name is a built-in one's.
+    """
+    return register(model).name if isinstance(model, Pair) else model
+
+
 def convert(
-    model: str | None,
+    model: str | Pair | None,
     checkpoint: str | os.PathLike,
     output: str | os.PathLike | None = None,
     verify: str = "full",
@@ -81,7 +90,7 @@ def convert(
     """Convert a torch checkpoint into a Keras weights file, and prove that it is right.
 
     Args:
-        model: a pair's name; None or "auto" recognises it from the checkpoint.
+        model: a pair or its name; None or "auto" recognises it from the checkpoint.
         checkpoint: a `.pth`, `.pt`, `.bin` or `.safetensors` file, a shard index, a folder that holds one, or the
             address of one on the Hugging Face Hub, `hf://ORGANISATION/NAME[@REVISION][/FILE]`.
         output: where to write, ending in `.weights.h5`; by default `weights/MODEL.weights.h5`.
@@ -109,12 +118,12 @@ def convert(
     _one_of("dtype", dtype, DTYPES)
     if verify in _NUMERICAL:
         check_torch("--verify lossless")
-    progress = progress or Silent()
+    progress, name = progress or Silent(), name_of(model)
     began = time.monotonic()
     with _Session(checkpoint, progress) as session:
         pass_over(session.source, ignore, key)
         merge(session.source, merge_lora, key)
-        source, reading = session.source, session.read(model, options, Choice(key, scope, dialect))
+        source, reading = session.source, session.read(name, options, Choice(key, scope, dialect))
         output = Path(output or Path("weights", f"{reading.pair.name}.weights.h5")).expanduser()
         new = NewFile(output, overwrite, sources=source.files)
         plan = session.plan(reading, verify)
@@ -142,7 +151,7 @@ def convert(
 
 
 def plan(
-    model: str | None,
+    model: str | Pair | None,
     checkpoint: str | os.PathLike,
     options: Mapping[str, Any] | None = None,
     *,
@@ -156,17 +165,18 @@ def plan(
 
     Raises: as `convert`.
     """
+    name = name_of(model)
     with Checkpoint(checkpoint) as source:
         pass_over(source, ignore, key)
         merge(source, merge_lora, key)
-        reading = _read(source, model, options, Choice(key, scope, dialect))
+        reading = _read(source, name, options, Choice(key, scope, dialect))
         from converter.planning.plan import make_plan
 
         return make_plan(source, reading)
 
 
 def verify(
-    model: str | None,
+    model: str | Pair | None,
     checkpoint: str | os.PathLike,
     weights: str | os.PathLike,
     options: Mapping[str, Any] | None = None,
@@ -195,7 +205,7 @@ def verify(
         raise UsageError(f"the checkpoint comes first, and then the weights: weightbridge verify {swapped}")
     if level in _NUMERICAL:
         check_torch("--level lossless")
-    progress = progress or Silent()
+    progress, name = progress or Silent(), name_of(model)
     began = time.monotonic()
     weights = Path(weights).expanduser()
     with _Session(checkpoint, progress) as session:
@@ -204,25 +214,25 @@ def verify(
         try:
             about = provenance(weights)
             recorded = about["config"]
-            if model not in (None, "auto", about["model"]):
+            if name not in (None, "auto", about["model"]):
                 raise ConversionError(
-                    f"{printable(str(weights))} holds {printable(about['model'])}, not {printable(model)}"
+                    f"{printable(str(weights))} holds {printable(about['model'])}, not {printable(name)}"
                 )
-            model = about["model"]
+            name = about["model"]
         except NoProvenance:
             pass  # a file that Keras saved holds weights as well, only no word about them
         except WeightsError as error:
             raise ConversionError(str(error)) from None
-        known = () if model in (None, "auto") else registry.get(str(model)).options
+        known = () if name in (None, "auto") else registry.get(str(name)).options
         held = {name: recorded[name] for name in known if name in recorded}
         pass_over(session.source, ignore or Origin.from_dict(about.get("origin", {})).ignored, key)
         merge(session.source, merge_lora, key)
         try:
-            reading = session.read(model, options, Choice(key, scope, dialect), held)
+            reading = session.read(name, options, Choice(key, scope, dialect), held)
         except Ambiguous:
             if dialect is not None or "dialect" not in about:
                 raise
-            reading = session.read(model, options, Choice(key, scope, about["dialect"]), held)
+            reading = session.read(name, options, Choice(key, scope, about["dialect"]), held)
         plan = session.plan(reading, level)
         if about.get("trained") == FRESH:
             recorded = plan.pair.completed(recorded)
@@ -314,6 +324,7 @@ class _Session(ExitStack):
             out_of_scope=plan.out_of_scope,
             dropped=plan.dropped,
             folded=plan.folded,
+            constants=plan.constants,
             notes=plan.taken,
             plan=plan,
         )

@@ -1,15 +1,18 @@
-"""Nested results and inputs, as networks take and give them: tuples, lists and dicts of arrays. One walk for all."""
+"""Nested results and inputs, as networks take and give them: tuples, lists, dicts and dataclasses of arrays. One walk
+for all."""
 
+import copy
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import fields, is_dataclass
 from typing import Any
 
 import numpy as np
 
 
 def each(function: Callable[[Any], Any], value: Any, plain: bool = False) -> Any:
-    """`value` with `function` applied to whatever is not a tuple, list or dict.
+    """`value` with `function` applied to whatever is not a tuple, list, dict or dataclass.
 
-    Named tuples and other sorts of dicts are made anew, or with `plain` become tuples and dicts.
+    Named tuples, dataclasses and other sorts of dicts are made anew, or with `plain` become tuples and dicts.
     """
     if isinstance(value, Mapping):
         parts = {name: each(function, part, plain) for name, part in value.items()}
@@ -19,6 +22,9 @@ def each(function: Callable[[Any], Any], value: Any, plain: bool = False) -> Any
         if hasattr(value, "_fields") and not plain:
             return type(value)(*several)
         return tuple(several) if isinstance(value, tuple) else several
+    if is_dataclass(value) and not isinstance(value, type):
+        parts = {name: each(function, part, plain) for name, part in _fields(value)}
+        return parts if plain else _changed(value, parts)
     return function(value)
 
 
@@ -29,7 +35,21 @@ def each_at(function: Callable[[str, Any], Any], value: Any, path: str = "") -> 
     if isinstance(value, (tuple, list)):
         several = [each_at(function, part, f"{path}.{i}" if path else str(i)) for i, part in enumerate(value)]
         return tuple(several) if isinstance(value, tuple) else several
+    if is_dataclass(value) and not isinstance(value, type):
+        return each_at(function, dict(_fields(value)), path)
     return function(path, value)
+
+
+def _fields(value: Any) -> Iterator[tuple[str, Any]]:
+    return ((one.name, getattr(value, one.name)) for one in fields(value))
+
+
+def _changed(value: Any, parts: dict[str, Any]) -> Any:
+    """A copy of a dataclass with these parts."""
+    found = copy.copy(value)
+    for name, part in parts.items():
+        object.__setattr__(found, name, part)  # it may be frozen
+    return found
 
 
 def _like(value: Mapping, parts: dict[Any, Any]) -> Any:
@@ -48,8 +68,16 @@ def flat(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
     elif isinstance(value, (tuple, list)):
         for index, part in enumerate(value):
             yield from flat(part, f"{path}.{index}" if path else str(index))
+    elif is_dataclass(value) and not isinstance(value, type):
+        yield from flat(dict(_fields(value)), path)
     elif value is not None:
         yield path, value
+
+
+def arguments(inputs: Mapping[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Positional and named arguments out of inputs by name, where a number is a place: `{"0": x, "mask": m}`."""
+    places = sorted((name for name in inputs if name.isdecimal()), key=int)
+    return tuple(inputs[name] for name in places), {k: v for k, v in inputs.items() if not k.isdecimal()}
 
 
 def arrays(value: Any) -> list[np.ndarray]:

@@ -159,6 +159,7 @@ class Report:
     out_of_scope: dict[str, int] = field(default_factory=dict)
     dropped: dict[str, str] = field(default_factory=dict)
     folded: dict[str, str] = field(default_factory=dict)
+    constants: dict[str, str] = field(default_factory=dict)  # variable that no tensor fills -> what it holds
     narrowed: int = 0
     loss: float = 0.0
     notes: list[str] = field(default_factory=list)
@@ -172,6 +173,14 @@ class Report:
     def __bool__(self) -> bool:
         """Every proof that ran has passed."""
         return all(bool(proof) for proof in (self.lossless, self.numerical) if proof.ran)
+
+    def loading(self) -> str:
+        """How the written file is loaded, as a line of Python."""
+        place, built_by = json.dumps(str(self.output), ensure_ascii=False), getattr(self.plan, "pair", None)
+        built_by = getattr(built_by, "built_by", "")
+        if built_by:
+            return f"model.load_weights({place}), where model is what {printable(built_by, 200)} builds"
+        return f"tf_models.load({place})"
 
     def failure(self) -> str:
         """Which proof failed and where, in one line; "" when every proof that ran has passed."""
@@ -223,7 +232,7 @@ class Report:
             rows.append(
                 ("out of scope", listed([f"{printable(w, 40)}.* {n}" for w, n in self.out_of_scope.items()], 8))
             )
-        for what, tensors in (("dropped", self.dropped), ("folded", self.folded)):
+        for what, tensors in (("dropped", self.dropped), ("folded", self.folded), ("constant", self.constants)):
             reasons: dict[str, list[str]] = {}
             for name, reason in tensors.items():
                 reasons.setdefault(reason, []).append(name)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from converter.api import name_of
 from converter.blame import PairError, where_and_what
 from converter.checkpoints.checkpoint import Checkpoint
 from converter.checkpoints.tensors import Entry, Scratch
@@ -97,6 +98,7 @@ def restore(
     overwrite: bool = False,
     progress: Progress | None = None,
     like: str | os.PathLike | None = None,
+    model: str | Pair | None = None,
 ) -> Restored:
     """Write the torch checkpoint that a weights file came from: the same names, shapes, dtypes and bits.
 
@@ -111,15 +113,16 @@ def restore(
         overwrite: replace an existing output.
         progress: told of each stage.
         like: the converted file that the model was loaded from, where `path` is a file that Keras saved after training.
+        model: the pair that the file is of, or its name; by default as the file says.
 
     Raises:
         UsageError: an unknown model or dialect.
         ProofError: what was written does not give the same weights; nothing is left of it.
         ConversionError: the file is damaged, not a converted one or not of the model of `like`, the dialect cannot hold
-            the model's tensors, two variables differ after training that are one tensor in torch, or the output cannot
-            be written.
+            the model's tensors, two variables differ after training that are one tensor in torch, one that no tensor
+            fills no longer holds its constant, or the output cannot be written.
     """
-    progress = progress or Silent()
+    progress, name = progress or Silent(), name_of(model)
     began = time.monotonic()
     path, output = Path(path).expanduser(), Path(output).expanduser()
     original = path if like is None else Path(like).expanduser()
@@ -129,6 +132,8 @@ def restore(
 
     try:
         about = provenance(path) if like is None else known_like(path, original)
+        if name not in (None, about["model"]):
+            raise ConversionError(f"it holds {printable(about['model'])}, not {printable(str(name))}")
         pair = get(about["model"])
         if about.get("trained") == FRESH:  # only what `create` was given is recorded
             about["config"] = pair.completed(about["config"])
@@ -156,6 +161,8 @@ def restore(
         if like is not None:
             path = temporary.with_name("adopted" + SUFFIX)
             adopt(report.source, original, path)
+        if plan.constants:
+            _check_constants(path, plan)
         progress.start("writing", nbytes)
         arrays = stack.enter_context(closing(_arrays(path, plan, items, progress)))
         if report.trained:
@@ -363,6 +370,30 @@ def _arrays(path: Path, plan: "Plan", items: "list[_Item]", progress: Progress) 
                 if not wanted[one.source]:
                     del undone[one.source]
                 progress.advance(result.nbytes)
+    except WeightsError as error:
+        raise ConversionError(str(error)) from None
+
+
+def _check_constants(path: Path, plan: "Plan") -> None:
+    """See that variables without a tensor hold what they held: the checkpoint has no place for anything else, and
+    without it would be of a network that computes something else.
+
+    Raises:
+        ConversionError: one does not.
+    """
+    from converter.files.weights_file import laid_out
+    from tf_models.runtime.weights_format import WeightsError, readable
+
+    try:
+        with readable(path, dict(plan.layout.values())) as read:
+            for step in (step for step in plan.steps if step.leaf.constant is not None):
+                held = read(plan.places[step.name])
+                [wanted], _ = laid_out(step, [], str(held.dtype))
+                if not np.array_equal(held, wanted):
+                    raise ConversionError(
+                        f"{step.name} holds a constant ({plan.constants[step.name]}) for which torch has no tensor, "
+                        "and training has changed it; set `trainable = False` on it before training"
+                    )
     except WeightsError as error:
         raise ConversionError(str(error)) from None
 

@@ -93,7 +93,7 @@ def write(
             for nbytes, losses, infinite, digests in _map(pool, convert, list(steps)):
                 written.nbytes += nbytes
                 written.narrowed += sum(loss > 0 for loss in losses)
-                written.loss = max(written.loss, *losses)
+                written.loss = max([written.loss, *losses])
                 written.digests.update(digests)
                 written.nonfinite += infinite
                 progress(nbytes)
@@ -112,12 +112,12 @@ def read(step: Step, checkpoint: Checkpoint, scratch: Scratch) -> list[np.ndarra
 def laid_out(step: Step, tensors: list[np.ndarray], dtype: str) -> tuple[list[np.ndarray], list[float]]:
     """The targets' values as `dtype`, and for each tensor the error that this made (`cast`).
 
-    What is folded is folded in float64, and then rounded once.
+    What is folded is folded in float64, and then rounded once; so is a constant.
 
     Raises:
         ConversionError: a finite value becomes infinite.
     """
-    if step.leaf.fold is not None:
+    if step.leaf.computed:
         wide = step.lay_out([tensor.astype(np.float64) for tensor in tensors])
         # What folding rounds is no loss of digits that the checkpoint had.
         losses = [cast(tensor, dtype, source.name)[1] for source, tensor in zip(step.sources, tensors, strict=True)]

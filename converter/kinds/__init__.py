@@ -17,7 +17,7 @@ from converter.kinds.attention import (
 )
 from converter.kinds.folded import batch_norm_folded, weight_norm_kept, weight_normed
 from converter.kinds.folds import Fold
-from converter.kinds.kind import Kind, Leaf, leaf
+from converter.kinds.kind import Kind, Leaf, constant, leaf
 from converter.kinds.plain import (
     ACTIVATION,
     ACTIVATION_2D,
@@ -129,6 +129,7 @@ __all__ = [
     "Kind",
     "Leaf",
     "batch_norm_folded",
+    "constant",
     "dense_from_heads",
     "dense_to_heads",
     "leaf",

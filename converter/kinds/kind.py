@@ -17,6 +17,7 @@ import numpy as np
 from converter.errors import ConversionError
 from converter.kinds.activations import IMAGES, SEQUENCES, Axes, arrange
 from converter.kinds.axes import Pattern, pattern
+from converter.kinds.constant import Constant
 from converter.kinds.folds import Fold
 
 
@@ -25,13 +26,14 @@ class Leaf:
     """Tensors of a torch module and the Keras variables that hold the same values, by their names below the module.
 
     Attributes:
-        torch, keras: the names; usually one of each.
+        torch, keras: the names; usually one of each. Without tensors the variable holds a constant.
         pattern: the axes of each tensor -> those of each variable.
         optional: all of it may be absent on both sides (a bias); present on one side only, it is a problem like any
             other.
         sizes: lengths of axes that the shapes of the variables do not tell.
         fold: what becomes of the tensors before that.
         alternatives: leaves of other tensors for the same variables, one of which a checkpoint may hold instead.
+        constant: what the variable holds where there are no tensors.
     """
 
     torch: tuple[str, ...]
@@ -41,6 +43,17 @@ class Leaf:
     sizes: tuple[tuple[str, int], ...] = ()
     fold: Fold | None = None
     alternatives: tuple["Leaf", ...] = field(default=(), compare=False)
+    constant: Constant | None = None
+
+    @property
+    def computed(self) -> bool:
+        """The variables do not hold the tensors' own bits."""
+        return self.fold is not None or self.constant is not None
+
+    @property
+    def axes(self) -> str:
+        """How the tensors lie in the variables, for a person."""
+        return self.pattern.text if self.constant is None else str(self.constant)
 
     def sized(self, sizes: Mapping[str, int]) -> "Leaf":
         """The leaf that knows these lengths, of axes that it has."""
@@ -54,11 +67,19 @@ class Leaf:
         Raises:
             ValueError: the variables do not have the axes.
         """
+        if self.constant is not None:
+            return []
         shapes = list(self.pattern.shapes(keras_shapes, dict(self.sizes)))
         return shapes if self.fold is None else self.fold.shapes(shapes)
 
     def to_keras(self, tensors: Sequence[np.ndarray], keras_shapes: Sequence[tuple[int, ...]]) -> list[np.ndarray]:
-        """The variables' values: views where numpy can make them."""
+        """The variables' values: views where numpy can make them.
+
+        Raises:
+            ValueError: a constant that does not fit the variable.
+        """
+        if self.constant is not None:
+            return [self.constant.values(shape) for shape in keras_shapes]
         arrays = list(tensors) if self.fold is None else self.fold.forward(list(tensors))
         return self.pattern.apply(arrays, keras_shapes, dict(self.sizes))
 
@@ -68,6 +89,8 @@ class Leaf:
         Raises:
             ValueError: a fold that cannot be undone.
         """
+        if self.constant is not None:
+            return []
         shapes = self.pattern.shapes([value.shape for value in values], dict(self.sizes))
         arrays = self.pattern.reversed().apply(values, shapes, dict(self.sizes))
         if self.fold is None:
@@ -94,6 +117,24 @@ def leaf(
     _check_lengths(f"the pattern {axes!r}", axes_in(axes), sizes or {})
     names = [(one,) if isinstance(one, str) else one for one in (torch, keras)]
     return Leaf(names[0], names[1], pattern(axes), optional, tuple((sizes or {}).items()), fold, alternatives)
+
+
+def constant(variable: str, value: float | np.ndarray | Callable[[tuple[int, ...]], Any], text: str = "") -> Leaf:
+    """A leaf of a variable that no tensor fills: it holds the value.
+
+    Args:
+        value: a number for all of it, an array of its shape, or a function of its shape that gives either.
+        text: the value for a person; by default the number, or "computed".
+
+    Raises:
+        ValueError: an array of what are no numbers, or NaN.
+    """
+    if not callable(value):
+        given = np.asarray(value)
+        if given.dtype.kind not in "iuf" or not np.isfinite(given).all():
+            raise ValueError(f"the constant of {variable} is a finite number, or several, not {value!r}")
+        text = text or (f"{given:g}" if given.ndim == 0 else "")
+    return Leaf((), (variable,), pattern("... -> ..."), constant=Constant(text or "computed", value))
 
 
 def _check_lengths(owner: str, known: set[str], sizes: Mapping[str, int]) -> None:
@@ -193,6 +234,21 @@ class Kind:
         _check_lengths(str(self), known, sizes)
         leaves = tuple(part.sized(sizes) for part in self.leaves)
         return replace(self, leaves=leaves, sizes={**self.sizes, **sizes})
+
+    def with_constants(self, *constants: Leaf) -> "Kind":
+        """The kind of a module without tensors for variables that the Keras layer has: `kinds.constant("bias", 0)`.
+
+        Raises:
+            ValueError: what is given is none, or a tensor fills its variable along with others.
+        """
+        given = {name for one in constants for name in one.keras}
+        for part in (*constants, *self.leaves):
+            if part in constants and part.constant is None:
+                raise ValueError(f"{part.keras[0]} has tensors: {part.torch[0]}")
+            if given & set(part.keras) and not given >= set(part.keras):
+                raise ValueError(f"{part.torch[0]} of the kind {self} fills several variables, not one alone")
+        leaves = (*(part for part in self.leaves if not given & set(part.keras)), *constants)
+        return replace(self, leaves=leaves)
 
     def holding(self, has: Callable[[str], bool]) -> "Kind":
         """The kind with the leaves whose tensors the checkpoint `has`, where it holds others in place of some."""

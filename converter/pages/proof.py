@@ -174,8 +174,11 @@ def _plan(plan: Any) -> Section:
         )
         for step in plan.to_dict()["steps"]
     ]
+    count = len(rows)
+    for path, text in plan.constants.items():
+        rows.append(("", ("", "", path, "×".join(map(str, plan.variables[path])), f"= {text}")))
     headings = ("tensor", "its shape", "variable", "variable's shape", "axes")
-    return Section(f"The plan: {len(rows)} tensors", table("plan", headings, rows), folded=True)
+    return Section(f"The plan: {count} tensors", table("plan", headings, rows), folded=True)
 
 
 def _provenance(report: Report) -> Iterator[tuple[str, str]]:

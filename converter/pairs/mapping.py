@@ -103,9 +103,11 @@ class Mapping:
                     except ValueError as error:
                         raise ValueError(f"`{field}` of the kind {row.kind}, {path!r}: {error}") from None
         seen: set[Any] = set()
-        for path, _, kind in self.modules():
-            # Tensors that lie beside one another may be in several rows, a module that is called in one.
-            key = path if kind.callable_alone else (path, *(part.torch for part in kind.leaves))
+        for path, keras, kind in self.modules():
+            # Tensors that lie beside one another may be in several rows, a module that is called in one. A constant is
+            # no tensor, and is known by its variable.
+            parts = (part.torch or (join(keras, part.keras[0]),) for part in kind.leaves)
+            key = path if kind.callable_alone else (path, *parts)
             if key in seen:
                 raise ValueError(f"two rows name {path!r}")
             seen.add(key)
@@ -147,7 +149,7 @@ class Mapping:
         found = {}
         for row in self.rows:
             names = expand(row.tied) if row.tied else []
-            needed = [part for part in row.kind.leaves if not part.optional]
+            needed = [part for part in row.kind.leaves if part.torch and not part.optional]
             if names and (len(names) != len(row.modules()) or len(needed) != 1 or len(needed[0].torch) != 1):
                 raise ValueError(
                     f"`tied` of the row {row.path!r}: {row.tied!r} does not name one tensor for the one of each of its "

@@ -97,12 +97,17 @@ class Probe:
     """One set of inputs to prove a model, or a part of it, with.
 
     Attributes:
-        inputs: arrays in torch's layout, tuples of them, or None, by torch's parameter name.
+        inputs: arrays in torch's layout, tuples of them, or None, by torch's parameter name, or by their place where it
+            is a positional one ("0").
         options: passed to both sides as they are.
         part: path of the stage (a row of the mapping) to call; "" is the model.
         stages_only: record the stages and not every layer, whose inputs would fill the memory.
         config: what the configuration is in place of the checkpoint's for this probe, as a smaller image; the same
             weights fill it.
+        keras: the (positional, named) arguments of the Keras model, in its own layout, where they are not torch's; the
+            options are torch's alone then.
+        outputs: (path in torch's results, path in Keras's, pattern of the axes or "") of the outputs that are the same,
+            where not all are, in their order. Paths are those of `converter.nested.flat`.
     """
 
     inputs: dict[str, Any]
@@ -110,6 +115,13 @@ class Probe:
     part: str = ""
     stages_only: bool = False
     config: dict[str, Any] = field(default_factory=dict)
+    keras: tuple[tuple[Any, ...], dict[str, Any]] | None = None
+    outputs: tuple[tuple[str, str, str], ...] | None = None
+
+    def __post_init__(self) -> None:
+        for _, _, axes in self.outputs or ():
+            if axes:
+                one_each(axes)
 
 
 @dataclass(frozen=True)
@@ -172,6 +184,8 @@ class Pair:
         variants: published sizes, each with a name to convert by; other sizes go by the family's.
         config_json: what a `config.json` beside the weights says of it.
         family: of a variant, the name of its family.
+        built_by: what builds the Keras model in the user's own program, which loads the weights itself; "" where that
+            is for `tf_models.load`.
     """
 
     name: str
@@ -194,6 +208,7 @@ class Pair:
     variants: tuple[Variant, ...] = ()
     config_json: ConfigJson | None = None
     family: str = ""
+    built_by: str = ""
 
     def __post_init__(self) -> None:
         for name in ("outputs", "scopes"):

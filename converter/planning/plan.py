@@ -40,7 +40,7 @@ class Plan:
         pair, config: the model and its sizes and options.
         dialect: how the checkpoint spells the names and lays the tensors out.
         key, prefix: where in the file the state dict is, and what stands before every canonical name.
-        steps: one for each tensor used, or for several that go together, in the mapping's order.
+        steps: one for each tensor used, or for several that go together, or for a constant, in the mapping's order.
         dropped: source name -> why TensorFlow does not need the tensor.
         out_of_scope: first word of a name -> how many tensors under it belong to other parts of the checkpoint.
         variables: attribute path -> shape, of every variable of the Keras model.
@@ -97,6 +97,12 @@ class Plan:
         return {one.name: step.leaf.fold.cost for step in self.steps if step.leaf.fold for one in step.sources}
 
     @property
+    def constants(self) -> dict[str, str]:
+        """Attribute path of a variable that no tensor fills -> what it holds, in words."""
+        steps = (step for step in self.steps if step.leaf.constant is not None)
+        return {one.path: step.leaf.constant.text for step in steps if step.leaf.constant for one in step.targets}
+
+    @property
     def notes(self) -> list[str]:
         """What the folds cost, a line each."""
         costs: dict[str, list[str]] = {}
@@ -131,7 +137,7 @@ class Plan:
                     "dtype": one.entry.dtype,
                     "kind": step.kind.name,
                     "variables": [
-                        {"path": target.path, "shape": list(target.shape), "axes": step.leaf.pattern.text}
+                        {"path": target.path, "shape": list(target.shape), "axes": step.leaf.axes}
                         for target in step.targets
                     ],
                 }
@@ -140,6 +146,7 @@ class Plan:
             ],
             "dropped": self.dropped,
             "folded": self.folded,
+            "constants": self.constants,
             "out_of_scope": self.out_of_scope,
             "from_config_json": self.from_config_json,
             "merged": self.merged,
@@ -148,13 +155,12 @@ class Plan:
     def __str__(self) -> str:
         rows = [("tensor", "shape", "variable", "shape", "axes")]
         for step in self.steps:
-            for source, target in zip_longest(step.sources, step.targets):
-                first = source is step.sources[0] and target is step.targets[0]
+            for place, (source, target) in enumerate(zip_longest(step.sources, step.targets)):
                 rows.append(
                     (
                         *((printable(source.name), str(tuple(source.entry.shape))) if source else ("", "")),
                         *((target.path, str(tuple(target.shape))) if target else ("", "")),
-                        step.leaf.pattern.text if first else "",
+                        "" if place else step.leaf.axes,
                     )
                 )
         widths = [max(len(row[i]) for row in rows) for i in range(5)]
@@ -332,12 +338,14 @@ class Match:
                 self.filled.update(dict.fromkeys(paths, names[0]))
             return
         if absent:
-            self.clashes += [f"{printable(entries[names[0]].name)} has no variable {path}" for path in absent]
+            whose = printable(entries[names[0]].name) if names else "a constant"
+            self.clashes += [f"{whose} has no variable {path}" for path in absent]
             return
+        what = names[0] if names else f"the constant {leaf.constant.text}" if leaf.constant else ""
         for path in paths:
             if path in self.filled:
-                self.clashes.append(f"{path} is filled by both {self.filled[path]} and {names[0]}")
-            self.filled[path] = names[0]
+                self.clashes.append(f"{path} is filled by both {self.filled[path]} and {what}")
+            self.filled[path] = what
         self.placed.update(names)
         targets = tuple(Target(path, self.variables[path]) for path in paths)
         right = True

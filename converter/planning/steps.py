@@ -1,4 +1,4 @@
-"""A step of a plan: tensors of the checkpoint into variables of the model, and back."""
+"""A step of a plan: tensors of the checkpoint, or a constant, into variables of the model, and back."""
 
 import contextlib
 from collections.abc import Sequence
@@ -31,7 +31,7 @@ class Target:
 
 @dataclass(frozen=True)
 class Step:
-    """Tensors of the checkpoint and the variables that they fill together: usually one of each.
+    """Tensors of the checkpoint and the variables that they fill together: usually one of each, or none and one.
 
     Attributes:
         kind: the kind of their module, as the checkpoint's dialect lays it out.
@@ -52,14 +52,14 @@ class Step:
 
     @property
     def name(self) -> str:
-        """What a person is told of it: its first tensor's name."""
-        return self.sources[0].name
+        """What a person is told of it: its first tensor's name, or that of a variable which no tensor fills."""
+        return self.sources[0].name if self.sources else self.targets[0].path
 
     def lay_out(self, values: Sequence[np.ndarray]) -> list[np.ndarray]:
         """The targets' values (views where numpy can make them).
 
         Raises:
-            PairError: the leaf's fold failed.
+            PairError: the leaf's fold, or its constant, failed.
         """
         with self._folding():
             return self.leaf.to_keras(values, [target.shape for target in self.targets])
@@ -75,7 +75,9 @@ class Step:
             return self.leaf.to_torch(values)
 
     def _folding(self, *passing: type[Exception]) -> contextlib.AbstractContextManager[None]:
-        """What goes wrong in a fold, which may be a user's own, is told as its fault."""
+        """What goes wrong in a fold or a constant, which may be a user's own, is told as its fault."""
+        if self.leaf.constant is not None:
+            return blaming(self.pair, f"the constant of the kind {self.kind} for {printable(self.name, 60)}")
         if self.leaf.fold is None:
             return contextlib.nullcontext()
         names = " and ".join(printable(source.name, 60) for source in self.sources)

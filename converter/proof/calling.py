@@ -10,9 +10,19 @@ import numpy as np
 from converter import nested
 from converter.blame import where_and_what
 from converter.kinds import Kind
+from converter.kinds.activations import Axes, arrange
+from converter.pairs.pair import Probe
 from converter.proof.comparing import numbers
 from converter.report import Comparison
 from converter.torch_side.answers import Call
+
+
+def call_on(model: Any, probe: Probe, axes: Axes, **options: Any) -> Any:
+    """The model's results on the probe; `axes` are those of torch's inputs that lie otherwise in Keras."""
+    if probe.keras is not None:
+        args, kwargs = probe.keras
+        return model(*args, **kwargs, **options)
+    return call_model(model, arrange(probe.inputs, axes), {**probe.options, **options})
 
 
 def call_model(model: Any, inputs: dict[str, Any], options: dict[str, Any]) -> Any:
@@ -28,8 +38,9 @@ def call_model(model: Any, inputs: dict[str, Any], options: dict[str, Any]) -> A
         if len(values) > 1 and set(names) == set(inputs):
             values = [inputs[name] for name in names]
         return model(values if len(values) > 1 else values[0], **options)
-    if set(inputs) <= set(inspect.signature(model.call).parameters):
-        return model(**inputs, **options)
+    args, kwargs = nested.arguments(inputs)
+    if set(kwargs) <= set(inspect.signature(model.call).parameters):
+        return model(*args, **kwargs, **options)
     return model(*values, **options)
 
 

@@ -75,9 +75,9 @@ def lossless(
                     held[home[target.path]].read_direct(values[-1])
             tensors = read(step, checkpoint, scratch)
             nbytes = sum(value.nbytes for value in values)
-            if step.leaf.fold is not None:  # which has no way back to the tensors' own bits
+            if step.leaf.computed:  # which has no way back to the tensors' own bits
                 folded, _ = laid_out(step, tensors, stored)
-                apart = step.leaf.fold.apart if back else 0
+                apart = step.leaf.fold.apart if back and step.leaf.fold else 0
                 pairs = zip(values, map(np.ascontiguousarray, folded), strict=True)
                 equal = all(_equal_bits(*both, apart) for both in pairs)
                 return ([] if equal else [step.name]), nbytes

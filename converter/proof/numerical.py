@@ -1,6 +1,6 @@
 """The numerical proof: both networks on the same seeded inputs, layer by layer, between the layers, and as a whole."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -13,14 +13,14 @@ from converter import nested, rounding
 from converter.blame import where_and_what
 from converter.errors import ConversionError, printable
 from converter.kinds import Kind
-from converter.kinds.activations import arrange, arranged
+from converter.kinds.activations import arranged
 from converter.naming import listed
 from converter.pairs.mapping import join
 from converter.pairs.pair import Probe
 from converter.planning.plan import Plan, build_tf
 from converter.planning.reading import mapping_of
 from converter.planning.variables import by_path, layers_of
-from converter.proof.calling import activated, activation_of, call_model, called, layer_results
+from converter.proof.calling import activated, activation_of, call_on, called, layer_results
 from converter.proof.causes import cause
 from converter.proof.comparing import LARGEST, Unpaired, compare, compare_allowed, numbers, paired, pool
 from converter.proof.watching import Forced, Seen, Watch, as_declared, distinct, watched
@@ -316,9 +316,7 @@ class Proof:
                 row = self.rows[probe.part]
                 _, inputs = row.kind.given((), probe.inputs)
                 return self._layer(row)(**inputs, **probe.options)
-            axes = self.plan.pair.activations
-            inputs = arrange(probe.inputs, axes)
-            return call_model(self.model, inputs, probe.options)
+            return call_on(self.model, probe, self.plan.pair.activations)
 
     def _ran(self, watch: Watch | None = None) -> Any:
         try:
@@ -338,6 +336,8 @@ class Proof:
     def _every_row(self, results: Any, run: Whole, moved: list[Any]) -> list[Any]:
         """The same, and a Comparison of each output of whole numbers."""
         part = self.probe.part
+        if self.probe.outputs is not None and not part:
+            return list(self._named_rows(self.probe.outputs, results, (run.outputs, run.truth, *moved)))
         kind = self.rows[part].kind if part else _WHOLE
         try:
             rows = list(paired(part, results, kind, (run.outputs, run.truth, *moved)))
@@ -370,6 +370,27 @@ class Proof:
             single, truth, *runs = (arranged(one, name, self.plan.pair.activations) for one in (single, truth, *runs))
             named.append((name, ours, single, truth, runs))
         return named
+
+    def _named_rows(
+        self, outputs: Sequence[tuple[str, str, str]], results: Any, runs: tuple[Any, ...]
+    ) -> Iterator[Any]:
+        """The same of outputs that the probe names, under torch's path or, where that says little, the pair's name.
+
+        Raises:
+            ConversionError: one of the sides does not return what is named.
+        """
+        known, pair = self.plan.pair.outputs, self.plan.pair.name
+        sides = [dict(nested.flat(one)) for one in (results, *runs)]
+        for index, (theirs, mine, axes) in enumerate(outputs):
+            for side, path, have in (("TensorFlow", mine, sides[0]), ("torch", theirs, sides[1])):
+                if path not in have:
+                    shown = listed(map(printable, have), 6) if any(have) else "one array"
+                    raise ConversionError(f"`outputs` of {pair}: {side} returns no {printable(path)!r}; it has {shown}")
+            plain = theirs == "" or theirs.isdecimal()
+            name = theirs if not plain else known[index] if index < len(known) else f"output {index}"
+            self.named.add(name)
+            kind = Kind(name, (), results={"": axes} if axes else {})
+            yield from paired(name, sides[0][mine], kind, tuple(side[theirs] for side in sides[1:]))
 
     def _compare_outputs(self, run: Whole) -> list[str]:
         """Compare the outputs; their names."""

@@ -10,7 +10,8 @@ import tensorflow as tf
 from converter import nested
 from converter.blame import where_and_what
 from converter.errors import ConversionError
-from converter.kinds.activations import arrange, arranged
+from converter.kinds.activations import arranged
+from converter.naming import fold, listed
 from converter.planning.steps import Step
 from converter.planning.variables import layer_at
 from converter.report import Comparison
@@ -29,7 +30,7 @@ def compare_training(proof: "Proof", message: Trained) -> None:
     Raises:
         ConversionError: the model fails in training mode.
     """
-    steps = [step for step in proof.plan.steps if step.leaf.fold is None]
+    steps = [step for step in proof.plan.steps if not step.leaf.computed]
     trained = [step for step in steps if all(one.canonical in message.gradients for one in step.sources)]
     before = {path: np.array(variable) for path, variable in proof.variables.items()}
     undone = _without_dropout(proof.model)
@@ -38,6 +39,13 @@ def compare_training(proof: "Proof", message: Trained) -> None:
         "not compared"
     )
     if proof.plan.folded and told not in proof.by_design:
+        proof.by_design.append(told)
+    constant = [path for path in proof.plan.constants if proof.variables[path].trainable]
+    told = (
+        f"{len(constant)} variables hold constants that torch does not have, and Keras trains them: "
+        f"{listed(fold(constant), 4)}; set `trainable = False` on each, so that both sides train alike"
+    )
+    if constant and told not in proof.by_design:
         proof.by_design.append(told)
     try:
         for number in range(message.steps):
@@ -75,10 +83,9 @@ def compare_training(proof: "Proof", message: Trained) -> None:
 
 def _gradients(proof: "Proof", message: Trained) -> dict[str, Any]:
     """Keras variable -> the gradient of the same loss as torch's; those that are trained."""
-    from converter.proof.calling import call_model
+    from converter.proof.calling import call_on
 
     probe, pair = proof.question.probes[message.probe], proof.plan.pair
-    inputs = arrange(probe.inputs, pair.activations)
     # An output in a tuple, or alone, has the name that the pair gives to its place.
     known = dict(enumerate(pair.outputs))
     names = [
@@ -90,9 +97,15 @@ def _gradients(proof: "Proof", message: Trained) -> dict[str, Any]:
     }
     trained = {path: variable for path, variable in proof.variables.items() if variable.trainable}
     with tf.GradientTape() as tape:
-        results = call_model(proof.model, inputs, {**probe.options, "training": True})
+        results = call_on(proof.model, probe, pair.activations, training=True)
         outputs = {path: part for path, part in nested.flat(results) if part.dtype.is_floating}
-        if isinstance(results, Mapping) and set(outputs) == set(upstream):
+        if probe.outputs is not None:
+            pairs = [
+                (outputs[mine], arranged(message.upstream[theirs], "", {"": axes} if axes else {}))
+                for theirs, mine, axes in probe.outputs
+                if theirs in message.upstream
+            ]
+        elif isinstance(results, Mapping) and set(outputs) == set(upstream):
             pairs = [(outputs[path], up) for path, up in upstream.items()]
         else:
             pairs = list(zip(outputs.values(), upstream.values(), strict=True))

@@ -141,7 +141,8 @@ def _called(filled: Filled, probe: Probe, inputs: dict[str, Any]) -> Any:
     part = filled.single(probe).get_submodule(probe.part)
     try:
         with torch.no_grad():
-            return part(**inputs, **probe.options)
+            args, kwargs = nested.arguments(inputs)
+            return part(*args, **kwargs, **probe.options)
     except Exception as error:
         raise ReferenceFailed(
             f"the torch reference of {filled.wanted.model} (build_torch) fails on its inputs, at "

@@ -145,7 +145,8 @@ class _Probing:
     def _called(self, model: Any) -> Any:
         inputs = each_tensor(copied(self.inputs), double) if self.exactly else copied(self.inputs)
         try:
-            return model.get_submodule(self.probe.part)(**inputs, **self.probe.options)
+            args, kwargs = nested.arguments(inputs)
+            return model.get_submodule(self.probe.part)(*args, **kwargs, **self.probe.options)
         except ReferenceFailed:
             raise
         except Exception as error:  # the reference is the user's own program

@@ -44,7 +44,10 @@ def copied(value: Any) -> Any:
 
 
 def as_arrays(value: Any) -> Any:
-    """Plain arrays in plain tuples, lists and dicts; a complex number is two real ones, along a last axis."""
+    """Plain arrays in plain tuples, lists and dicts; a complex number is two real ones, along a last axis.
+
+    What is no value of Python's or numpy's, as a cache of keys that a network returns, is left out: None.
+    """
 
     def array(tensor: Any) -> Any:
         tensor = tensor.detach()
@@ -52,7 +55,12 @@ def as_arrays(value: Any) -> Any:
             tensor = _real(tensor)
         return (tensor.float() if str(tensor.dtype) == "torch.bfloat16" else tensor).contiguous().numpy()
 
-    return nested.each(lambda part: array(part) if isinstance(part, torch.Tensor) else part, value, plain=True)
+    def plain(part: Any) -> Any:
+        if isinstance(part, torch.Tensor):
+            return array(part)
+        return part if type(part).__module__ in ("builtins", "numpy") else None
+
+    return nested.each(plain, value, plain=True)
 
 
 def _real(tensor: Any) -> Any:

@@ -116,11 +116,13 @@ def _outputs(model: Any, inputs: dict[str, Any], probe: Probe) -> list[tuple[str
     from converter import nested
 
     given = nested.each(lambda part: part.clone() if isinstance(part, torch.Tensor) else part, inputs)
-    results = model(**given, **probe.options)
+    args, kwargs = nested.arguments(given)
+    results = model(*args, **kwargs, **probe.options)
+    compared = None if probe.outputs is None else {path for path, _, _ in probe.outputs}
     return [
         (path, part)
         for path, part in nested.flat(results)
-        if isinstance(part, torch.Tensor) and part.is_floating_point()
+        if isinstance(part, torch.Tensor) and part.is_floating_point() and (compared is None or path in compared)
     ]
 
 

@@ -25,6 +25,7 @@ def test_counts_come_back_after_an_error_and_where_the_session_was_cleared():
     from converter.planning.variables import fresh_names
 
     before = int(_names()[1].partition("_")[2])
+
     def build() -> None:
         with fresh_names():
             keras.backend.clear_session()
