@@ -2,12 +2,16 @@
 
 import difflib
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from typing import Any
 
 # An index as torch writes it: "01" and digits of other scripts are other names, and are not to look the same.
 _NUMBER = re.compile(r"(?<!\d)(0|[1-9][0-9]*)(?!\d)")
 _MOST_NUMBERS = 8  # in a name that is folded; the work grows with their square
+_WORD = re.compile(r"[0-9]+|[A-Za-z]+")
+_WIDEST = 90  # characters of a path that lists words
 
 
 def fold(names: Iterable[str]) -> list[str]:
@@ -44,6 +48,99 @@ def _spell(choice: tuple[str, ...]) -> str:
         else:
             runs.append([number, number])
     return "{" + ",".join(str(a) if a == b else f"{a}-{b}" for a, b in runs) + "}"
+
+
+def fold_pairs(pairs: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
+    """Pairs of names folded alike: both, expanded in their order, give the same pairs.
+
+    Indices first, then words: `(attn.{q,k}_proj, attention.{query,key})`. A first name that is empty stays so, and the
+    second is folded for itself. Order of first appearance.
+    """
+    folded = [
+        _Pair(tuple((word,) for word in _words(first)), tuple((word,) for word in _words(second)), at)
+        for at, (first, second) in enumerate(dict.fromkeys(pairs))
+    ]
+    lengths = {(len(pair.first), len(pair.second)) for pair in folded}
+    for words in (False, True):  # words only where indices are done, so that a row is of one sort of layer
+        for ours, theirs in sorted({(a, b) for m, n in lengths for a in range(m) for b in range(n)}, reverse=True):
+            folded = _joined_at(folded, ours, theirs, words)
+    folded.sort(key=lambda pair: pair.at)
+    return [(_spelled(pair.first), _spelled(pair.second)) for pair in folded]
+
+
+@dataclass(frozen=True)
+class _Pair:
+    """Two names in pieces, each a tuple of choices; `places` are the pieces of both that vary together."""
+
+    first: tuple[tuple[str, ...], ...]
+    second: tuple[tuple[str, ...], ...]
+    at: int
+    places: tuple[tuple[int, int], ...] = ()
+
+    def varies(self, first: int, second: int, words: bool) -> bool:
+        """Whether it may be joined with others there: expanding takes the places of both names in one order."""
+        if first >= len(self.first) or second >= len(self.second):
+            return False
+        pieces = [self.second[second]] if self.alone else [self.first[first], self.second[second]]
+        fit = all(len(piece) == 1 and (_WORD if words else _NUMBER).fullmatch(piece[0]) for piece in pieces)
+        return fit and (self.alone or all((a < first) == (b < second) and a != first for a, b in self.places))
+
+    @property
+    def alone(self) -> bool:
+        """The first name is empty, so that only the second is folded."""
+        return self.first == (("",),)
+
+
+def _joined_at(pairs: list[_Pair], first: int, second: int, words: bool) -> list[_Pair]:
+    """Pairs that differ only there joined."""
+    groups: dict[Any, list[_Pair]] = {}
+    for pair in pairs:
+        key: Any = pair.at
+        if pair.varies(first, second, words):
+            rest = pair.first if pair.alone else (*pair.first[:first], None, *pair.first[first + 1 :])
+            key = (rest, *pair.second[:second], None, *pair.second[second + 1 :], pair.places)
+        groups.setdefault(key, []).append(pair)
+    return [one for some in groups.values() for one in _joined(some, first, second, words)]
+
+
+def _joined(some: list[_Pair], first: int, second: int, words: bool) -> list[_Pair]:
+    if len(some) == 1:
+        return some
+    one, alone = some[0], some[0].alone
+    if not words:
+        some = sorted(some, key=lambda pair: int((pair.second[second] if alone else pair.first[first])[0]))
+    theirs = ("",) if alone else tuple(pair.first[first][0] for pair in some)
+    ours = tuple(pair.second[second][0] for pair in some)
+    if len(set(ours)) < len(some) or len(set(theirs)) < len(theirs):
+        return some
+    joined = _Pair(
+        (*one.first[:first], theirs, *one.first[first + 1 :]),
+        (*one.second[:second], ours, *one.second[second + 1 :]),
+        min(pair.at for pair in some),
+        (*one.places, (first, second)),
+    )
+    wide = words and max(len(_spelled(joined.first)), len(_spelled(joined.second))) > _WIDEST
+    return some if wide else [joined]
+
+
+def _words(name: str) -> list[str]:
+    """Numbers, runs of letters, and what stands between them; a name of very many is one piece."""
+    pieces = re.findall(r"[0-9]+|[A-Za-z]+|[^0-9A-Za-z]+", name)
+    return pieces if pieces and len(pieces) <= 6 * _MOST_NUMBERS else [name]
+
+
+def _spelled(pieces: tuple[tuple[str, ...], ...]) -> str:
+    return "".join(one[0] if len(one) == 1 else "{" + ",".join(_runs(one)) + "}" for one in pieces)
+
+
+def _runs(words: tuple[str, ...]) -> Iterator[str]:
+    """The words in their order, numbers that count up as `0-11`."""
+    start = 0
+    for at, word in enumerate(words, 1):
+        counts_on = at < len(words) and _NUMBER.fullmatch(word) and words[at] == str(int(word) + 1)
+        if not counts_on:
+            yield word if at - start == 1 else f"{words[start]}-{word}"
+            start = at
 
 
 def listed(texts: Iterable[str], most: int, between: str = ", ") -> str:

@@ -4,14 +4,13 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from converter.checkpoints.tensors import FLOATS
-from converter.naming import fold
+from converter.naming import fold_pairs
 from converter.pairs.mapping import expand
 from converter.scaffold.code import call, written
 from converter.scaffold.guesses import Guess, alone
 from converter.scaffold.tree import Module
 
 _LAYER_S = ("weight", "bias", "running_mean", "running_var")
-_WIDEST = 90  # characters of a path that lists words
 _WHOLE = "whole numbers, or yes and no, that torch keeps beside its parameters"
 
 
@@ -56,7 +55,7 @@ def mapping(found: Iterable[tuple[Module, Guess | None]]) -> list[Line]:
     lines = [
         Line(path, keras, kind, certain, why)
         for (kind, certain, why), names in groups.items()
-        for path, keras in _folded(names)
+        for path, keras in fold_pairs(names.items())
     ]
     return sorted(lines, key=lambda line: min(order[path] for path in expand(line.path)))
 
@@ -74,34 +73,3 @@ def _each(found: Iterable[tuple[Module, Guess | None]]) -> Iterator[tuple[str, s
                 continue
             certain, why = alone(entry.shape, name.startswith(_LAYER_S))
             yield path, keras, "kinds.PARAMETER", certain, why
-
-
-def _folded(names: dict[str, str]) -> Iterator[tuple[str, str]]:
-    """(torch's paths, Keras's) folded alike."""
-    theirs, ours = _joined(fold(names)), _joined(fold(names.values()))
-    if len(theirs) == len(ours):
-        both = [(path, keras, expand(path), expand(keras)) for path, keras in zip(theirs, ours, strict=True)]
-        if all([names.get(one) for one in paths] == places for _, _, paths, places in both):
-            yield from ((path, keras) for path, keras, _, _ in both)
-            return
-    yield from names.items()
-
-
-def _joined(paths: list[str]) -> list[str]:
-    """Paths that differ only in a last word without a number joined: `attn.{q,k,v}_proj`."""
-    groups: dict[str, list[str]] = {}
-    for path in paths:
-        above, dot, word = path.rpartition(".")
-        plain = "{" not in word and not word.isdigit()
-        groups.setdefault(above + dot if plain else path, []).extend([word] if plain else [])
-    return [joined for above, words in groups.items() for joined in _words(above, words)]
-
-
-def _words(above: str, words: list[str]) -> list[str]:
-    if len(words) < 2:
-        return [above + "".join(words)]
-    ends = {word.partition("_")[2] for word in words}
-    end = f"_{ends.pop()}" if len(ends) == 1 and "" not in ends else ""
-    joined = f"{above}{{{','.join(word.removesuffix(end) for word in words)}}}{end}"
-    starts = {word.removesuffix(end) for word in words}
-    return [joined] if len(joined) <= _WIDEST and "" not in starts else [above + word for word in words]

@@ -4,11 +4,13 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from converter.errors import printable, shorten
 from converter.kinds import BATCH_NORM, DENSE
 from converter.kinds.activations import arrange
-from converter.naming import fold, listed, nearest
+from converter.naming import fold, fold_pairs, listed, nearest
 from converter.pairs.dialects import Dialect, unwrapped
 from converter.pairs.mapping import Drop, Mapping, Row, expand, join
 from converter.pairs.pair import Pair
@@ -153,3 +155,61 @@ def test_a_list_that_is_cut_says_how_many_more_there_are():
     assert listed(iter("abcd"), 3) == "a, b, c and 1 more"
     assert listed(["one", "two", "three"], 1, "; ") == "one and 2 more"
     assert listed([], 3) == ""
+
+
+def unfolded(rows):
+    found = []
+    for first, second in rows:
+        ours = expand(second)
+        found += zip(expand(first) if first else [""] * len(ours), ours, strict=True)
+    return found
+
+
+def test_pairs_of_names_are_folded_together():
+    blocks = [
+        (f"layer{i}.{j}.conv{c}", f"conv{i + 1}_block{j + 1}_{c}_conv")
+        for i, depth in ((1, 3), (2, 4), (3, 3))
+        for j in range(depth)
+        for c in (1, 2)
+    ]
+    assert fold_pairs(blocks) == [
+        ("layer{1,3}.{0-2}.conv{1-2}", "conv{2,4}_block{1-3}_{1-2}_conv"),
+        ("layer2.{0-3}.conv{1-2}", "conv3_block{1-4}_{1-2}_conv"),
+    ]
+    words = [
+        (f"l.{i}.{a}_proj", f"b{i + 1}.{b}")
+        for i in range(2)
+        for a, b in (("q", "query"), ("k", "key"), ("v", "value"))
+    ]
+    assert fold_pairs(words) == [("l.{0-1}.{q,k,v}_proj", "b{1-2}.{query,key,value}")]
+
+
+@pytest.mark.parametrize(
+    ("names", "folded"),
+    [
+        # The places change sides, which no braces can say of both.
+        (
+            [(f"{i}.{j}", f"{j}.{i}") for i in range(2) for j in range(2)],
+            [("0.{0-1}", "{0-1}.0"), ("1.{0-1}", "{0-1}.1")],
+        ),
+        ([("b.0", "y.2"), ("b.1", "y.0"), ("b.2", "y.1")], [("b.{0-2}", "y.{2,0-1}")]),
+        ([("a.0.0", "y.0"), ("a.1.1", "y.1")], [("a.0.0", "y.0"), ("a.1.1", "y.1")]),
+        ([("", f"n{i}.{j}.bias") for i in range(2) for j in range(3)], [("", "n{0-1}.{0-2}.bias")]),
+        ([("tied", "e.0"), ("tied", "e.1")], [("tied", "e.0"), ("tied", "e.1")]),
+        ([("a01", "b.1"), ("a02", "b.2")], [("a{01,02}", "b.{1-2}")]),
+        ([("a", "b"), ("", "")], [("a", "b"), ("", "")]),
+    ],
+)
+def test_pairs_that_fold_in_part_or_not_at_all(names, folded):
+    assert fold_pairs(names) == folded
+    assert sorted(unfolded(folded)) == sorted(names)
+
+
+@given(
+    st.lists(
+        st.tuples(*[st.lists(st.sampled_from(("0", "1", "2", "01", "q", "k", "w1")), max_size=4)] * 2), max_size=30
+    )
+)
+def test_folded_pairs_unfold_to_the_same(names):
+    pairs = [(".".join(first), "_".join(second)) for first, second in names]
+    assert sorted(unfolded(fold_pairs(pairs))) == sorted(set(pairs))

@@ -366,7 +366,7 @@ def test_the_command_says_what_to_do_next(folder):
     assert done.stdout.splitlines() == [
         "written   new_pair: pair.py, torch_side.py, keras_side.py, README.md",
         "tensors   46",
-        "rows      9: 4 certain, 5 guessed, with reasons in README.md",
+        "rows      8: 3 certain, 5 guessed, with reasons in README.md",
         "next      convert --pair new_pair.pair:PAIR --verify lossless ckpt.pth",
         "then      write `call` in keras_side.py, and `forward` in torch_side.py or have it return your own network",
     ]
