@@ -31,8 +31,17 @@ def _options(_context: click.Context, _parameter: click.Parameter, values: tuple
     return options
 
 
-def _chosen(model: str, place: str | None) -> str:
-    """The model's name, after the user's own pair at `place` was registered; that one goes before "auto"."""
+def _chosen(model: str, place: str | None, plan: Path | None = None) -> str:
+    """The model's name, after the user's own pair at `place` was registered; that one goes before "auto".
+
+    Or the name of the pair of a plan.
+    """
+    if plan is not None:
+        if model != "auto" or place is not None:
+            raise click.UsageError("--plan names both networks; leave --model and --pair out")
+        import converter
+
+        return converter.register(converter.Match.load(plan).pair).name
     if place is None:
         return model
     import converter
@@ -79,6 +88,10 @@ _OPTION = click.option(
     help="What the checkpoint cannot reveal; `weightbridge models` lists the keys.",
 )  # fmt: skip
 _PAIR = click.option("--pair", metavar="MODULE:PAIR", help="Your own pair, from an importable module.")
+_PLAN = click.option(
+    "--plan", type=click.Path(path_type=Path), metavar="FILE",
+    help="A plan that `weightbridge match` wrote: both networks, and what fills what.",
+)  # fmt: skip
 _KEY = click.option(
     "--key", help="Which state dict of the file, where several fit, as model_ema.", shell_complete=completion.keys
 )
@@ -123,6 +136,7 @@ _QUIET = click.option("--quiet", "-q", is_flag=True, help="Print nothing but err
 @click.option("--allow-nonfinite", is_flag=True, help="Convert weights that hold NaN or Inf as they are.")
 @_OPTION
 @_PAIR
+@_PLAN
 @_KEY
 @_SCOPE
 @_DIALECT
@@ -145,6 +159,7 @@ def convert(
     allow_nonfinite: bool,
     options: dict[str, str],
     pair: str | None,
+    plan: Path | None,
     key: str | None,
     scope: str | None,
     dialect: str | None,
@@ -162,19 +177,19 @@ def convert(
     """
     import converter
 
-    model = _chosen(model, pair)
+    model = _chosen(model, pair, plan)
     merged = _merging(merge_lora, lora_scale)
     if dry_run and html is not None:
         raise click.UsageError("--html shows a proof, and --dry-run has none")
     if dry_run:
-        plan = converter.plan(
+        planned = converter.plan(
             model, checkpoint, options, key=key, scope=scope, dialect=dialect, ignore=ignore, merge_lora=merged
         )
         if not quiet:
             if as_json:
-                print_json(plan.to_dict())
+                print_json(planned.to_dict())
             else:
-                print_lines(*str(plan).split("\n"))
+                print_lines(*str(planned).split("\n"))
         return
     from converter.pages.proof import shown
 
@@ -302,6 +317,7 @@ def inspect(file: Path, as_json: bool) -> None:
 )
 @_OPTION
 @_PAIR
+@_PLAN
 @_KEY
 @_SCOPE
 @_DIALECT
@@ -320,6 +336,7 @@ def verify(
     level: str,
     options: dict[str, str],
     pair: str | None,
+    plan: Path | None,
     key: str | None,
     scope: str | None,
     dialect: str | None,
@@ -334,7 +351,7 @@ def verify(
     """Prove existing WEIGHTS against the torch CHECKPOINT they came from."""
     import converter
 
-    model = _chosen(model, pair)
+    model = _chosen(model, pair, plan)
     from converter.pages.proof import shown
 
     with shown(html, overwrite) as show, progress_for(quiet) as progress:
@@ -582,6 +599,7 @@ def export(
 @click.option("--overwrite", is_flag=True, help="Replace an existing output.")
 @_LIKE
 @_PAIR
+@_PLAN
 @_JSON
 @_QUIET
 @answering
@@ -592,17 +610,92 @@ def restore(
     overwrite: bool,
     like: Path | None,
     pair: str | None,
+    plan: Path | None,
     as_json: bool,
     quiet: bool,
 ) -> None:
     """Write the torch checkpoint that a converted FILE came from, bit for bit, or with the values of training."""
     import converter
 
-    _chosen("auto", pair)
+    _chosen("auto", pair, plan)
     with progress_for(quiet) as progress:
         report = converter.restore(weights, output, dialect, overwrite, progress, like)
     if not quiet:
         print_report(report, as_json)
+
+
+@main.command()
+@click.argument("checkpoint", type=click.Path(path_type=Path))
+@click.option(
+    "--torch", "torch_build", metavar="MODULE:BUILDER",
+    help="Builds the torch network, as torchvision.models:resnet50. Without it rows are proposed, and none is proven.",
+)  # fmt: skip
+@click.option(
+    "--keras", "keras_build", metavar="MODULE:BUILDER", required=True,
+    help="Builds the Keras model; arguments may follow, as keras.applications:ResNet50?weights=None.",
+)  # fmt: skip
+@click.option(
+    "--inputs", metavar="MODULE:FUNCTION",
+    help="Gives inputs: (torch's, Keras's), or torch's alone, which are laid out for Keras.",
+)  # fmt: skip
+@click.option("--output", "-o", type=click.Path(path_type=Path), help="Where to write the plan: plan.toml.")
+@click.option(
+    "--option", "options", multiple=True, callback=_options, metavar="KEY=VALUE",
+    help="An argument of the builders, of each that takes it; may be given several times.",
+)  # fmt: skip
+@click.option(
+    "--accept", multiple=True, metavar="ROW",
+    help="Take a row that is not proven: a path of torch's or Keras's, a variable, or the row as the plan prints it; "
+    "* stands for any name.",
+)  # fmt: skip
+@click.option("--html", type=click.Path(path_type=Path), metavar="FILE", help="Write a page that shows it: plan.html.")
+@click.option("--overwrite", is_flag=True, help="Replace an existing page, and a plan of other networks.")
+@_JSON
+@_QUIET
+@answering
+def match(
+    checkpoint: Path,
+    torch_build: str | None,
+    keras_build: str,
+    inputs: str | None,
+    output: Path | None,
+    options: dict[str, str],
+    accept: tuple[str, ...],
+    html: Path | None,
+    overwrite: bool,
+    as_json: bool,
+    quiet: bool,
+) -> None:
+    """Find which tensor of a CHECKPOINT fills which variable of a Keras model, and write it as a plan.
+
+    Both networks run on the same inputs. What their values confirm is proven, and nothing else is converted until you
+    accept it: `convert --plan plan.toml CHECKPOINT`. A plan of the same networks is written anew, and your comments,
+    accepted rows and reasons stay in it.
+    """
+    import converter
+    from converter.files.atomic import NewFile
+    from converter.matching.plan_file import check_output
+    from converter.pages.match import match_page
+    from converter.pages.page import ENDINGS, save
+
+    if output is not None:
+        check_output(output, torch_build or "", keras_build, overwrite)
+    page = None if html is None else NewFile(html.expanduser(), overwrite, ENDINGS)
+    with progress_for(quiet) as progress:
+        found = converter.match(torch_build, keras_build, inputs, checkpoint, options, accept, progress)
+    refused = None
+    if output is not None:
+        try:
+            found.save(output, overwrite)
+        except converter.ConversionError as error:
+            refused = error  # the report is worth having all the same
+    if page is not None:
+        save(match_page(found), page)
+    if not quiet:
+        written = [("written", str(output))] if output is not None and refused is None else []
+        print_report(found, as_json, *written, *_page(html))
+    if refused is not None:
+        raise refused
 
 
 @main.command("new-pair")

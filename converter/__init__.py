@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from converter.api import Inspection, convert, inspect, plan, register, verify
     from converter.errors import ConversionError, PlanError, ProofError, UsageError
     from converter.exporting import ExportReport, export
+    from converter.matching.match import Match, match
     from converter.pages.proof import save_html
     from converter.pairs.dialects import Dialect
     from converter.pairs.mapping import Drop, Mapping, Row
@@ -37,6 +38,7 @@ __all__ = [
     "ExportReport",
     "Inspection",
     "Mapping",
+    "Match",
     "NewPair",
     "Option",
     "Pair",
@@ -52,6 +54,7 @@ __all__ = [
     "export",
     "inspect",
     "kinds",
+    "match",
     "names",
     "new_pair",
     "plan",
@@ -65,6 +68,7 @@ _HOMES = {
     "api": "Inspection convert inspect plan register verify",
     "errors": "ConversionError PlanError ProofError UsageError",
     "exporting": "ExportReport export",
+    "matching.match": "Match match",
     "progress": "Progress",
     "restoring": "Restored restore",
     "scaffold": "NewPair new_pair",

@@ -1,9 +1,11 @@
 """How a network is named: a callable, or `module:name?argument=value&argument=value`. Nothing is evaluated."""
 
 import ast
+import copy
+import inspect
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from importlib import import_module
 from typing import Any
 
@@ -64,6 +66,49 @@ class Builder:
             raise ConversionError(
                 f"{self._role} {printable(self.text, 100)} failed: {where_and_what(error)}"
             ) from error
+
+    def takes(self, name: str) -> bool:
+        """Whether it has an argument of that name, or takes any.
+
+        Raises:
+            ConversionError: it cannot be found.
+        """
+        try:
+            parameters = inspect.signature(self._function or self._found()).parameters.values()
+        except (TypeError, ValueError):  # as of functions that are not Python's
+            return True
+        return any(
+            one.kind is one.VAR_KEYWORD
+            or (one.name == name and one.kind in (one.POSITIONAL_OR_KEYWORD, one.KEYWORD_ONLY))
+            for one in parameters
+        )
+
+    def given(self, arguments: Mapping[str, Any]) -> "Builder":
+        """The builder that is called with these arguments too, and is named so. Text is read as behind the `?`.
+
+        Raises:
+            UsageError: a name or value cannot stand there.
+        """
+        found = copy.copy(self)
+        found._arguments = dict(self._arguments)
+        for key, value in arguments.items():
+            text = value if isinstance(value, str) else repr(value)
+            if not key.isidentifier() or "&" in text:
+                raise UsageError(f"{printable(f'{key}={text}', 100)!r} is not ARGUMENT=VALUE")
+            found._arguments[key] = _literal(value) if isinstance(value, str) else value
+            found.text += f"{'&' if '?' in found.text else '?'}{key}={text}"
+        return found
+
+    def called(self) -> "Builder":
+        """The builder that gives what this one gives now, whenever it is called.
+
+        Raises:
+            ConversionError: it cannot be found, or fails.
+        """
+        found = copy.copy(self)
+        value = self()
+        found._function, found._arguments = lambda: value, {}
+        return found
 
     def _found(self) -> Callable[..., Any]:
         place = f"{self._role} {printable(self.text, 100)}"

@@ -124,6 +124,12 @@ th, td { padding: .25rem .6rem .25rem 0; text-align: left; vertical-align: top; 
 th { color: var(--dim); font-weight: 600; overflow-wrap: normal; }
 td { font-variant-numeric: tabular-nums; } td.short { white-space: nowrap; }
 tr.bad td { color: var(--bad); font-weight: 600; }
+tr.proven td:first-child { border-left: .4rem solid var(--green); }
+tr.accepted td:first-child { border-left: .4rem double var(--green); }
+tr.proposed td:first-child { border-left: .4rem dotted var(--blue); }
+tr.ambiguous td:first-child { border-left: .4rem dashed var(--amber); }
+tr.unmatched td:first-child { border-left: .4rem solid var(--red); }
+tr:is(.proven, .accepted, .proposed, .ambiguous, .unmatched) td:first-child { padding-left: .6rem; }
 tr:target td { background: var(--raised); }
 figure { margin: 0; } figcaption { color: var(--dim); font-size: .9rem; }
 .plot { display: grid; grid-template-columns: 3rem 1fr; }
