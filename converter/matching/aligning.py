@@ -1,14 +1,14 @@
-"""Which unit of torch is which of Keras: by how data flows between them, then by names and order where that is not told.
+"""Which unit of torch is which of Keras: by how data flows between them, then by names and order.
 
 Nothing here is sure. That two networks have the same flow shows which units can be meant; what they compute decides.
 """
 
 import math
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
-from converter.matching.units import INPUT, Unit
+from converter.matching.units import Unit
 from converter.matching.words import Likeness, paired_by_names, role
 
 _DEEP = 64  # steps of the flow that are looked at: as far as it goes
@@ -102,9 +102,10 @@ def _finer(colours: dict[Unit, int], landmarks: dict[Unit, int], way: str) -> di
         if unit in landmarks:
             finer[unit] = colour
             continue
-        before = after = ()
+        before: tuple[int, ...] = ()
+        after: tuple[int, ...] = ()
         if way != "after":
-            before = tuple(sorted(1 if one is INPUT or one == INPUT else colours.get(one, 2) for one in unit.before))
+            before = tuple(sorted(colours.get(one, 2) if isinstance(one, Unit) else 1 for one in unit.before))
         if way != "before":
             after = tuple(sorted(colours.get(one, 2) for one in unit.after))
         finer[unit] = hash((colour, before, after))
@@ -205,10 +206,10 @@ def in_parts(theirs: Sequence[Unit], ours: Sequence[Unit]) -> tuple[list[Unit], 
     return sides[0], sides[1]
 
 
-def _siblings(units: object) -> list[list[Unit]]:
+def _siblings(units: Iterable[Unit]) -> list[list[Unit]]:
     """Kernels that are given the same, and whose results go the same way, in the order of their roles or calls."""
     groups: dict[tuple, list[Unit]] = defaultdict(list)
-    for unit in units:  # type: ignore[attr-defined]
+    for unit in units:
         above = unit.path.rpartition(".")[0]
         groups[frozenset(unit.before), above].append(unit)
     order = {"query": 0, "key": 1, "value": 2, None: 3}
@@ -240,5 +241,7 @@ def _rewire(side: list[Unit]) -> None:
     if not parts:
         return
     for unit in side:
-        unit.before = {part for one in unit.before for part in parts.get(one, [one])}  # type: ignore[call-overload]
+        unit.before = {
+            part for one in unit.before for part in (parts.get(one, [one]) if isinstance(one, Unit) else [one])
+        }
         unit.after = {part for one in unit.after for part in parts.get(one, [one])}

@@ -1,4 +1,4 @@
-"""Whether two results are the same, whatever the layout: torch has channels at axis 1, Keras last, and heads anywhere."""
+"""Whether two results are the same, whatever the layout: torch has channels at axis 1, Keras last."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -9,8 +9,8 @@ import numpy as np
 from converter.kinds.axes import relaid
 from converter.matching.units import Shape
 
-# Of its largest value that a result may be off and still be that of the same unit. Another epsilon or another GELU stays
-# below it, and are for the proof to find; a tensor in the wrong place, or a bias that is lost, is above by ten times.
+# Of its largest value that a result may be off and still be that of the same unit. Another epsilon or GELU stays below
+# it, and is for the proof to find; a tensor in the wrong place, or a bias that is lost, is above by ten times.
 NEAR = 2e-3
 _LETTERS = "abcdef"
 _FEW = 200_000  # values of an array up to which all orders of its axes are tried

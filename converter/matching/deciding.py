@@ -8,7 +8,7 @@ that is given torch's own input would agree wherever it stood.
 
 from collections.abc import Callable, Container, Iterable, Mapping
 from dataclasses import dataclass, field
-from itertools import combinations
+from itertools import combinations, pairwise
 
 import numpy as np
 
@@ -263,7 +263,7 @@ class Deciding:
         good = {unit for unit, found in verdict.uncut.items() if found}
         for group in self._alignment.alike:
             members = [unit for unit in group if unit in self.filled]
-            pairs = combinations(members, 2) if len(members) <= 4 else zip(members, members[1:], strict=False)
+            pairs = combinations(members, 2) if len(members) <= 4 else pairwise(members)
             for one, other in pairs:
                 if {unit.tensors[n] for unit in (one,) for n in unit.tensors} != {
                     other.tensors[n] for n in other.tensors

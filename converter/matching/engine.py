@@ -1,11 +1,218 @@
-"""The match itself: both networks are looked at, their units paired, filled and judged, and rows made of what is known."""
+"""The match itself: both networks are looked at, their units paired and filled, and links made of what is known."""
+
+import math
+import os
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 import numpy as np
-from converter.matching.aligning import align
-from converter.matching.deciding import Deciding
-from converter.matching.keras_side import KerasSide, is_float
-from converter.matching.units import connect, grouped
+
+from converter import nested
+from converter.errors import ConversionError, printable
+from converter.matching.aligning import Alignment, align
+from converter.matching.arguments import Arguments, arguments_of
+from converter.matching.builders import Builder
+from converter.matching.comparing import agreement
+from converter.matching.deciding import Deciding, Verdict
+from converter.matching.linking import Linking
+from converter.matching.rows import Fill, Link, Outcome
+from converter.matching.units import Shape, Unit, connect, grouped
+from converter.naming import fold, listed
+from converter.pairs.mapping import join
+from converter.progress import Progress
 from converter.torch_side.answers import Held, Outputs, Step, Value
 from converter.torch_side.process import TorchProcess
 from converter.torch_side.questions import Dataflow, Fetch, Reference
 from converter.torch_side.seeding import seeded
+
+_FACTORS = 8  # ways in which an axis may be made of others that are tried
+
+
+class TorchSide:
+    """The torch network, as its process tells of it.
+
+    Attributes:
+        held: name -> what the state dict holds under it.
+        steps: the operations of a run.
+        result: what the run gave.
+        units: its units, connected.
+        values: step -> what it gave, of the units' results.
+    """
+
+    def __init__(self, process: TorchProcess, builder: Builder, arguments: Arguments):
+        reference = Reference(builder.text, builder, {}, {}, seeded=True)
+        self.held: dict[str, Held] = {}
+        self.steps: list[Step] = []
+        self.result: Any = None
+        process.ask(Dataflow(reference, arguments.torch, arguments.torch_named))
+        for answer in process.answers():
+            if isinstance(answer, Held):
+                self.held[answer.name] = answer
+            elif isinstance(answer, Step):
+                self.steps.append(answer)
+            elif isinstance(answer, Outputs):
+                self.result = answer.value
+        floats = {name: one for name, one in self.held.items() if "float" in one.dtype and one.same_as is None}
+        self.units = grouped({name: one.shape for name, one in floats.items()}, {n: o.owner for n, o in floats.items()})
+        connect(self.units, self.steps)
+        wanted = frozenset(unit.result for unit in self.units if unit.result is not None)
+        process.ask(Fetch(reference, arguments.torch, arguments.torch_named, wanted))
+        self.values = {one.number: one.value for one in process.answers() if isinstance(one, Value)}
+
+    def tensor(self, name: str) -> np.ndarray:
+        """The values that it was given."""
+        held = self.held[name]
+        return seeded(name, held.shape, held.owner)
+
+    def results(self, units: list[Unit]) -> dict[Unit, np.ndarray]:
+        return {unit: self.values[unit.result] for unit in units if unit.result in self.values}
+
+    def factors(self, unit: Unit) -> list[Shape]:
+        """What an axis of the unit's tensors may be made of: (C, H, W) of images, (heads, channels of a head)."""
+        lengths = {length for shape in unit.tensors.values() for length in shape}
+        return [several for several in self._several() if math.prod(several) in lengths][:_FACTORS]
+
+    def _several(self) -> list[Shape]:
+        if not hasattr(self, "_found"):
+            found: dict[Shape, None] = {}
+            for step in self.steps:
+                for shape in step.shapes:
+                    if len(shape) == 4:
+                        found.update(dict.fromkeys([shape[1:], (shape[1], shape[3]), (shape[2], shape[3])]))
+            self._found = [shape for shape in found if min(shape) > 1]
+        return self._found
+
+
+def match_networks(
+    torch: Builder,
+    keras: Builder,
+    inputs: Builder | None,
+    checkpoint: str | os.PathLike | None,
+    progress: Progress,
+) -> Outcome:
+    """Match two networks by what they compute.
+
+    Raises:
+        ConversionError: a builder or a side fails.
+    """
+    given = inputs and inputs.called()  # before TensorFlow is imported, which torch must not follow
+    with TorchProcess() as process:
+        progress.start("loading TensorFlow", 0)
+        from converter.matching.keras_side import KerasSide, is_float
+        from converter.planning.variables import fresh_names
+
+        with fresh_names():
+            model = keras()
+        arguments = arguments_of(given, model)
+        progress.start("tracing torch", 0)
+        theirs = TorchSide(process, torch, arguments)
+        progress.start("tracing Keras", 0)
+        ours = KerasSide(model, arguments.keras, arguments.keras_named)
+        built = {path: np.array(one) for path, one in ours.variables.items()}
+        floats = {path: tuple(one.shape) for path, one in ours.variables.items() if is_float(one)}
+        units = grouped(floats, ours.owners)
+        connect(units, ours.steps)
+        progress.start("matching", 0)
+        alignment = align(theirs.units, units)
+        deciding = Deciding(alignment, theirs.tensor, theirs.results(alignment.theirs), ours, theirs.factors)
+        verdict = deciding.decide()
+        outputs = _outputs(theirs.result, ours)
+        called = {
+            unit for unit in alignment.theirs if unit.call is not None and theirs.steps[unit.call].module == unit.path
+        }
+        links = list(Linking(alignment, deciding.filled, verdict, called).links())
+        whole = bool(outputs) and all(bool(one) for one in verdict.cut.values()) and not verdict.faulty
+        links += _unpaired(alignment, units, ours, built, whole)
+        left = _left(theirs, alignment, deciding, links, whole)
+    return Outcome(links, left, outputs, list(_notes(alignment, verdict)))
+
+
+def _outputs(theirs: Any, ours: Any) -> list[tuple[str, str, str]]:
+    """(path in torch's results, path in Keras's, pattern) of the results that are the same."""
+    wanted = [(path, np.asarray(one)) for path, one in nested.flat(theirs) if hasattr(one, "dtype")]
+    found = []
+    for path, value in nested.flat(ours.now()):
+        value = np.asarray(value)
+        for name, one in wanted:
+            same = agreement(one, value) if value.dtype.kind == one.dtype.kind == "f" else None
+            if same is not None and same.in_order:
+                found.append((name, path, same.axes))
+                break
+    return found
+
+
+def _unpaired(
+    alignment: Alignment, units: list[Unit], ours: Any, built: Mapping[str, np.ndarray], whole: bool
+) -> Iterator[Link]:
+    """Variables of Keras's that nothing of torch's fills."""
+    paired = {id(other.whole or other) for other in alignment.pairs.values()}
+    known = {path for unit in units for path in map(unit.full, unit.tensors)}
+    counts = [Counter(unit.sort for unit in side) for side in (alignment.theirs, alignment.ours)]
+    for unit in units:
+        if id(unit) in paired:
+            continue
+        place = unit.name
+        for name in unit.tensors:
+            variable = unit.full(name)
+            below = variable[len(place) :].removeprefix(".")
+            if not ours.variables[variable].trainable:
+                told = "Keras computes it when it is built; torch has no such tensor"
+                agree = ", and all that the two networks compute agrees with it" if whole else ""
+                yield Link("", place, (Fill((), (below,), "= built"),), "proven" if whole else "proposed", told + agree)
+                continue
+            told = f"torch has {counts[0][unit.sort]} units of its size, Keras {counts[1][unit.sort]}"
+            yield Link("", place, (Fill((), (below,), ""),), "unmatched", told)
+    for path, variable in ours.variables.items():
+        if path not in known:
+            told = f"{variable.dtype}: nothing that a checkpoint holds"
+            yield Link("", path, (Fill((), ("",), "= built"),), "proven", told)
+
+
+def _left(
+    theirs: TorchSide, alignment: Alignment, deciding: Deciding, links: list[Link], whole: bool
+) -> dict[str, str]:
+    """Torch's tensors that fill nothing, each with the reason that is known."""
+    used = {
+        join(path, name) for link in links for path, _ in link.units() for fill in link.fills for name in fill.tensors
+    }
+    idle = {unit.full(name): unit for unit in theirs.units for name in unit.tensors}
+    left = {}
+    for name, held in theirs.held.items():
+        if name in used:
+            continue
+        if held.same_as is not None:
+            left[name] = f"a copy of {held.same_as}"
+        elif name.endswith("num_batches_tracked"):
+            left[name] = "Keras keeps no count of batches"
+        elif "float" not in held.dtype:
+            left[name] = f"{held.dtype}: nothing that is learnt"
+        elif idle[name].result is None:
+            left[name] = "no operation uses it on these inputs"
+        elif whole:
+            left[name] = "no result of the Keras model depends on it: all agree without"
+        else:
+            left[name] = ""
+    return left
+
+
+def _notes(alignment: Alignment, verdict: Verdict) -> Iterator[str]:
+    """Where the two networks differ, for a person."""
+    lacking = [unit.name for unit in alignment.theirs if unit not in alignment.pairs and unit.result is not None]
+    taken = set(alignment.pairs.values())
+    more = [other.name for other in alignment.ours if other not in taken]
+    if lacking:
+        yield f"only torch has {listed([printable(one, 100) for one in fold(lacking)], 8)}"
+    if more:
+        yield f"only Keras has {listed([printable(one, 100) for one in fold(more)], 8)}"
+    if verdict.faulty:
+        names = listed([printable(one.name, 100) for one in verdict.faulty], 8)
+        yield f"on agreeing inputs the results differ of {names}"
+
+
+def propose(keras: Builder, checkpoint: str | os.PathLike, progress: Progress) -> Outcome:
+    """Propose by the names, shapes and order of a checkpoint alone."""
+    raise ConversionError("matching by a file alone is not there yet")
+
+
+_Tensor = Callable[[str], np.ndarray]

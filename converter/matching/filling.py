@@ -9,7 +9,6 @@ import numpy as np
 
 from converter.kinds.axes import pattern
 from converter.matching.laying import layouts, with_sizes
-from converter.matching.rows import Fill
 from converter.matching.units import Shape, Unit, leaf_of
 
 _ROLES = {

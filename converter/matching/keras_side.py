@@ -27,7 +27,7 @@ class KerasSide:
         Raises:
             ConversionError: the model fails on these inputs.
         """
-        self.model = model
+        self.model, self._args, self._kwargs = model, args, kwargs
         self._inputs = [tf.convert_to_tensor(one) for one in tf.nest.flatten((args, kwargs))]
 
         def run(*flat: Any) -> Any:
@@ -85,6 +85,11 @@ class KerasSide:
                 self._pruned.pop(next(iter(self._pruned)))
         values = self._pruned[key](*self._inputs, *(tf.constant(value) for value in given.values()))
         return {**dict(zip(wanted, (np.asarray(value) for value in values), strict=True)), **given}
+
+    def now(self) -> Any:
+        """What the model gives with the values that it has."""
+        some, named = tf.nest.pack_sequence_as((self._args, self._kwargs), self._inputs)
+        return self.model(*some, **named, training=False)
 
     def assign(self, values: Mapping[str, np.ndarray]) -> None:
         """Give variables values, by their attribute paths."""

@@ -103,7 +103,7 @@ def _split(theirs: Shape, ours: Shape, kernel: bool) -> Iterator[str]:
         if any(math.prod(ours[p] for p in mine[axis]) != theirs[axis] for axis in real):
             continue
         # Keras keeps what an input is made of in front, and what is made of it behind.
-        turned = [axis for axis in reversed(real)] if kernel else real
+        turned = list(reversed(real)) if kernel else real
         order = [axis for axis in turned for _ in mine[axis]]
         ways.append((sum(one != other for one, other in zip(order, owners, strict=True)), mine))
     for _, mine in sorted(ways, key=lambda way: way[0]):

@@ -71,11 +71,11 @@ def match(
     from converter.matching.engine import match_networks, propose
 
     progress = progress or Silent()
-    outcome = (
-        propose(keras, checkpoint, progress)
-        if torch is None
-        else match_networks(torch, keras, giving, checkpoint, progress)
-    )
+    if torch is None:
+        assert checkpoint is not None
+        outcome = propose(keras, checkpoint, progress)
+    else:
+        outcome = match_networks(torch, keras, giving, checkpoint, progress)
     found = Match(outcome, torch, keras, giving, held)
     for row in accept:
         found.accept(row)
@@ -186,11 +186,16 @@ class Match:
         Raises:
             ConversionError: the inputs cannot be made.
         """
-        from converter.matching.arguments import arguments_of
+        from converter.matching.arguments import Arguments, arguments_of
         from converter.matching.pairing import pair_of
+        from converter.planning.variables import fresh_names
 
         torch = self.torch or _failing("no torch network", "the plan has no torch network to compare with")
-        arguments = arguments_of(self.inputs, self.torch, self.keras)
+        arguments = Arguments()
+        if self.inputs is not None:
+            given = self.inputs.called()  # before TensorFlow is imported, which torch must not follow
+            with fresh_names():
+                arguments = arguments_of(given, self.keras())
         return pair_of(self.name, torch, self.keras, arguments, self.links, self.left, self.outputs)
 
     def accept(self, row: str) -> None:
