@@ -1,57 +1,70 @@
 """Ports that others made, as the judge of `match` and `audit`.
 
-python -m benchmarks.ports truth [--only NAME] [--json FILE]    # the library's own converter beside torch
+python -m benchmarks.ports truth       # the libraries' own converters beside torch, without ours
+python -m benchmarks.ports match       # both networks and a checkpoint
+python -m benchmarks.ports file        # a checkpoint and the Keras model alone
+python -m benchmarks.ports planted     # planted faults: how far each moves the outputs
+python -m benchmarks.ports audit       # planted faults, and right ports
 
-Each pair has a process of its own. With --json the results are lines of FILE; what is there already is not run again.
+Each pair has processes of its own. With --json the results are lines of FILE; what is there already is not run again.
 """
 
 import argparse
 import json
-import os
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from benchmarks.ports import tables
+from benchmarks.ports.faults import FAULTS
+from benchmarks.ports.pairs import PORTS
 from benchmarks.ports.port import settle
+from benchmarks.ports.tasks import TASKS
 
-_LONGEST = 900  # seconds for a pair
+_LONGEST = 600  # seconds for a pair
+_RIGHT = 20  # ports that are audited as they are
+_TABLES = {
+    "truth": tables.truth,
+    "match": tables.match,
+    "file": tables.match,
+    "planted": tables.planted,
+    "audit": tables.audit,
+}
 
 
 def main() -> None:
     """Parse and run."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.ports", description=__doc__.partition("\n")[0])
-    commands = parser.add_subparsers(dest="command", required=True)
-    commands.add_parser("truth", help="the library's own converter beside torch")
-    worker = commands.add_parser("worker")
-    worker.add_argument("task")
-    worker.add_argument("name")
-    for one in commands.choices.values():
-        one.add_argument("--only", action="append", help="pairs whose name has this in it; =NAME is one pair")
-        one.add_argument("--held-out", choices=("with", "without", "alone"), default="with")
-        one.add_argument("--json", type=Path, help="write what was found, and go on with it")
-    given = parser.parse_args()
-    if given.command == "worker":
-        work(given)
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.ports",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("task", choices=[*_TABLES])
+    parser.add_argument("--only", action="append", help="pairs and faults whose name has this in it; =NAME is one")
+    parser.add_argument("--held-out", choices=("with", "without", "alone"), default="with")
+    parser.add_argument("--json", type=Path, help="write what was found, and go on with it")
+    if sys.argv[1:2] == ["worker"]:
+        _work(*sys.argv[2:])
         return
-    from benchmarks.ports import tables
-
-    results = run(given)
-    print(getattr(tables, given.command)(results))
+    given = parser.parse_args()
+    print(_TABLES[given.task](run(given)))
 
 
 def run(given: argparse.Namespace) -> list[dict[str, Any]]:
-    """What was found of each pair, in order."""
+    """What was found of each pair or fault, in order."""
     known: dict[str, dict[str, Any]] = {}
     if given.json and given.json.exists():
         known = {one["name"]: one for one in map(json.loads, given.json.read_text().splitlines())}
     found = []
     for name in chosen(given):
         if name not in known:
-            known[name] = alone(given.command, name)
-            print(f"{name}: {known[name].get('failed', 'done')}, {known[name]['seconds']:.0f} s", file=sys.stderr)
+            known[name] = alone(given.task, name)
+            outcome = known[name].get("failed", "done")
+            print(f"{name}: {outcome}, {known[name]['seconds']:.0f} s", file=sys.stderr, flush=True)
             if given.json:
                 with given.json.open("a") as file:
                     file.write(json.dumps(known[name]) + "\n")
@@ -59,51 +72,54 @@ def run(given: argparse.Namespace) -> list[dict[str, Any]]:
     return found
 
 
-def chosen(given: argparse.Namespace) -> list[str]:
+def chosen(given: argparse.Namespace) -> Iterator[str]:
     """The names that the arguments say."""
-    from benchmarks.ports.pairs import PORTS
-
-    def wanted(name: str) -> bool:
-        if given.held_out != "with" and PORTS[name].heldout != (given.held_out == "alone"):
-            return False
-        return not given.only or any(word[1:] == name if word[0] == "=" else word in name for word in given.only)
-
-    return [name for name in PORTS if wanted(name)]
+    names = list(PORTS)
+    if given.task in ("planted", "audit"):
+        right = [name for name in PORTS if PORTS[name].kind == "equal" and not PORTS[name].heldout]
+        # The ports with faults first: what is found in them as they are is no finding of the fault.
+        ports = [*dict.fromkeys(fault.port for fault in FAULTS.values())]
+        names = [*ports, *(name for name in right if name not in ports)][:_RIGHT] if given.task == "audit" else []
+        names += FAULTS
+    for name in names:
+        port = PORTS[FAULTS[name].port if name in FAULTS else name]
+        if given.held_out != "with" and port.heldout != (given.held_out == "alone"):
+            continue
+        if not given.only or any(word[1:] == name if word[0] == "=" else word in name for word in given.only):
+            yield name
 
 
 def alone(task: str, name: str) -> dict[str, Any]:
-    """What a process of its own finds; "failed" has the error of one that ends with one, or takes too long."""
+    """What processes of their own find; "failed" has the error of one that ends with one, or takes too long."""
+    began = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
-        place = Path(folder, "found.json")
-        command = [sys.executable, "-m", "benchmarks.ports", "worker", task, name, "--json", str(place)]
-        began = time.monotonic()
-        found: dict[str, Any] = {"name": name}
+        found = _process("checkpoint", FAULTS[name].port if name in FAULTS else name, folder)
+        if "failed" not in found:
+            found = _process(task, name, found["checkpoint"])
+    return {"name": name, **found, "seconds": time.monotonic() - began}
+
+
+def _process(task: str, name: str, place: str) -> dict[str, Any]:
+    with tempfile.TemporaryDirectory() as folder:
+        result = Path(folder, "found.json")
+        command = [sys.executable, "-m", "benchmarks.ports", "worker", task, name, place, str(result)]
         try:
             done = subprocess.run(
                 command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, timeout=_LONGEST
             )
-            if place.exists():
-                found |= json.loads(place.read_text())
-            else:
-                lines = done.stderr.strip().splitlines()
-                found["failed"] = lines[-1] if lines else f"ended with {done.returncode}"
         except subprocess.TimeoutExpired:
-            found["failed"] = f"took longer than {_LONGEST} s"
-        return {**found, "seconds": time.monotonic() - began}
+            return {"failed": f"took longer than {_LONGEST} s"}
+        if result.exists():
+            found: dict[str, Any] = json.loads(result.read_text())
+            return found
+        lines = done.stderr.strip().splitlines()
+        return {"failed": lines[-1] if lines else f"ended with {done.returncode}"}
 
 
-def work(given: argparse.Namespace) -> None:
-    """One pair, in this process."""
+def _work(task: str, name: str, place: str, result: str) -> None:
+    """One task, in this process."""
     settle()
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
-    from benchmarks.ports import port
-
-    port.torch_first()
-    from benchmarks.ports import truth
-
-    with tempfile.TemporaryDirectory() as folder:
-        found = {"truth": truth.measure}[given.task](given.name, Path(folder))
-    given.json.write_text(json.dumps(found))
+    Path(result).write_text(json.dumps(TASKS[task](name, Path(place))))
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.ports import applications, kecam_ports, keras_hub_ports, kyolo_ports, zeromodels_ports
-from benchmarks.ports.port import Inputs, Port, State, settle, torch_first
+from benchmarks.ports.port import Inputs, Port, State, settle
 from benchmarks.ports.weights import on_disk, seeded
 
 PORTS: dict[str, Port] = {
@@ -33,9 +33,9 @@ def torch_of(name: str) -> Any:
 def keras_of(name: str) -> Any:
     """The Keras model, with the values that its library gives it."""
     settle()
-    torch_first()
     import keras
 
+    keras.utils.clear_session()  # names that Keras counts start again
     keras.utils.set_random_seed(0)
     return PORTS[name].keras()
 
@@ -51,28 +51,32 @@ def filled_torch_of(name: str) -> Any:
 
 
 def write_checkpoint(name: str, folder: Path) -> Path:
-    """The file that `torch.save` writes of that module, with the names that its library has in files."""
+    """The file that `torch.save` writes of that module, with the names that its library has in files.
+
+    Where the module has others in memory, they are in a file beside it.
+    """
     import torch
 
+    module = filled_torch_of(name)
     path = folder / f"{name}.pth"
-    torch.save({key: tensor.clone() for key, tensor in on_disk(filled_torch_of(name)).items()}, path)
+    live = module.state_dict()
+    disk = on_disk(module)
+    torch.save({key: tensor.clone() for key, tensor in disk.items()}, path)
+    if set(disk) != set(live):
+        torch.save({key: tensor.clone() for key, tensor in live.items()}, path.with_suffix(".live"))
     return path
 
 
-def read_checkpoint(path: Path) -> State:
-    """Its tensors."""
+def read_checkpoint(path: Path, names: str = "disk") -> State:
+    """Its tensors, by the names of the file, or by those of the "live" module."""
     import torch
 
-    return {name: tensor.numpy() for name, tensor in torch.load(path).items()}
+    beside = path.with_suffix(".live")
+    found = torch.load(beside if names == "live" and beside.exists() else path)
+    return {name: tensor.numpy() for name, tensor in found.items()}
 
 
-def fill(name: str, model: Any, state: State) -> None:
-    """Fill the Keras model by the library's own converter.
-
-    `state` has the names of the file; a converter that only knows those in memory gets these.
-    """
+def fill(name: str, model: Any, checkpoint: Path) -> None:
+    """Fill the Keras model by the library's own converter."""
     port = PORTS[name]
-    if port.converter_reads == "live":
-        # The names differ, the values do not.
-        state = {key: tensor.detach().numpy() for key, tensor in filled_torch_of(name).state_dict().items()}
-    port.truth(model, state)
+    port.truth(model, read_checkpoint(checkpoint, port.converter_reads))

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.ports.port import Inputs, State
+from benchmarks.ports.port import Inputs
 from converter import nested
 
 Compared = Callable[[Any], Any] | None
@@ -17,52 +17,52 @@ class Filled:
 
     Attributes:
         model: the model.
-        built: path in Keras -> the values before, in the order of `model.variables`.
-        filled: the variables that the converter filled, by their place in that order.
+        built: path -> the value that each variable had before.
+        values: path -> the value of those that the converter filled.
     """
 
-    def __init__(self, name: str, state: State):
+    def __init__(self, name: str, checkpoint: Path):
         from benchmarks.ports.pairs import fill, keras_of
+        from converter.planning.variables import by_path
 
         self.model = keras_of(name)
-        self.built = [variable.numpy() for variable in self.model.variables]
-        floats = [place for place, value in enumerate(self.built) if value.dtype.kind == "f"]
-        for place in floats:
-            self.model.variables[place].assign(np.full_like(self.built[place], np.nan))
-        fill(name, self.model, state)
-        self.filled: list[int] = []
-        for place in floats:
-            if np.isnan(self.model.variables[place].numpy()).any():
-                self.model.variables[place].assign(self.built[place])
-            else:
-                self.filled.append(place)
+        variables = by_path(self.model)
+        self.built = {path: variable.numpy() for path, variable in variables.items()}
+        for path, value in self.built.items():
+            if value.dtype.kind == "f":
+                variables[path].assign(np.full_like(value, np.nan))
+        fill(name, self.model, checkpoint)
+        self.values: dict[str, np.ndarray] = {}
+        for path, value in self.built.items():
+            now = variables[path].numpy()
+            if now.dtype.kind == "f" and np.isnan(now).any():
+                variables[path].assign(value)
+            elif now.dtype.kind == "f":
+                self.values[path] = now
 
 
-def measure(name: str, folder: Path) -> dict[str, Any]:
+def measure(name: str, checkpoint: Path) -> dict[str, Any]:
     """What a row of the table has: errors over the largest value, and the counts."""
-    from benchmarks.ports.pairs import PORTS, filled_torch_of, inputs_of, read_checkpoint, write_checkpoint
+    from benchmarks.ports.pairs import PORTS, filled_torch_of, inputs_of, read_checkpoint
 
     inputs = inputs_of(name)
     module = filled_torch_of(name)
     compared = PORTS[name].compared
     theirs = run_torch(module, inputs, compared)
     exact = _in_double(module, inputs, compared)
-    state = read_checkpoint(write_checkpoint(name, folder))
-    renamed = sorted(set(state) - set(module.state_dict()))
-    found = Filled(name, state)
-    ours = run_keras(found.model, inputs)
+    filled = Filled(name, checkpoint)
+    ours = run_keras(filled.model, inputs)
     mask = _mask(inputs)
     errors = [error for one in ours if (error := nearest(theirs, one, mask)) is not None]
     own = [error for one in theirs if exact and (error := nearest(exact, one, mask)) is not None]
-    weights = found.model.weights
     return {
         "error": max(errors, default=None),
         "torch": max(own, default=None),
         "outputs": f"{len(errors)} of {len(ours)}",
-        "variables": len(weights),
-        "filled": len(found.filled),
-        "unfilled": [found.model.variables[p].path for p in range(len(found.built)) if p not in found.filled],
-        "renamed": len(renamed),
+        "variables": len(filled.built),
+        "filled": len(filled.values),
+        "unfilled": sorted(set(filled.built) - set(filled.values)),
+        "renamed": len(set(read_checkpoint(checkpoint)) - set(read_checkpoint(checkpoint, "live"))),
     }
 
 
