@@ -11,18 +11,9 @@ from typing import Any
 
 from converter.errors import ConversionError, UsageError, aligned, printable
 from converter.matching.builders import Builder, Place
-from converter.matching.plan_file import (
-    Held,
-    Plan,
-    folded,
-    is_open,
-    new_plan,
-    read,
-    tensors_of,
-    tied_in,
-    variables_of,
-    write,
-)
+from converter.matching.folding import folded, is_open, tensors_of, tied_in, variables_of
+from converter.matching.plan_file import new_plan, read, write
+from converter.matching.plan_reading import Held, Plan
 from converter.matching.rows import STATUSES, Link, Outcome, Row, rows_of
 from converter.naming import counted, fold, listed, nearest
 from converter.pairs.mapping import expand, join
@@ -272,9 +263,9 @@ class Match:
                            ("variables", self._counts(lambda link: len(list(variables_of(link)))))):  # fmt: skip
             said = ", ".join(f"{count} {status}" for status, count in some.items() if count)
             rows.append((what, f"{sum(some.values())}: {said}" if said else "0"))
-        accepted = [link for link in self.links if link.accepted and link.status != "proven"]
+        accepted = sum(len(list(link.units())) for link in self.links if link.accepted and link.status != "proven")
         if accepted:
-            rows.append(("accepted", f"{sum(len(list(link.units())) for link in accepted)} units that are not proven"))
+            rows.append(("accepted", f"{counted(accepted, 'unit')} of those that are not proven"))
         reasons: dict[str, list[str]] = {}
         for name, reason in self.left.items():
             reasons.setdefault(reason, []).append(name)

@@ -3,8 +3,9 @@
 from collections import Counter
 
 from converter.errors import printable
+from converter.matching.fill_text import fill_text
+from converter.matching.folding import variables_of
 from converter.matching.match import Match
-from converter.matching.plan_file import fill_text, variables_of
 from converter.matching.rows import STATUSES, Link
 from converter.naming import fold
 from converter.pages.page import Section, counts, facts, page, table

@@ -8,8 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from converter import ConversionError
+from converter.matching.fill_text import fill_text, read_fill
+from converter.matching.folding import folded
 from converter.matching.match import Match
-from converter.matching.plan_file import Held, fill_text, folded, read_fill
+from converter.matching.plan_reading import Held
 from converter.matching.rows import Fill, Link
 from tests.support.checkpoints import save
 from tests.support.matches import (

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 from converter.matching.builders import Builder
 from converter.matching.match import Match
-from converter.matching.plan_file import Held
+from converter.matching.plan_reading import Held
 from converter.matching.rows import Fill, Link, Outcome
 
 KERNEL = Fill(("weight",), ("kernel",), "o i kh kw -> kh kw i o")
