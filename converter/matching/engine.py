@@ -152,7 +152,7 @@ def _unpaired(
     for unit in units:
         if id(unit) in paired:
             continue
-        place = unit.name
+        place = unit.place
         for name in unit.tensors:
             variable = unit.full(name)
             below = variable[len(place) :].removeprefix(".")

@@ -1,7 +1,7 @@
 """From pairs of units to values of variables: which tensor fills which, in which of several layouts."""
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice, product
 
@@ -20,7 +20,7 @@ _ROLES = {
     "running_var": ("moving_variance",),
 }
 # What a variable holds that no tensor fills, where the layer is to do nothing by it.
-_NEUTRAL = {"bias": 0, "beta": 0, "moving_mean": 0, "gamma": 1, "scale": 1, "moving_variance": 1}
+_NEUTRAL: dict[str, float] = {"bias": 0, "beta": 0, "moving_mean": 0, "gamma": 1, "scale": 1, "moving_variance": 1}
 _MOST = 24  # ways to lay out a unit that are tried
 
 
@@ -117,8 +117,8 @@ class Filled:
             shape = shapes[piece.variable] if way.ours is None else way.ours.shape(shapes[piece.variable])
             text, sizes = with_sizes(way.axes)
             yield piece.variable, way.ours, pattern(text).apply([value], [shape], sizes)[0]
-        for variable, value in self.constants.items():
-            yield variable, None, np.full(shapes[variable], value, np.float32)
+        for variable, number in self.constants.items():
+            yield variable, None, np.full(shapes[variable], number, np.float32)
 
 
 def fill(theirs: Unit, ours: Unit, factors: list[Shape]) -> Filled:
@@ -175,7 +175,7 @@ def _ways(theirs: Unit, ours: Unit, name: str, variable: str, factors: list[Shap
                 yield Way(axes, block, mine)
 
 
-def _blocks(unit: Unit, shape: Shape, usual: int, heads: list[Shape]) -> Iterator[Block | None]:
+def _blocks(unit: Unit, shape: Shape, usual: int, heads: Sequence[Shape]) -> Iterator[Block | None]:
     """Where the unit's part may be in an array of this shape: along the usual axis, or another."""
     if unit.part is None:
         yield None

@@ -56,7 +56,7 @@ class Linking:
 
     def _single(self, unit: Unit) -> Link:
         filled = self._filled[unit]
-        theirs, ours = _place(unit), _place(filled.ours)
+        theirs, ours = unit.place, filled.ours.place
         fills = []
         for piece, way in filled.ways():
             text, sizes = with_sizes(way.axes)
@@ -131,7 +131,7 @@ class Linking:
         other = pairs[unit]
         if not other.after:
             return bool(own)
-        fed = {pairs.get(one): one for one in unit.after}
+        fed = {pairs.get(one): one for one in _downstream(unit)}
         known = 0
         for after in other.after:
             if after is other:
@@ -187,17 +187,24 @@ class Linking:
         return ""
 
 
+def _downstream(unit: Unit) -> set[Unit]:
+    """All that it feeds, near or far: sums may be made in another order."""
+    found: set[Unit] = set()
+    open_ = list(unit.after)
+    while open_:
+        one = open_.pop()
+        if one not in found:
+            found.add(one)
+            open_ += one.after
+    return found
+
+
 _RANK = {"proven": 0, "proposed": 1, "ambiguous": 2, "unmatched": 3}
 
 
 def _plain(text: str) -> str:
     left, right = text.split(" -> ")
     return _SAME if left == right else text
-
-
-def _place(unit: Unit) -> str:
-    """Where the unit is, or its one tensor where that is no module's kernel."""
-    return unit.name
 
 
 def _below(name: str, path: str) -> str:

@@ -56,10 +56,18 @@ class Unit:
 
     @property
     def name(self) -> str:
-        """Its path, or that of its one tensor."""
-        if len(self.tensors) == 1 and next(iter(self.tensors)) not in ("weight", "kernel"):
-            return ".".join(word for word in (self.path, next(iter(self.tensors))) if word)
-        return self.path
+        """Its path, and what tells it from others that are owned by the same module."""
+        first = next(iter(self.tensors))
+        match = _LEAF.fullmatch(first)
+        word = first if match is None else f"{match['before']}{match['behind']}"
+        return self.full(word) if word else self.path
+
+    @property
+    def place(self) -> str:
+        """The path under which a person looks for it: its module's, or that of its one tensor where that is no
+        module's kernel."""
+        first = next(iter(self.tensors))
+        return self.path if len(self.tensors) > 1 or (self.path and _LEAF.fullmatch(first)) else self.full(first)
 
     def full(self, name: str) -> str:
         """The full name of one of its tensors."""

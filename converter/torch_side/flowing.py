@@ -1,6 +1,7 @@
 """How values flow through a network that is to be matched: its tensors, its operations, and what they give."""
 
 import contextlib
+import io
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -70,7 +71,7 @@ def _saved_names(network: Any) -> dict[str, str]:
     from safetensors.torch import load_file
 
     with tempfile.TemporaryDirectory() as folder:
-        with contextlib.redirect_stdout(None), contextlib.redirect_stderr(None):
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
             network.save_pretrained(folder)
         written = {name: one for file in Path(folder).glob("*.safetensors") for name, one in load_file(file).items()}
     live = network.state_dict()

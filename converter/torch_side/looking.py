@@ -125,11 +125,13 @@ def _within(network: Any) -> Iterator[list[str]]:
     def enter(path: str) -> Callable[..., None]:
         return lambda *_: inside.append(path)
 
+    def leave(*_: Any) -> None:  # what a hook returns takes the place of the result
+        inside.pop()
+
     with contextlib.ExitStack() as hooks:
         for path, module in network.named_modules():
             hooks.callback(module.register_forward_pre_hook(enter(path)).remove)
-            leave = module.register_forward_hook(lambda *_: inside.pop() and None, always_call=True)
-            hooks.callback(leave.remove)
+            hooks.callback(module.register_forward_hook(leave, always_call=True).remove)
         yield inside
 
 
