@@ -190,9 +190,8 @@ def _plan(path: Path, pair: Pair, about: dict[str, Any], origin: Origin, dialect
         ConversionError: the file's configuration makes no model, or the mapping does not fit it.
         ValueError: the dialect has no name or no layout for a tensor, or its library no such network.
     """
-    from converter.planning.plan import Match, Plan, build_tf, places_of
+    from converter.planning.plan import Match, Plan, outline, places_of
     from converter.planning.variables import by_path
-    from tf_models.runtime.abstract import abstract
     from tf_models.runtime.weights_format import listed as datasets
 
     config = about["config"]
@@ -202,7 +201,7 @@ def _plan(path: Path, pair: Pair, about: dict[str, Any], origin: Origin, dialect
         if about.get("trained") == FRESH:  # as the reference has it
             origin.ties = [*mapping.shared()]
             origin.lost = [name for name in mapping.ignored() if name not in origin.ties]
-        model = abstract(lambda: build_tf(pair, config), 100 + 4 * held)
+        model = outline(pair, config, 100 + 4 * held)
     except Exception as error:  # whatever a mapping or a model's builder raises on a configuration that is not one
         cause = error.__cause__ if isinstance(error, PairError) else error
         reason = str(error) if isinstance(error, ConversionError) else where_and_what(error)

@@ -245,7 +245,7 @@ def _build_abstract(reading: Reading, headline: str) -> Any:
     pair, config = reading.pair, reading.config or {}
     cause: BaseException | None = None
     try:
-        return abstract(lambda: build_tf(pair, config), _SPARE_VARIABLES + 4 * len(reading.entries))
+        return outline(pair, config, _SPARE_VARIABLES + 4 * len(reading.entries))
     except TooLarge:
         reason = "its names and shapes claim a model far larger than it holds"
     except PairError as error:
@@ -404,6 +404,24 @@ def places_of(pair: Pair, model: Any) -> dict[str, str]:
             "under a name that Keras has for itself, or, before Keras 3.15, in a list within a list"
         )
     return {path: place[id(variable)] for path, variable in by_path(model).items()}
+
+
+def outline(pair: Pair, config: dict[str, Any], variables: int) -> Any:
+    """The pair's Keras model without values, of so many variables at the most.
+
+    A builder that makes variables out of arrays cannot leave the values out. It is called plainly where it takes no
+    configuration: then no file says how large the model is.
+
+    Raises:
+        TooLarge: it has more variables.
+        ConversionError: as `build_tf`.
+    """
+    try:
+        return abstract(lambda: build_tf(pair, config), variables)
+    except ConversionError as error:
+        if config or "while in a stateless scope" not in str(error.__cause__):
+            raise
+        return build_tf(pair, config)
 
 
 def build_tf(pair: Pair, config: dict[str, Any]) -> Any:

@@ -16,12 +16,19 @@ def registered(*pairs: converter.Pair) -> Iterator[converter.Pair]:
 
     A pair that stays known is one more that `auto` tries, and may fit what another test converts.
     """
-    homes: list[dict[str, Any]] = [registry._registered, tf_models._registered, torch_refs._registered]
-    before = [dict(home) for home in homes]
-    try:
+    with forgetting():
         for pair in pairs:
             converter.register(pair)
         yield pairs[0]
+
+
+@contextmanager
+def forgetting() -> Iterator[None]:
+    """Pairs that become known in the block are not after it."""
+    homes: list[dict[str, Any]] = [registry._registered, tf_models._registered, torch_refs._registered]
+    before = [dict(home) for home in homes]
+    try:
+        yield
     finally:
         for home, known in zip(homes, before, strict=True):
             home.clear()
