@@ -108,8 +108,8 @@ def _check(about: Mapping[str, Any], require: str | None) -> None:
     if about["model"] not in tf_models.names():
         known = ", ".join(tf_models.names())
         raise WeightsError(
-            f"holds the model {printable(about['model'])}, which is not known here; known: {known}; a model of your own "
-            "program takes the file with model.load_weights"
+            f"holds the model {printable(about['model'])}, which is not known here; known: {known}; a model of your "
+            "own program takes the file with model.load_weights"
         )
 
 
