@@ -7,20 +7,21 @@ import operator
 import os
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from converter import nested, rounding
+from converter.api import name_of
 from converter.blame import blaming
 from converter.errors import ConversionError, ProofError, UsageError, aligned, printable
 from converter.files.atomic import NewFile, NewFolder
 from converter.kinds.activations import arrange
 from converter.naming import listed, nearest
 from converter.pairs import registry
-from converter.pairs.pair import Pair
+from converter.pairs.pair import Pair, Probe
 from converter.progress import Progress, Silent
 from converter.report import size
 from tf_models.runtime import exporting
@@ -169,6 +170,7 @@ def export(
     overwrite: bool = False,
     progress: Progress | None = None,
     like: str | os.PathLike | None = None,
+    model: str | Pair | None = None,
 ) -> ExportReport:
     """Write a converted file's model as a SavedModel or for TensorFlow Lite, and compare it with the Keras model.
 
@@ -185,6 +187,7 @@ def export(
         progress: told of each stage.
         like: the converted file that the model was loaded from, where `weights` is a file that Keras saved after
             training.
+        model: the pair that the file is of, or its name; by default as the file says.
 
     Raises:
         UsageError: an unknown format, dtype, part or axis.
@@ -198,12 +201,15 @@ def export(
         raise UsageError("int8-dynamic is for tflite only; a SavedModel takes float32 or float16")
     if sizes and format != "tflite":
         raise UsageError("sizes are for tflite only; a SavedModel takes any")
-    progress = progress or Silent()
+    progress, wanted = progress or Silent(), name_of(model)
     began = time.monotonic()
     source = Path(weights).expanduser()
     try:
         # First all that needs no TensorFlow: that takes seconds to load, and what comes after it longer.
         about = declared(source, like=like)
+        if wanted not in (None, about["model"]):
+            told = f"holds {printable(about['model'])}, not {printable(str(wanted))}"
+            raise ConversionError(f"{printable(str(source))} {told}")
         held, described = exporting.axes(about["model"]), None
         if held is None:
             described = _Described.of(about)
@@ -218,8 +224,8 @@ def export(
         one_file = format == "tflite" and not several
         new = NewFile(output, overwrite, (_LITE,), [source]) if one_file else NewFolder(output, overwrite, MARK)
         progress.start("loading the model", 0)
-        model = load(source, like=like)
-        found = exporting.parts(about["model"], model) if described is None else [described.part(model)]
+        loaded = load(source, like=like)
+        found = exporting.parts(about["model"], loaded) if described is None else [described.part(loaded)]
     except WeightsError as error:
         raise ConversionError(str(error)) from error.__cause__
     report = ExportReport(about["model"], source, about, format, dtype, output)
@@ -371,15 +377,16 @@ class _Described:
     """What a pair's first probe of plain arrays tells of the one signature of its model, `call`.
 
     Attributes:
-        inputs: by name; all axes are free but the last of each.
+        inputs: by name; all axes are free but the last of each. Where the probe says what Keras is called with, which
+            may be a model of one size, the first alone is.
         sizes: of the free axes, the probe's.
-        options: with which the model is called.
+        probe: as which the model is called.
     """
 
     pair: Pair
     inputs: dict[str, Input]
     sizes: dict[str, int]
-    options: dict[str, Any]
+    probe: Probe
 
     @classmethod
     def of(cls, about: Mapping[str, Any]) -> "_Described":
@@ -396,38 +403,61 @@ class _Described:
             probes = [
                 probe
                 for probe in pair.probes(about["config"], np.random.default_rng(SEED))
-                if not probe.part and all(isinstance(value, np.ndarray) for value in probe.inputs.values())
+                if not probe.part and all(isinstance(value, np.ndarray) for value in _given(probe).values())
             ]
         if not probes:
             raise ConversionError(f"{name} has no probe inputs of plain arrays, which an export takes its inputs from")
-        arrays = arrange(probes[0].inputs, pair.activations)
-        inputs = {key: _input(key, value) for key, value in arrays.items()}
+        arrays = arrange(_given(probes[0]), {} if probes[0].keras else pair.activations)
+        inputs = {key: _input(key, value, fixed=probes[0].keras is not None) for key, value in arrays.items()}
         sizes = {
             axis: length
             for key, one in inputs.items()
             for axis, length in zip(one.shape, arrays[key].shape, strict=True)
             if isinstance(axis, str)
         }
-        return cls(pair, inputs, sizes, probes[0].options)
+        return cls(pair, inputs, sizes, probes[0])
+
+    def _called_with(self, inputs: dict[str, Any]) -> Probe:
+        """The probe with these inputs, which lie as Keras has them."""
+        if self.probe.keras is None:
+            return replace(self.probe, inputs={key: inputs[key] for key in self.inputs})
+        given = nested.each_at(lambda path, part: part if part is None else inputs[_name(path)], self.probe.keras)
+        return replace(self.probe, keras=given)
 
     def part(self, model: Any) -> Part:
         """The model with the signature."""
-        from converter.proof.calling import call_model
+        from converter.proof.calling import call_on
 
         def call(**inputs: Any) -> dict[str, Any]:
-            arrays = {key: inputs[key] for key in self.inputs}
-            results = [value for _, value in nested.flat(call_model(model, arrays, self.options))]
+            results = dict(nested.flat(call_on(model, self._called_with(inputs), {})))
             outputs = self.pair.outputs
+            if self.probe.outputs is not None:
+                return {name: results[path] for name, (_, path, _) in zip(outputs, self.probe.outputs, strict=True)}
             names = (*outputs, *(f"output_{i}" for i in range(len(outputs), len(results))))
-            return dict(zip(names, results, strict=False))
+            return dict(zip(names, results.values(), strict=False))
 
         return Part(self.pair.name, model, {"call": Signature(self.inputs, call, self.sizes)})
 
 
-def _input(name: str, array: np.ndarray) -> Input:
-    """An input like this one: the last axis fixed, the others named `name.0`, `name.1`."""
+def _given(probe: Probe) -> dict[str, Any]:
+    """What Keras is called with, by name."""
+    if probe.keras is None:
+        return probe.inputs
+    return {_name(path): value for path, value in nested.flat(probe.keras)}
+
+
+def _name(path: str) -> str:
+    """That of what stands at a path in positional and named arguments: a name of its own, or its place."""
+    words = path.split(".")[1:]
+    return f"input_{'_'.join(words)}" if words[-1].isdecimal() else words[-1]
+
+
+def _input(name: str, array: np.ndarray, fixed: bool = False) -> Input:
+    """An input like this one: the last axis fixed, or all but the first; the others named `name.0`, `name.1`."""
     axes: list[int | str] = [f"{name}.{i}" for i in range(array.ndim)]
-    if array.ndim > 1:
+    if fixed:
+        axes[1:] = array.shape[1:]
+    elif array.ndim > 1:
         axes[-1] = array.shape[-1]
     dtype = str(array.dtype) if array.dtype.kind == "f" else "int32"
     return Input(tuple(axes), dtype, lambda _rng, shape: np.resize(array, shape))

@@ -12,7 +12,7 @@ from converter.errors import ConversionError, printable
 from converter.kinds import Kind, Leaf, leaf
 from converter.matching.arguments import Arguments
 from converter.matching.builders import Builder
-from converter.matching.rows import Fill, Link
+from converter.matching.rows import Fill, Link, rows_of
 from converter.naming import fold, listed
 from converter.pairs.mapping import Drop, Mapping, Row, join
 from converter.pairs.pair import Pair, Probe
@@ -50,7 +50,7 @@ def pair_of(
     """
     build = partial(_built, keras)
     refusal = _refusal(name, links, left)
-    mapping = None if refusal else Mapping([*_rows(links, _values(build)), *_drops(left, links)])
+    mapping = None if refusal else Mapping([*_rows(links, _values(build)), *_drops(left)])
     probe = Probe(arguments.inputs, keras=(arguments.keras, arguments.keras_named), outputs=tuple(outputs))
 
     def rows(_config: dict[str, Any]) -> Mapping:
@@ -65,7 +65,7 @@ def pair_of(
         build_tf=build,
         build_torch=torch,
         outputs=_names(outputs),
-        tensors=sum(len(one.tensors) for link in links for one in link.fills for _ in link.units()),
+        tensors=len({tensor for row in rows_of(links) for tensor in row.tensors}),
         summary=f"{torch.text} as {keras.text}",
         built_by=keras.text,
     )
@@ -162,7 +162,7 @@ def _leaves(fill: Fill, owner: str, prefix: str, built: Callable[[str, tuple[int
                 raise ValueError(f"{join(owner, variable)}: {told}, not {printable(fill.axes, 60)!r}") from None
 
 
-def _drops(left: dict[str, str], links: list[Link]) -> Iterator[Drop]:
+def _drops(left: dict[str, str]) -> Iterator[Drop]:
     """Tensors that fill nothing. Where one is a copy, the two must be equal; else no output may depend on it."""
     for name, reason in left.items():
         if reason:

@@ -12,7 +12,7 @@ import torch
 import torch_refs
 from converter.blame import where_and_what
 from converter.checkpoints.checkpoint import Checkpoint
-from converter.errors import printable
+from converter.errors import ConversionError, printable
 from converter.kinds.axes import relaid
 from converter.naming import listed
 from converter.pairs.pair import Probe
@@ -83,6 +83,8 @@ def _build(wanted: Reference, config: dict[str, Any]) -> Any:
         if build is None:
             return torch_refs.create(wanted.model, **config)
         return (locate(build) if isinstance(build, str) else build)(**config)
+    except ConversionError as error:  # it tells itself what failed
+        raise ReferenceFailed(str(error)) from error
     except Exception as error:  # the builder is the user's own program
         raise ReferenceFailed(
             f"the torch builder of {wanted.model} (build_torch) failed at {where_and_what(error)}"

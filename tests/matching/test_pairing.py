@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import converter
+import tf_models
 from converter.matching.arguments import Arguments
 from converter.matching.builders import Builder
 from converter.matching.pairing import pair_of
@@ -124,6 +125,8 @@ def test_a_model_of_the_users_own_loads_the_file_and_computes_as_torch(images: P
     with torch.no_grad():
         theirs = network(torch.from_numpy(x))["logits"].numpy()
     assert np.allclose(model(x.transpose(0, 2, 3, 1))[0], theirs, atol=1e-5)
+    with pytest.raises(ValueError, match=r"not known here; .*own program takes the file with model.load_weights"):
+        tf_models.load(images.with_name("images.weights.h5"))
 
 
 def test_the_checkpoint_comes_back_with_the_same_bits(images: Path, tmp_path: Path):
@@ -163,6 +166,22 @@ def test_verify_takes_a_pair_and_tells_of_a_constant_that_the_file_does_not_hold
         model.save_weights(tmp_path / "own.weights.h5")
         report = converter.verify(images_pair(), images, tmp_path / "own.weights.h5", level="lossless")
     assert report.failure() == "lossless: 1 tensors differ in the file: conv2d.bias"
+
+
+def test_export_takes_the_inputs_and_outputs_of_a_pair(images: Path, tmp_path: Path):
+    import tensorflow as tf
+
+    with forgetting():
+        report = converter.export(images.with_name("images.weights.h5"), tmp_path / "saved", model=images_pair())
+        with pytest.raises(converter.ConversionError, match="holds images, not tokens"):
+            converter.export(images.with_name("images.weights.h5"), tmp_path / "other", model=tokens_pair())
+    assert all(one.differences for one in report.parts)
+    x = rng().standard_normal((3, 6, 5, 3)).astype(np.float32)
+    exported = tf.saved_model.load(str(tmp_path / "saved" / "1")).signatures["call"](input_0=tf.constant(x))
+    model = images_keras()
+    model.load_weights(images.with_name("images.weights.h5"))
+    assert sorted(exported) == ["logits", "map"]
+    assert np.allclose(exported["logits"], model(x)[0], atol=1e-6)
 
 
 def test_the_plan_shows_constants_as_text_and_as_json(images: Path):
@@ -331,6 +350,50 @@ def test_a_copy_that_is_none_is_refused(tokens: Path, tmp_path: Path):
     torch.save(state, tmp_path / "untied.pth")
     with forgetting(), pytest.raises(converter.ConversionError, match=r"out.weight is dropped, but does not equal"):
         converter.convert(tokens_pair(), tmp_path / "untied.pth", tmp_path / "o.weights.h5", "lossless")
+
+
+def test_a_builder_that_fails_is_told_with_its_own_error(images: Path, tmp_path: Path):
+    def broken() -> Any:
+        raise KeyError("gone")
+
+    whole = images_pair()
+    for pair, told in (
+        (replace(whole, build_torch=Builder(broken, "--torch")), r"--torch .*broken failed: .*KeyError: 'gone'"),
+        (replace(whole, build_tf=Builder(broken, "--keras")), r"--keras .*broken failed: .*KeyError: 'gone'"),
+    ):
+        with forgetting(), pytest.raises(converter.ConversionError, match=told):
+            converter.convert(pair, images, tmp_path / "o.weights.h5")
+
+
+def test_links_of_many_units_and_tensors_that_several_units_share():
+    shared = Link("a.{0-1}", "x.{1,2}", DENSE, "proven", "", "DENSE")
+    links = [shared, replace(shared, keras="y.{1,2}"), replace(shared, keras="z.{1,2}")]
+    pair = pair_of("p", Builder(dict, "torch"), Builder(dict, "keras"), Arguments(), links, {}, [])
+    found = [
+        (path, kind.name, [name if where == "" else f"{where}.{name}" for part in kind.leaves for name in part.keras])
+        for path, where, kind in pair.mapping({}).modules()
+    ]
+    assert found == [
+        ("a.0", "DENSE", ["x.1.kernel", "x.1.bias"]),
+        ("a.1", "DENSE", ["x.2.kernel", "x.2.bias"]),
+        ("a.0", "MATCHED", ["y.1.kernel", "y.1.bias", "z.1.kernel", "z.1.bias"]),
+        ("a.1", "MATCHED", ["y.2.kernel", "y.2.bias", "z.2.kernel", "z.2.bias"]),
+    ]
+    assert pair.tensors == 4
+
+
+@pytest.mark.parametrize(
+    ("link", "told"),
+    [
+        (proven("a", "b", *DENSE, kind="GONE"), "'GONE' is no kind of converter.kinds"),
+        (proven("", "b", Fill((), ("bias",), "= none")), "b.bias: a constant is a number, as `= 0`, or `= built`, not"),
+        (proven("a", "b", Fill(("w",), ("v",), "o i -> o")), "do not hold the same axes"),
+        (proven("a.{0-1}", "b", *DENSE), "names 2 units"),
+    ],
+)
+def test_links_that_say_nothing_are_refused(link: Link, told: str):
+    with pytest.raises(ValueError, match=told):
+        pair_of("p", Builder(dict, "torch"), Builder(dict, "keras"), Arguments(), [link], {}, [])
 
 
 def test_arguments_are_of_the_dtypes_that_each_side_takes():
