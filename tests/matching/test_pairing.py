@@ -112,6 +112,7 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert "conv2d.bias: 0" in dict(report.lines())["constant"]
     assert any("1 variables hold constants that torch does not have" in told for told in report.numerical.by_design)
     assert report.loading().endswith('images.weights.h5"), where model is what images_keras builds')
+    converter.save_html(report, folder / "images.html")
     return folder / "images.pth"
 
 
@@ -154,6 +155,33 @@ def test_a_constant_that_training_changed_does_not_come_back_in_silence(images: 
         )
     assert "conv2d.bias holds a constant (0) for which torch has no tensor" in str(error.value)
     assert not (tmp_path / "back.pth").exists()
+
+
+def test_the_page_shows_a_constant_in_the_plan(images: Path):
+    page = images.with_name("images.html").read_text()
+    assert "The plan: 7 tensors" in page
+    row = next(row for row in page.split("<tr") if "conv2d.bias" in row and "= 0" in row)
+    assert "conv.weight" not in row
+
+
+def test_another_pairs_file_is_refused(images: Path, tmp_path: Path):
+    weights = images.with_name("images.weights.h5")
+    with forgetting():
+        for use in (
+            lambda: converter.restore(weights, tmp_path / "back.pth", model=tokens_pair()),
+            lambda: converter.verify(tokens_pair(), images, weights),
+        ):
+            with pytest.raises(converter.ConversionError, match=r"holds images, not tokens"):
+                use()
+
+
+def test_an_open_match_is_in_nobodys_way(images: Path):
+    open_links = [*IMAGES[:2], replace(IMAGES[2], status="ambiguous")]
+    whole = replace(images_pair(), name="whole")
+    with forgetting():
+        converter.register(images_pair(open_links))
+        converter.register(whole)
+        assert converter.plan(None, images).pair.name == "whole"
 
 
 def test_verify_takes_a_pair_and_tells_of_a_constant_that_the_file_does_not_hold(images: Path, tmp_path: Path):
