@@ -42,7 +42,7 @@ def read_fill(text: str) -> Fill:
     constant = re.fullmatch(r"([^=]*[^=\s])\s*=\s*(\S+)\s*", text)
     if constant and not colon:
         value = constant[2]
-        if value != BUILT and not re.fullmatch(r"-?\d+(\.\d+)?(e-?\d+)?", value):
+        if value != BUILT and not re.fullmatch(r"-?\d+(\.\d+)?(e[-+]?\d+)?", value):
             raise ValueError(f"a variable is = a number, or = {BUILT}, not = {printable(value, 40)}")
         return Fill((), _read_names(constant[1]), f"= {value}")
     left, arrow, right = names.partition("->")

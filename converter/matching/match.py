@@ -55,8 +55,8 @@ def match(
         raise UsageError("inputs are for both networks: give --torch too, or leave --inputs out")
     torch = None if torch_build is None else Builder(torch_build, "--torch")
     keras, giving = Builder(keras_build, "--keras"), None if inputs is None else Builder(inputs, "--inputs")
+    giving = giving and giving.called()  # before anything imports TensorFlow
     if options:
-        giving = giving and giving.called()  # looking for what a builder takes may import TensorFlow
         torch, keras = _given(torch, keras, options)
     held = None if checkpoint is None else Held.of(checkpoint)
     from converter.matching.engine import match_networks, propose

@@ -27,7 +27,7 @@ def install(found):
 
     for name, module in (
         ("engine", {"match_networks": match_networks, "propose": propose}),
-        ("arguments", {"arguments_of": lambda *_: None}),
+        ("arguments", {"arguments_of": lambda *_: None, "Arguments": lambda: None}),
         ("pairing", {"pair_of": pair_of}),
     ):
         sys.modules[f"converter.matching.{name}"] = SimpleNamespace(**module)  # type: ignore[assignment]
