@@ -4,7 +4,7 @@ BIN := .venv/bin
 export TF_CPP_MIN_LOG_LEVEL ?= 3
 export CUDA_VISIBLE_DEVICES ?= -1
 
-.PHONY: help demo quick test test-all test-floors test-wheel lint format bench-ops bench-pairs soundness fuzz clean
+.PHONY: help demo quick test test-all test-floors test-wheel lint format bench-match bench-ops bench-pairs soundness fuzz clean
 
 help:
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -74,6 +74,20 @@ bench-ops: .venv/.installed-test  ## the sampling ops against torch: a table and
 bench-pairs: .venv/.installed-test  ## layers and models against their torch references: a table
 	$(BIN)/python -m benchmarks.pairs
 
+# The libraries whose ports are looked at, without what they depend on, beside all that the tests need.
+.venv-peers/.installed: pyproject.toml benchmarks/ports/peers.txt
+	$(PYTHON) -m venv .venv-peers
+	.venv-peers/bin/pip install --quiet --editable '.[test]'
+	.venv-peers/bin/pip install --quiet --no-deps --requirement benchmarks/ports/peers.txt
+	@touch $@
+
+bench-match: export OMP_NUM_THREADS ?= 1
+bench-match: export TF_NUM_INTRAOP_THREADS ?= 1
+bench-match: .venv-peers/.installed  ## `match` and `audit` on public ports, held against their libraries' converters
+	.venv-peers/bin/python -m benchmarks.ports match
+	.venv-peers/bin/python -m benchmarks.ports file
+	.venv-peers/bin/python -m benchmarks.ports audit
+
 soundness: .venv/.installed-test  ## how often the proof errs: planted faults, and 2,000 proofs of right networks
 	$(BIN)/python -m benchmarks.soundness power
 	$(BIN)/python -m benchmarks.soundness alarms --proofs 2000
@@ -82,4 +96,4 @@ fuzz: .venv/.installed-test  ## 100,000 mutants of every file format; prints wha
 	$(BIN)/python -m tests.hardening.fuzzing --mutants 100000
 
 clean:  ## remove what the targets above made, except weights/
-	rm -rf .venv .venv-floors demo build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-floors .venv-peers demo build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -67,7 +67,7 @@ _TIMM: dict[str, Port] = {
     "z_inceptionv3": _of_timm("inceptionv3", "inception_v3", "InceptionV3ImageClassify", 299),
     "z_deit_t": _of_timm("deit", "deit_tiny_distilled_patch16_224", "DeiTImageClassify"),
     "z_effnetv2_b0": _of_timm("efficientnetv2", "tf_efficientnetv2_b0", "EfficientNetV2ImageClassify", 192),
-    "z_resnetv2_50": _of_timm("resnetv2", "resnetv2_50x1_bit", "ResNetV2ImageClassify", 448),
+    "z_resnetv2_50": _of_timm("resnetv2", "resnetv2_50x1_bit", "ResNetV2ImageClassify"),
     "z_cait_xxs24": _of_timm("cait", "cait_xxs24_224", "CaiTImageClassify", heldout=True),
     "z_convmixer_768": _of_timm("convmixer", "convmixer_768_32", "ConvMixerImageClassify", heldout=True),
     "z_convnextv2_atto": _of_timm("convnextv2", "convnextv2_atto", "ConvNeXtV2ImageClassify", heldout=True),
