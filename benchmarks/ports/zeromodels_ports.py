@@ -20,7 +20,7 @@ def _converter(family: str) -> Any:
     return import_module(f"zeromodels.models.{family}.{file.stem}")
 
 
-def _of_timm(family: str, name: str, cls: str, size: int = 224, heldout: bool = False) -> Port:
+def _of_timm(family: str, name: str, cls: str, size: int = 224, **facts: Any) -> Port:
     def variant() -> dict[str, Any]:
         [variants] = [found for name, found in vars(_converter(family)).items() if name.endswith("_VARIANTS")]
         found: dict[str, Any] = next(one for one in variants.values() if one["timm_id"].split(".")[0] == name)
@@ -47,7 +47,7 @@ def _of_timm(family: str, name: str, cls: str, size: int = 224, heldout: bool = 
         ]
         fill(model, state)
 
-    return Port(build_torch, build_keras, picture(size), truth, heldout=heldout)
+    return Port(build_torch, build_keras, picture(size), truth, **facts)
 
 
 _TIMM: dict[str, Port] = {
@@ -83,7 +83,9 @@ _TIMM: dict[str, Port] = {
     ),
     "z_mbv2_050": _of_timm("mobilenetv2", "mobilenetv2_050", "MobileNetV2ImageClassify", heldout=True),
     "z_mbv4_s": _of_timm("mobilenetv4", "mobilenetv4_conv_small", "MobileNetV4ImageClassify", heldout=True),
-    "z_mobilevit_xxs": _of_timm("mobilevit", "mobilevit_xxs", "MobileViTImageClassify", 256, heldout=True),
+    "z_mobilevit_xxs": _of_timm(
+        "mobilevit", "mobilevit_xxs", "MobileViTImageClassify", 256, heldout=True, kind="near", reason="epsilon"
+    ),
     "z_mobilevitv2_050": _of_timm("mobilevitv2", "mobilevitv2_050", "MobileViTV2ImageClassify", 256, heldout=True),
     "z_pit_ti": _of_timm("pit", "pit_ti_224", "PiTImageClassify", heldout=True),
     "z_resmlp_12": _of_timm("resmlp", "resmlp_12_224", "ResMLPImageClassify", heldout=True),
@@ -122,6 +124,13 @@ def _clip() -> Inputs:
         "token_ids": texts["input_ids"],
         "padding_mask": texts["attention_mask"],
     }
+
+
+def _enlarged(result: Any) -> Any:
+    """The Keras model brings the classes of each pixel to the size of the picture."""
+    from torch.nn import functional
+
+    return functional.interpolate(result["logits"], scale_factor=4, mode="bilinear")
 
 
 def pixels(size: int) -> Callable[[], Inputs]:
@@ -268,6 +277,7 @@ _TRANSFORMERS: dict[str, Port] = {
         },
         pixels(128),
         {"image_size": 128},
+        converter_reads="live",
     ),
     "z_dfine": _of_transformers(
         "DFineForObjectDetection",
@@ -297,6 +307,7 @@ _TRANSFORMERS: dict[str, Port] = {
         {"num_labels": 7},
         pixels(128),
         {"image_size": 128},
+        compared=_enlarged,
     ),
     "z_depthany": _of_transformers(
         "DepthAnythingForDepthEstimation",
@@ -344,16 +355,6 @@ def _siglip() -> Inputs:
     [(pictures,), (ours,)] = picture(32, 2)()
     ids = np.random.default_rng(2).integers(3, 120, (2, 11))
     return {"pixel_values": pictures, "input_ids": ids}, {"images": ours, "token_ids": ids.astype(np.int32)}
-
-
-def _sam() -> Inputs:
-    [(pictures,), (ours,)] = picture(128)()
-    points = np.array([[[[20.0, 30.0], [90.0, 100.0]]]], np.float32)  # (1, 1, 2, 2): x and y in pixels
-    labels = np.ones((1, 1, 2), np.int64)
-    return (
-        {"pixel_values": pictures, "input_points": points, "input_labels": labels},
-        {"pixel_values": ours, "input_points": points, "input_labels": labels.astype(np.int32)},
-    )
 
 
 def _held_out(*arguments: Any, **facts: Any) -> Port:
@@ -439,12 +440,13 @@ _HELD_OUT: dict[str, Port] = {
         pixels(32),
     ),
     "z_levit": _held_out(
-        "LevitForImageClassification",
+        "LevitForImageClassificationWithTeacher",
         "LevitConfig",
         "levit",
         "LevitImageClassify",
         {"num_labels": 7},
         pixels(224),
+        {"num_classes": 7},
     ),
     "z_pvt_v2": _held_out(
         "PvtV2ForImageClassification",
@@ -453,7 +455,7 @@ _HELD_OUT: dict[str, Port] = {
         "PvtV2ImageClassify",
         {"image_size": 64, "num_labels": 7},
         pixels(64),
-        {"image_size": 64},
+        {"image_size": 64, "num_classes": 7},
     ),
     "z_regnet": _held_out(
         "RegNetForImageClassification",
@@ -462,7 +464,7 @@ _HELD_OUT: dict[str, Port] = {
         "RegNetImageClassify",
         {"hidden_sizes": [16, 32, 48, 64], "depths": [1, 2, 3, 1], "groups_width": 8, "num_labels": 7},
         pixels(64),
-        {"image_size": 64},
+        {"image_size": 64, "num_classes": 7},
     ),
     "z_rt_detr": _held_out(
         "RTDetrForObjectDetection",
@@ -472,26 +474,7 @@ _HELD_OUT: dict[str, Port] = {
         {"num_queries": 30, "num_labels": 7, "decoder_layers": 2},
         pixels(160),
         {"image_size": 160},
-    ),
-    "z_sam": _held_out(
-        "SamModel",
-        "SamConfig",
-        "sam",
-        "SAMPromptableSegment",
-        {
-            "vision_config": {
-                "hidden_size": 48,
-                "num_hidden_layers": 2,
-                "num_attention_heads": 4,
-                "mlp_dim": 96,
-                "image_size": 128,
-                "patch_size": 16,
-                "global_attn_indexes": [1],
-                "window_size": 4,
-            },
-            "prompt_encoder_config": {"image_size": 128, "patch_size": 16, "image_embedding_size": 8},
-        },
-        _sam,
+        converter_reads="live",
     ),
 }
 
