@@ -77,6 +77,7 @@ class Held:
         owner: class of the module that it is a parameter or buffer of, as "Linear".
         same_as: the name under which the same tensor came before, or None.
         saved_as: its name in what the network's own library saves, where that is another.
+        value: what it holds, where that does not come of its name alone (`converter.torch_side.seeding`).
     """
 
     name: str
@@ -85,6 +86,7 @@ class Held:
     owner: str
     same_as: str | None = None
     saved_as: str | None = None
+    value: np.ndarray | None = None
 
 
 @dataclass

@@ -13,6 +13,7 @@ from converter.torch_side.answers import Held, Outputs, Send, Step, Value
 from converter.torch_side.looking import traced
 from converter.torch_side.questions import Dataflow, Fetch
 from converter.torch_side.reference import Filled, ReferenceFailed
+from converter.torch_side.seeded_network import calibrating, comes_of_its_name
 from converter.torch_side.tensors import as_arrays, as_tensors, tensors_of
 
 
@@ -23,8 +24,11 @@ def dataflow(question: Dataflow, filled: Filled, send: Send) -> None:
         ReferenceFailed: the network fails on its inputs, or gives another result the second time.
     """
     network = filled.single()
-    _held(network, send)
     args, kwargs = as_tensors(question.args), as_tensors(question.kwargs)
+    if question.reference.seeded:
+        with calibrating(network):
+            _called(filled, network, args, kwargs)
+    _held(network, send)
     with traced(network, (*args, kwargs), lambda step, given: send(step)):
         first = _called(filled, network, args, kwargs)
     again = _called(filled, network, args, kwargs)
@@ -59,7 +63,8 @@ def _held(network: Any, send: Send) -> None:
             continue
         dtype = str(tensor.dtype).removeprefix("torch.")
         owner = owners.get(name.rpartition(".")[0], "")
-        send(Held(name, tuple(tensor.shape), dtype, owner, first.get(id(tensor)), saved.get(name)))
+        value = None if comes_of_its_name(network, name, tensor) else as_arrays(tensor.detach().clone())
+        send(Held(name, tuple(tensor.shape), dtype, owner, first.get(id(tensor)), saved.get(name), value))
         first.setdefault(id(tensor), name)
 
 

@@ -19,7 +19,7 @@ from converter.pairs.pair import Probe
 from converter.pairs.registry import locate
 from converter.torch_side.answers import Note, Send
 from converter.torch_side.questions import Reference, Source
-from converter.torch_side.seeding import seeded
+from converter.torch_side.seeded_network import seed
 
 
 class ReferenceFailed(Exception):
@@ -142,18 +142,6 @@ def _fill(model: Any, state: dict[str, Any], wanted: Reference) -> None:
         names = missing + list(result.unexpected_keys)
         shown = listed(map(printable, names), 5)
         raise ReferenceFailed(f"the torch reference and the mapping do not name the same tensors: {shown}")
-
-
-def seed(network: Any) -> None:
-    """Give every tensor of floats that the network saves its seeded values; one that is held twice those of its first
-    name."""
-    owners = {path: type(module).__name__ for path, module in network.named_modules(remove_duplicate=False)}
-    done: set[int] = set()
-    for name, tensor in network.state_dict(keep_vars=True).items():
-        if isinstance(tensor, torch.Tensor) and tensor.is_floating_point() and id(tensor) not in done:
-            done.add(id(tensor))
-            values = seeded(name, tuple(tensor.shape), owners.get(name.rpartition(".")[0], ""))
-            tensor.copy_(torch.from_numpy(values))
 
 
 def _values(file: str, key: str, names: list[str], send: Send) -> Any:
