@@ -289,10 +289,10 @@ def _mobilenet(kind: str, ours: str, theirs: str | tuple[str, ...], cause: str, 
 _MOBILENET = (
     _mobilenet(
         "epsilon",
-        "ir_block_4_batchnorm_2",
-        "blocks.2.1.bn2",
+        "final_batchnorm",
+        "blocks.5.0.bn1",
         "epsilon",
-        attributes("ir_block_4_batchnorm_2", epsilon=1e-3),
+        attributes("final_batchnorm", epsilon=1e-3),
     ),
     _mobilenet(
         "padding",

@@ -153,7 +153,11 @@ PORTS: dict[str, Port] = {
     "h_mbv3_s": _of_timm("mobilenetv3_small_100", "convert_mobilenet", "classifier", 1024),
     "h_vgg11": _of_timm("vgg11", "convert_vgg", "head.fc"),
     "h_hgnetv2_b0": _of_timm(
-        "hgnetv2_b0", "convert_hgnetv2", "head.fc", kind="unequal", reason="the Keras side has other blocks"
+        "hgnetv2_b0",
+        "convert_hgnetv2",
+        "head.fc",
+        kind="unequal",
+        reason="the last convolution gives 1024 channels for 2048 of torch",
     ),
     "h_bert": _of_transformers(
         "BertModel",
