@@ -187,7 +187,5 @@ PORTS: dict[str, Port] = {
         "efficientnet_b0", "EfficientNetB0", _efficientnet, "padding; epsilon; rescaling inside", scale=255.0
     ),
     "tv_densenet121": _port("densenet121", "DenseNet121", _densenet, "epsilon"),
-    "tv_convnext_tiny": _port(
-        "convnext_tiny", "ConvNeXtTiny", _convnext, "padding; epsilon", include_preprocessing=False
-    ),
+    "tv_convnext_tiny": _port("convnext_tiny", "ConvNeXtTiny", _convnext, include_preprocessing=False),
 }

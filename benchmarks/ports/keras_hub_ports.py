@@ -184,7 +184,14 @@ PORTS: dict[str, Port] = {
         _tokens(text()),
     ),
     "h_vit": _of_transformers(
-        "ViTModel", "ViTConfig", "convert_vit", {"image_size": 32, "patch_size": 8, **_SMALL}, pixels(32), "vit."
+        "ViTModel",
+        "ViTConfig",
+        "convert_vit",
+        {"image_size": 32, "patch_size": 8, **_SMALL},
+        pixels(32),
+        "vit.",
+        kind="near",
+        reason="epsilon",
     ),
     "h_albert": _of_transformers(
         "AlbertModel",

@@ -399,7 +399,15 @@ _HELD_OUT: dict[str, Port] = {
     "z_mistral": _held_out(
         "MistralForCausalLM", "MistralConfig", "mistral", "MistralTextGenerate", _GROUPED, text(padded=False)
     ),
-    "z_qwen2": _held_out("Qwen2ForCausalLM", "Qwen2Config", "qwen2", "Qwen2TextGenerate", _GROUPED, text(padded=False)),
+    "z_qwen2": _held_out(
+        "Qwen2ForCausalLM",
+        "Qwen2Config",
+        "qwen2",
+        "Qwen2TextGenerate",
+        _GROUPED,
+        text(padded=False),
+        {"rope_theta": 10000.0},
+    ),
     "z_bart": _held_out(
         "BartForConditionalGeneration", "BartConfig", "bart", "BartConditionalGenerate", _BART, text(decoder=True)
     ),
