@@ -6,6 +6,7 @@ tried in other layouts, or exchanged with units that look alike. What agrees in 
 that is given torch's own input would agree wherever it stood.
 """
 
+import math
 from collections.abc import Callable, Container, Iterable, Mapping
 from dataclasses import dataclass, field
 from itertools import combinations, pairwise
@@ -13,13 +14,17 @@ from itertools import combinations, pairwise
 import numpy as np
 
 from converter.matching.aligning import Alignment
-from converter.matching.comparing import Agreement, agreement
+from converter.matching.comparing import Agreement, agreement, arranged, patterns
 from converter.matching.filling import Filled, fill
 from converter.matching.keras_side import KerasSide
-from converter.matching.units import INPUT, Shape, Unit
+from converter.matching.units import Shape, Unit
 
-_ROUNDS = 40  # of repairs
+_ROUNDS = 12  # of exchanges
 _EXCHANGES = 12  # pairs of units that are exchanged for one that differs
+_FIRST = 4  # units that differ for which that is tried
+
+Compared = dict[Unit, Agreement]
+_NONE: Mapping[Unit, np.ndarray] = {}
 
 
 @dataclass
@@ -60,34 +65,30 @@ class Deciding:
         self._factors = factors
         self._shapes = {path: tuple(variable.shape) for path, variable in keras.variables.items()}
         self.filled: dict[Unit, Filled] = {}
+        self._turns: list[tuple[dict[Unit, np.ndarray], list[Unit]]] | None = None
         for unit, other in alignment.pairs.items():
             self.filled[unit] = fill(unit, other, factors(unit))
         self._put(self.filled)
 
     def decide(self) -> Verdict:
         """Repair what can be, and say what is known."""
-        verdict = Verdict()
-        cut: dict[Unit, np.ndarray] = {}
-        passed: set[Unit] = set()  # that differ, and cannot be cut
-        compared = self._run(cut)
-        for _ in range(_ROUNDS):
-            wrong = self._first_wrong(compared, {*cut, *passed})
-            if not wrong:
-                break
-            if not (self._relaid(wrong, compared, cut) or self._exchanged(wrong, compared, cut)):
-                for unit in wrong:
-                    value = self._as_ours(unit)
-                    if value is None:
-                        passed.add(unit)
-                    else:
-                        cut[unit] = value
-            compared = self._run(cut)
-        verdict.faulty = self._in_order({*cut, *passed})
-        verdict.cut = compared
-        verdict.uncut = self._run({}) if cut else compared
-        verdict.hidden = {unit for unit in self.filled if self._hidden(unit)}
-        self._tell_apart(verdict)
-        return verdict
+        uncut = self._run()
+        faulty: list[Unit] = []
+        if any(not found and self._felt(unit, uncut) for unit, found in uncut.items()):
+            faulty = self._relaid(self._alone())
+            uncut = self._run()
+            for _ in range(_ROUNDS):
+                if not self._exchanged(uncut, faulty):
+                    break
+                uncut = self._run()
+        given = self._given(faulty)
+        return Verdict(
+            uncut=uncut,
+            cut=self._run(given) if given else uncut,
+            faulty=self._in_order(faulty),
+            untold=self._untold(uncut),
+            hidden={unit for unit in self.filled if self._hidden(unit)},
+        )
 
     # Running
 
@@ -104,11 +105,43 @@ class Deciding:
                     view[...] = value.reshape(view.shape)
         self._keras.assign(values)
 
-    def _run(self, cut: Mapping[Unit, np.ndarray]) -> dict[Unit, Agreement]:
-        given = {self._step(unit): value for unit, value in cut.items()}
-        units = [unit for unit in self.filled if self._comparable(unit)]
-        values = self._keras.values([self._step(unit) for unit in units], given)
-        return {unit: agreement(self._results[unit], values[self._step(unit)]) for unit in units}
+    def _run(self, given: Mapping[Unit, np.ndarray] = _NONE, units: Iterable[Unit] | None = None) -> Compared:
+        """How results compare with torch's, where `given` stand in the place of some units' own."""
+        wanted = [unit for unit in (self.filled if units is None else units) if self._comparable(unit)]
+        values = self._keras.values(
+            [self._step(unit) for unit in wanted], {self._step(unit): value for unit, value in given.items()}
+        )
+        return {unit: agreement(self._results[unit], values[self._step(unit)]) for unit in wanted}
+
+    def _alone(self, only: Container[Unit] | None = None) -> Compared:
+        """How each unit's result compares where torch's results reach it.
+
+        What is given cannot be had as well, so units take turns by their depth: in each run every other one is given.
+        """
+        if self._turns is None:
+            depths = _depths(self.filled)
+            feedable = self._given(unit for unit in self.filled if self._comparable(unit))
+            self._turns = []
+            for turn in range(2):
+                given = {unit: value for unit, value in feedable.items() if depths[unit] % 2 != turn}
+                self._turns.append((given, [unit for unit in self.filled if unit not in given]))
+        compared: Compared = {}
+        for given, units in self._turns:
+            if only is None or any(unit in only for unit in units):
+                compared.update(self._run(given, units))
+        return compared
+
+    def _given(self, units: Iterable[Unit]) -> dict[Unit, np.ndarray]:
+        """Torch's results of these units as the Keras steps give them, where the layout is known."""
+        found = {}
+        for unit in units:
+            if self._comparable(unit):
+                shape = self._keras.steps[self._step(unit)].shapes[0]
+                theirs = self._results[unit]
+                text = next(patterns(theirs.shape, shape), None)
+                if text is not None and theirs.size == math.prod(shape):
+                    found[unit] = np.ascontiguousarray(arranged(theirs, text, shape))
+        return found
 
     def _comparable(self, unit: Unit) -> bool:
         other = self._alignment.pairs[unit]
@@ -122,41 +155,12 @@ class Deciding:
     def _in_order(self, units: Iterable[Unit]) -> list[Unit]:
         return sorted(units, key=lambda unit: (unit.call is None, unit.call or 0, unit.order))
 
-    def _first_wrong(self, compared: Mapping[Unit, Agreement], cut: Container[Unit]) -> list[Unit]:
-        """Units that differ although all that feeds them agrees."""
-        wrong = {
-            unit for unit, found in compared.items() if not found and unit not in cut and self._felt(unit, compared)
-        }
-        first = []
-        for unit in self._in_order(wrong):
-            if not any(one in wrong for one in self._feeding(unit, compared)):
-                first.append(unit)
-        if not first and wrong:  # units that are called several times make circles: then the first that is called
-            first = self._in_order(wrong)[:1]
-        return first
-
-    def _felt(self, unit: Unit, compared: Mapping[Unit, Agreement]) -> bool:
+    def _felt(self, unit: Unit, compared: Compared) -> bool:
         """Whether what it feeds differs too: where it does not, sums are made in another order."""
         after = [one for one in unit.after if one in compared and one is not unit]
         return not after or not all(compared[one] for one in after)
 
-    def _feeding(self, unit: Unit, compared: Mapping[Unit, Agreement]) -> set[Unit]:
-        """The nearest units before it whose results can be compared."""
-        found: set[Unit] = set()
-        seen: set[Unit] = set()
-        open_ = [one for one in unit.before if isinstance(one, Unit)]
-        while open_:
-            one = open_.pop()
-            if one in seen or one is unit:
-                continue
-            seen.add(one)
-            if one in compared:
-                found.add(one)
-            else:
-                open_ += [other for other in one.before if isinstance(other, Unit)]
-        return found
-
-    def _blamed(self, unit: Unit, compared: Mapping[Unit, Agreement]) -> set[Unit]:
+    def _blamed(self, unit: Unit, compared: Compared) -> set[Unit]:
         """Units that may be at fault where this one differs: itself, and those before it that cannot be compared."""
         found = {unit}
         open_ = [one for one in unit.before if isinstance(one, Unit)]
@@ -170,52 +174,65 @@ class Deciding:
 
     # Repairs
 
-    def _relaid(self, wrong: list[Unit], compared: Mapping[Unit, Agreement], cut: Mapping[Unit, np.ndarray]) -> bool:
-        """Try other layouts of all these units at once; whether one of them agrees now."""
-        blamed = {
-            unit: [one for one in self._blamed(unit, compared) if len(self.filled[one].choices) > 1] for unit in wrong
-        }
-        blamed = {unit: some for unit, some in blamed.items() if some}
-        kept = {one: self.filled[one].chosen for some in blamed.values() for one in some}
-        better = False
-        most = max((len(self.filled[one].choices) for one in kept), default=0)
-        for choice in range(1, most):
-            if not blamed:
+    def _relaid(self, alone: Compared) -> list[Unit]:
+        """Try other layouts of the units that differ on torch's own input, all at once; those that no layout mends."""
+        wrong = {unit for unit, found in alone.items() if not found}
+        choices = {one: len(self.filled[one].choices) for unit in wrong for one in self._blamed(unit, alone)}
+        kept = {one: self.filled[one].chosen for one in choices}
+        open_ = {unit for unit in wrong if any(choices[one] > 1 for one in self._blamed(unit, alone))}
+        for choice in range(1, max(choices.values(), default=0)):
+            moved = {one for unit in open_ for one in self._blamed(unit, alone) if choices[one] > choice}
+            if not moved:
                 break
-            moved = {one for some in blamed.values() for one in some}
             for one in moved:
-                self.filled[one].chosen = choice if choice < len(self.filled[one].choices) else kept[one]
+                self.filled[one].chosen = choice
             self._put(moved)
-            compared = self._run(cut)
-            for unit in [unit for unit in blamed if compared[unit]]:
-                del blamed[unit]
-                better = True
-        rest = {one for some in blamed.values() for one in some}
+            mended = {unit for unit, found in self._alone(open_).items() if unit in open_ and found}
+            wrong -= mended
+            open_ -= mended
+        rest = {one for unit in open_ for one in self._blamed(unit, alone)}
         for one in rest:
             self.filled[one].chosen = kept[one]
         self._put(rest)
-        return better
+        return list(wrong)
 
-    def _exchanged(self, wrong: list[Unit], compared: Mapping[Unit, Agreement], cut: Mapping[Unit, np.ndarray]) -> bool:
-        """Exchange units that look alike, of those that are at fault or feed what is; whether more agrees then."""
-        good = sum(map(bool, compared.values()))
-        for unit in wrong:
-            near = {unit, *(one for one in unit.before if isinstance(one, Unit))} | self._blamed(unit, compared)
+    def _exchanged(self, uncut: Compared, faulty: Container[Unit]) -> bool:
+        """Exchange two units that look alike near the first ones that differ; whether more agrees then."""
+        good = sum(map(bool, uncut.values()))
+        wrong = [unit for unit in self._in_order(uncut) if not uncut[unit] and unit not in faulty]
+        first = [unit for unit in wrong if not any(one in wrong for one in self._nearest(unit, uncut))][:_FIRST]
+        for unit in first:
+            near = {unit, *(one for one in unit.before if isinstance(one, Unit))} | self._blamed(unit, uncut)
             tried = 0
             for group in self._alignment.alike:
                 members = [one for one in group if one in self.filled]
-                if not near & set(members):
-                    continue
                 for one, other in combinations(members, 2):
                     if not {one, other} & near or tried >= _EXCHANGES:
                         continue
                     tried += 1
                     self._exchange(one, other)
-                    if sum(map(bool, self._run(cut).values())) > good:
-                        self._alignment.evidence[one] = self._alignment.evidence[other] = "exchanged by activations"
+                    if sum(map(bool, self._run().values())) > good:
+                        told = "exchanged with one that looks alike, since then the results agree"
+                        self._alignment.evidence[one] = self._alignment.evidence[other] = told
                         return True
                     self._exchange(one, other)
         return False
+
+    def _nearest(self, unit: Unit, compared: Compared) -> set[Unit]:
+        """The nearest units before it whose results can be compared."""
+        found: set[Unit] = set()
+        seen: set[Unit] = {unit}
+        open_ = [one for one in unit.before if isinstance(one, Unit)]
+        while open_:
+            one = open_.pop()
+            if one in seen:
+                continue
+            seen.add(one)
+            if one in compared:
+                found.add(one)
+            else:
+                open_ += [other for other in one.before if isinstance(other, Unit)]
+        return found
 
     def _exchange(self, one: Unit, other: Unit) -> None:
         pairs = self._alignment.pairs
@@ -223,19 +240,6 @@ class Deciding:
         for unit in (one, other):
             self.filled[unit] = fill(unit, pairs[unit], self._factors(unit))
         self._put([one, other])
-
-    def _as_ours(self, unit: Unit) -> np.ndarray | None:
-        """Torch's result as the Keras step gives it, in the likeliest layout."""
-        from converter.matching.comparing import arranged, patterns
-
-        own = self._keras.values([self._step(unit)])[self._step(unit)]
-        theirs = self._results[unit]
-        ways = [
-            arranged(theirs, text, own.shape) for text in patterns(theirs.shape, own.shape) if theirs.size == own.size
-        ]
-        if not ways:
-            return None
-        return np.ascontiguousarray(min(ways, key=lambda way: float(np.abs(way - own).mean()))).astype(own.dtype)
 
     # What cannot be told
 
@@ -258,34 +262,31 @@ class Deciding:
                     return True
         return False
 
-    def _tell_apart(self, verdict: Verdict) -> None:
-        """Find units that can be exchanged with one that looks alike, and nothing differs that agreed."""
-        good = {unit for unit, found in verdict.uncut.items() if found}
+    def _untold(self, uncut: Compared) -> dict[Unit, set[Unit]]:
+        """Units that can be exchanged with one that looks alike, and nothing differs that agreed."""
+        untold: dict[Unit, set[Unit]] = {}
         for group in self._alignment.alike:
             members = [unit for unit in group if unit in self.filled]
-            pairs = combinations(members, 2) if len(members) <= 4 else pairwise(members)
-            for one, other in pairs:
-                if {unit.tensors[n] for unit in (one,) for n in unit.tensors} != {
-                    other.tensors[n] for n in other.tensors
-                }:
+            for one, other in combinations(members, 2) if len(members) <= 4 else pairwise(members):
+                if sorted(one.tensors.values()) != sorted(other.tensors.values()) and not one.part:
                     continue
+                kept = self.filled[one], self.filled[other]
                 self._exchange(one, other)
-                now = self._run({})
                 # Each is compared with the other's result now, which says nothing; what comes after them does.
-                after = [unit for unit in good if unit not in (one, other)]
-                if all(now.get(unit, Agreement(np.inf)) for unit in after) and self._same_outputs():
-                    verdict.untold.setdefault(one, set()).add(other)
-                    verdict.untold.setdefault(other, set()).add(one)
+                after = [unit for unit, found in uncut.items() if found and unit not in (one, other)]
+                if all(self._run(units=after).values()):
+                    untold.setdefault(one, set()).add(other)
+                    untold.setdefault(other, set()).add(one)
                 self._exchange(one, other)
-
-    def _same_outputs(self) -> bool:
-        return True
-
-
-def feeds_of(unit: Unit) -> set[Unit]:
-    """Units that it feeds, without itself."""
-    return {one for one in unit.after if one is not unit}
+                self.filled[one], self.filled[other] = kept
+                self._put([one, other])
+        return untold
 
 
-def fed_by_input(unit: Unit) -> bool:
-    return INPUT in unit.before
+def _depths(units: Iterable[Unit]) -> dict[Unit, int]:
+    """How many units feed each, one after another, at most; circles are cut where they close."""
+    units = set(units)
+    depths: dict[Unit, int] = {}
+    for unit in sorted(units, key=lambda one: (one.call is None, one.call or 0, one.order)):
+        depths[unit] = 1 + max((depths.get(one, 0) for one in unit.before if isinstance(one, Unit)), default=0)
+    return depths
