@@ -3,6 +3,7 @@
 weight_norm       v * g / |v|       torch's weight normalisation
 spectral_norm     w / (u W v)       torch's spectral normalisation, with the vectors that are stored
 batch_norm        w * s, (b - mean) * s + beta, with s = gamma / sqrt(variance + epsilon)
+rows              t[start:stop], of a table whose other rows nothing looks up
 """
 
 from collections.abc import Callable
@@ -91,6 +92,20 @@ def spectral_norm(dim: int = 0) -> Fold:
 
     cost = "spectral normalisation, folded; what comes back gives the same kernel, and is normalised anew in training"
     return Fold("spectral_norm", forward, back, shapes, cost, apart=2, trains=False)
+
+
+@cache
+def rows(start: int, stop: int, count: int) -> Fold:
+    """t -> t[start:stop], of a table of `count` rows of which TensorFlow has no others."""
+
+    def shapes(folded: list[Shape]) -> list[Shape]:
+        [shape] = folded
+        if shape[0] != stop - start:
+            raise ValueError(f"the rows {start} to {stop} are {stop - start}, not {shape[0]}")
+        return [(count, *shape[1:])]
+
+    cost = f"only its rows from {start} up to {stop} of {count} are in TensorFlow's table; the others are lost"
+    return Fold(f"rows({start}, {stop})", lambda tensors: [tensors[0][start:stop]], None, shapes, cost)
 
 
 def batch_norm(dim: int, epsilon: float, bias: bool, affine: bool) -> Fold:

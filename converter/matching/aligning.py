@@ -27,6 +27,8 @@ class Alignment:
         evidence: torch's unit -> how its counterpart was found.
         alike: torch's units that the flow does not tell apart, group by group.
         uneven: sorts of units of which one side has more.
+        rivals: torch's unit -> units of either side that were left over, and may be meant as well as it or its
+            counterpart.
     """
 
     theirs: list[Unit]
@@ -35,6 +37,12 @@ class Alignment:
     evidence: dict[Unit, str] = field(default_factory=dict)
     alike: list[list[Unit]] = field(default_factory=list)
     uneven: set[tuple] = field(default_factory=set)
+    rivals: dict[Unit, list[Unit]] = field(default_factory=dict)
+
+    def uneven_in_keras(self) -> bool:
+        """Whether a unit of Keras's that learns anything has no counterpart."""
+        taken = {id(other.whole or other) for other in self.pairs.values()}
+        return any(id(one.whole or one) not in taken and one.after for one in self.ours)
 
     def pair(self, unit: Unit, other: Unit, evidence: str) -> None:
         self.pairs[unit], self.evidence[unit] = other, evidence
@@ -42,13 +50,53 @@ class Alignment:
 
 def align(theirs: Sequence[Unit], ours: Sequence[Unit]) -> Alignment:
     """Pair the units of both sides, as far as anything tells."""
+    _cut_tables(theirs, ours)
     found = Alignment(*in_parts(theirs, ours))
     counts = [Counter(unit.sort for unit in side) for side in (found.theirs, found.ours)]
     found.uneven = {sort for sort in counts[0] | counts[1] if counts[0][sort] != counts[1][sort]}
     _by_flow(found)
     while _choose(found):
         _by_flow(found)
+    _find_rivals(found)
     return found
+
+
+_MOST_ROWS = 16  # that a table may have more on torch's side
+
+
+def _cut_tables(theirs: Sequence[Unit], ours: Sequence[Unit]) -> None:
+    """Take tables for the same that have a few rows more on torch's side, as positions that are counted from 2."""
+    counts = [Counter(unit.sort for unit in side) for side in (theirs, ours)]
+    lacking = {_table(one) for one in ours if counts[1][one.sort] > counts[0][one.sort]} - {None}
+    for unit in theirs:
+        table = _table(unit)
+        if table is None or counts[0][unit.sort] <= counts[1][unit.sort]:
+            continue
+        near = {one for one in lacking if one and one[1] == table[1] and 0 < table[0] - one[0] <= _MOST_ROWS}
+        if len(near) == 1:
+            unit.cut = math.prod(near.pop())
+
+
+def _table(unit: Unit) -> tuple[int, int] | None:
+    """(rows, columns) of a unit that is one table."""
+    shapes = list(unit.tensors.values())
+    return (shapes[0][0], shapes[0][1]) if len(shapes) == 1 and len(shapes[0]) == 2 else None
+
+
+def _find_rivals(found: Alignment) -> None:
+    """Note units that were left over though they are fed as a paired one is: a second head, of which the other side has
+    one."""
+    bare = Alignment(found.theirs, found.ours)
+    colours = _colours(bare, "before", _DEEP)
+    partner = {other: unit for unit, other in found.pairs.items()}
+    for side, known in zip(colours, ({unit: unit for unit in found.pairs}, partner), strict=True):
+        spare: dict[int, list[Unit]] = defaultdict(list)
+        for unit, colour in side.items():
+            if unit not in known and unit.result is not None:
+                spare[colour].append(unit)
+        for unit, colour in side.items():
+            if unit in known and colour in spare:
+                found.rivals.setdefault(known[unit], []).extend(spare[colour])
 
 
 def _by_flow(found: Alignment) -> None:

@@ -74,7 +74,7 @@ class Deciding:
         """Repair what can be, and say what is known."""
         uncut = self._run()
         faulty: list[Unit] = []
-        if any(not found and self._felt(unit, uncut) for unit, found in uncut.items()):
+        if any(not found and self.felt(unit, uncut) for unit, found in uncut.items()):
             faulty = self._relaid(self._alone())
             uncut = self._run()
             for _ in range(_ROUNDS):
@@ -155,7 +155,7 @@ class Deciding:
     def _in_order(self, units: Iterable[Unit]) -> list[Unit]:
         return sorted(units, key=lambda unit: (unit.call is None, unit.call or 0, unit.order))
 
-    def _felt(self, unit: Unit, compared: Compared) -> bool:
+    def felt(self, unit: Unit, compared: Compared) -> bool:
         """Whether what it feeds differs too: where it does not, sums are made in another order."""
         after = [one for one in unit.after if one in compared and one is not unit]
         return not after or not all(compared[one] for one in after)

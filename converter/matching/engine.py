@@ -17,7 +17,7 @@ from converter.matching.comparing import agreement
 from converter.matching.deciding import Deciding, Verdict
 from converter.matching.linking import Linking
 from converter.matching.rows import Fill, Link, Outcome
-from converter.matching.units import Shape, Unit, connect, grouped
+from converter.matching.units import Shape, Unit, connect, downstream, grouped
 from converter.naming import fold, listed
 from converter.pairs.mapping import join
 from converter.progress import Progress
@@ -124,10 +124,12 @@ def match_networks(
             unit for unit in alignment.theirs if unit.call is not None and theirs.steps[unit.call].module == unit.path
         }
         links = list(Linking(alignment, deciding.filled, verdict, called).links())
-        whole = bool(outputs) and all(bool(one) for one in verdict.cut.values()) and not verdict.faulty
+        felt = [found for unit, found in verdict.uncut.items() if deciding.felt(unit, verdict.uncut)]
+        whole = bool(felt) and all(felt) and not alignment.uneven_in_keras()
         links += _unpaired(alignment, units, ours, built, whole)
         left = _left(theirs, alignment, deciding, links, whole)
-    return Outcome(links, left, outputs, list(_notes(alignment, verdict)))
+    saved = {name: one.saved_as for name, one in theirs.held.items() if one.saved_as}
+    return Outcome(links, left, outputs, saved, list(_notes(alignment, verdict)))
 
 
 def _outputs(theirs: Any, ours: Any) -> list[tuple[str, str, str]]:
@@ -155,16 +157,15 @@ def _unpaired(
         if id(unit) in paired:
             continue
         place = unit.place
-        for name in unit.tensors:
-            variable = unit.full(name)
-            below = variable[len(place) :].removeprefix(".")
-            if not ours.variables[variable].trainable:
-                told = "Keras computes it when it is built; torch has no such tensor"
-                agree = ", and all that the two networks compute agrees with it" if whole else ""
-                yield Link("", place, (Fill((), (below,), "= built"),), "proven" if whole else "proposed", told + agree)
-                continue
+        below = [unit.full(name)[len(place) :].removeprefix(".") for name in unit.tensors]
+        if any(ours.variables[unit.full(name)].trainable for name in unit.tensors):
             told = f"torch has {counts[0][unit.sort]} units of its size, Keras {counts[1][unit.sort]}"
-            yield Link("", place, (Fill((), (below,), ""),), "unmatched", told)
+            yield Link("", place, tuple(Fill((), (name,), "") for name in below), "unmatched", told)
+            continue
+        told = "Keras computes it when it is built; torch has no such tensor"
+        agree = ", and all that the two networks compute agrees with it" if whole else ""
+        fills = tuple(Fill((), (name,), "= built") for name in below)
+        yield Link("", place, fills, "proven" if whole else "proposed", told + agree)
     for path, variable in ours.variables.items():
         if path not in known:
             told = f"{variable.dtype}: nothing that a checkpoint holds"
@@ -191,11 +192,15 @@ def _left(
             left[name] = f"{held.dtype}: nothing that is learnt"
         elif idle[name].result is None:
             left[name] = "no operation uses it on these inputs"
-        elif whole:
-            left[name] = "no result of the Keras model depends on it: all agree without"
+        elif idle[name] not in alignment.pairs and whole and not _downstream_paired(idle[name], alignment):
+            left[name] = "nothing of the Keras model comes after it, and what it has agrees"
         else:
             left[name] = ""
     return left
+
+
+def _downstream_paired(unit: Unit, alignment: Alignment) -> bool:
+    return any(one in alignment.pairs for one in downstream(unit))
 
 
 def _notes(alignment: Alignment, verdict: Verdict) -> Iterator[str]:

@@ -9,6 +9,7 @@ from converter.matching.rows import Fill
 from converter.naming import counted
 
 BUILT = "built"
+ROWS = ("from", "to", "of")
 _SIZES = re.compile(r"\s*\(((?:\s*\w+\s*=\s*\d+\s*,?)+)\)\s*$")
 _UNSPEAKABLE = re.compile(r"[\s,:=?{}\"]|->")
 
@@ -65,8 +66,11 @@ def read_fill(text: str) -> Fill:
     for side, some, what in ((found.left, tensors, "tensor"), (found.right, variables, "variable")):
         if len(side) != len(some):
             raise ValueError(f"{counted(len(some), what)}, but axes of {len(side)}")
+    taken = [name for name, _ in sizes if name in ROWS]
+    if taken and taken != list(ROWS):
+        raise ValueError("rows of a table are taken as (from=2, to=42, of=42)")
     for name, length in sizes:
-        if name not in axes_in(axes) or length < 1:
+        if name not in (*axes_in(axes), *ROWS) or (length < 1 and name != "from"):
             raise ValueError(f"({name}={length}): a size is a length from 1 of an axis that stands in the pattern")
     return Fill(tensors, variables, axes.strip(), sizes)
 

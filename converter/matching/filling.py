@@ -40,11 +40,13 @@ class Way:
     Attributes:
         axes: pattern from the tensor's part to the variable's.
         theirs, ours: where the part is in the tensor and in the variable, or None where it is all of it.
+        rows: (from, to, of how many) rows of the tensor that are taken, or None where all are.
     """
 
     axes: str
     theirs: "Block | None" = None
     ours: "Block | None" = None
+    rows: tuple[int, int, int] | None = None
 
 
 @dataclass(frozen=True)
@@ -112,6 +114,8 @@ class Filled:
         """(variable, which block of it, value) of each."""
         for piece, way in self.ways():
             value = tensor(piece.tensor)
+            if way.rows is not None:
+                value = value[way.rows[0] : way.rows[1]]
             if way.theirs is not None:
                 value = way.theirs.of(value).reshape(way.theirs.shape(value.shape))
             shape = shapes[piece.variable] if way.ours is None else way.ours.shape(shapes[piece.variable])
@@ -166,6 +170,11 @@ def _ways(theirs: Unit, ours: Unit, name: str, variable: str, factors: list[Shap
     kernel = leaf_of(name) == "weight" and leaf_of(variable) not in ("embeddings",) and theirs.owner != "Embedding"
     kernel = kernel or (leaf_of(variable) == "kernel")
     in_out = theirs.owner == "Conv1D"
+    if theirs.cut and theirs.part is None and len(whole) == len(target) == 2 and whole[0] > target[0]:
+        more = whole[0] - target[0]
+        for start in (more, 0):
+            yield Way("... -> ...", rows=(start, start + target[0], whole[0]))
+        return
     heads = [shape for shape in factors if len(shape) == 2]
     for block in _blocks(theirs, whole, 1 if in_out and len(whole) == 2 else 0, heads):
         for mine in _blocks(ours, target, len(target) - 1, heads):

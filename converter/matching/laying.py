@@ -49,6 +49,9 @@ def _every(
         yield "... -> ..."
         return
     if kernel and not in_out:
+        names = _KERNEL_AXES.get(len(theirs), "").split()
+        if len(ours) == len(theirs) and ours == (*theirs[2:], theirs[1], theirs[0]) and names:
+            yield f"{' '.join(names)} -> {' '.join([*names[2:], 'i', 'o'])}"
         yield from _reordered(theirs, ours, True)
         yield from _split(theirs, ours, True)
     if theirs == ours and (in_out or not kernel):

@@ -10,10 +10,12 @@ from converter.kinds.axes import pattern
 from converter.kinds.plain import DEPTHWISE_CONV_2D
 from converter.matching.aligning import Alignment
 from converter.matching.deciding import Verdict
+from converter.matching.fill_text import ROWS
 from converter.matching.filling import Block, Filled, Piece, Way
 from converter.matching.laying import with_sizes
 from converter.matching.rows import Fill, Link
-from converter.matching.units import Unit
+from converter.matching.units import Unit, downstream
+from converter.matching.words import role
 from converter.naming import listed
 
 # Classes of torch's modules and of Keras's layers that are one kind, and can be called alone.
@@ -60,6 +62,8 @@ class Linking:
         fills = []
         for piece, way in filled.ways():
             text, sizes = with_sizes(way.axes)
+            if way.rows is not None:
+                sizes = dict(zip(ROWS, way.rows, strict=True))
             fills.append(
                 Fill((_below(piece.tensor, theirs),), (_below(piece.variable, ours),), text, tuple(sizes.items()))
             )
@@ -103,7 +107,14 @@ class Linking:
         own = verdict.uncut.get(unit)
         if unit in verdict.untold:
             others = listed([one.name for one in verdict.untold[unit]], 4)
-            return "ambiguous", f"{how}; exchanged with {others}, nothing that follows differs on these inputs"
+            told = f"{how}; exchanged with {others}, nothing that follows differs on these inputs"
+            mine = role(unit.name)
+            if mine is not None and mine == role(self._alignment.pairs[unit].name):
+                return "proposed", f"{told}; both sides call it {mine}"
+            return "ambiguous", told
+        if unit in self._alignment.rivals:
+            others = listed([one.name for one in self._alignment.rivals[unit]], 4)
+            return "ambiguous", f"{how}; {others} may be meant as well, and has no counterpart"
         if unit in verdict.hidden:
             return "proposed", f"{how}; on these inputs its kernel shows nowhere"
         if self._confirmed(unit):
@@ -131,7 +142,7 @@ class Linking:
         other = pairs[unit]
         if not other.after:
             return bool(own)
-        fed = {pairs.get(one): one for one in _downstream(unit)}
+        fed = {pairs.get(one): one for one in downstream(unit)}
         known = 0
         for after in other.after:
             if after is other:
@@ -185,18 +196,6 @@ class Linking:
             ):
                 return kind.name
         return ""
-
-
-def _downstream(unit: Unit) -> set[Unit]:
-    """All that it feeds, near or far: sums may be made in another order."""
-    found: set[Unit] = set()
-    open_ = list(unit.after)
-    while open_:
-        one = open_.pop()
-        if one not in found:
-            found.add(one)
-            open_ += one.after
-    return found
 
 
 _RANK = {"proven": 0, "proposed": 1, "ambiguous": 2, "unmatched": 3}

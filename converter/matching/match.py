@@ -94,7 +94,7 @@ class Match:
     Attributes:
         links: the rows of the plan, folded.
         left: name of a torch tensor that fills nothing -> why that is right, or "".
-        outputs, notes: as of an `Outcome`.
+        outputs, saved, notes: as of an `Outcome`.
         torch, keras, inputs: how the networks and their inputs are built; None where there is none.
         checkpoint: of which checkpoint it is, if any was given.
         tied: torch tensors that may fill several variables.
@@ -112,6 +112,7 @@ class Match:
         self.links = folded(outcome.links)
         self.tied = tied_in(outcome.links) if tied is None else tied
         self.left, self.outputs, self.notes = dict(outcome.left), list(outcome.outputs), list(outcome.notes)
+        self.saved = dict(outcome.saved)
         self.torch, self.keras, self.inputs, self.checkpoint = torch, keras, inputs, checkpoint
 
     @classmethod
@@ -143,7 +144,7 @@ class Match:
         """
         path = Path(path).expanduser()
         plan = Plan(self._torch, self.keras.text, self.inputs.text if self.inputs else "", self.checkpoint)
-        plan.outcome, plan.tied = Outcome(self.links, self.left, self.outputs, self.notes), self.tied
+        plan.outcome, plan.tied = Outcome(self.links, self.left, self.outputs, self.saved, self.notes), self.tied
         new = new_plan(path, plan, overwrite)
         if self.torch is None and not any(link.accepted for link in self.links):
             raise ConversionError(
@@ -187,7 +188,7 @@ class Match:
             given = self.inputs.called()  # before TensorFlow is imported, which torch must not follow
             with fresh_names():
                 arguments = arguments_of(given, self.keras())
-        return pair_of(self.name, torch, self.keras, arguments, self.links, self.left, self.outputs)
+        return pair_of(self.name, torch, self.keras, arguments, self.links, self.left, self.outputs, self.saved)
 
     def accept(self, row: str) -> None:
         """Take a row although it is not proven.

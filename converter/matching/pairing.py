@@ -1,6 +1,6 @@
 """What a match found, as a pair: the links are the rows of its mapping, so that all else is as of any other pair."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cache, partial
 from typing import Any
@@ -10,11 +10,15 @@ import numpy as np
 from converter import kinds
 from converter.errors import ConversionError, printable
 from converter.kinds import Kind, Leaf, leaf
+from converter.kinds.folds import rows
 from converter.matching.arguments import Arguments
 from converter.matching.builders import Builder
+from converter.matching.fill_text import ROWS
 from converter.matching.rows import Fill, Link, rows_of
 from converter.naming import fold, listed
-from converter.pairs.mapping import Drop, Mapping, Row, join
+from converter.pairs.dialects import Dialect
+from converter.pairs.mapping import Drop, Row, join
+from converter.pairs.mapping import Mapping as Rows
 from converter.pairs.pair import Pair, Probe
 from tf_models.runtime.abstract import TooLarge
 
@@ -31,6 +35,7 @@ def pair_of(
     links: list[Link],
     left: dict[str, str],
     outputs: Sequence[tuple[str, str, str]],
+    saved: Mapping[str, str] | None = None,
 ) -> Pair:
     """The pair of a match, to be converted, verified and restored as any other is.
 
@@ -44,23 +49,24 @@ def pair_of(
         links: every variable of the Keras model is in one.
         left: name of a torch tensor that fills nothing -> why that is right, or "". "a copy of NAME" is checked.
         outputs: (path in torch's results, path in Keras's, pattern of the axes) of the outputs that are the same.
+        saved: name of a torch tensor -> its name in files, where the network's library gives it another there.
 
     Raises:
         ValueError: the links contradict one another, or `axes` is no pattern.
     """
     build = partial(_built, keras)
     refusal = _refusal(name, links, left)
-    mapping = None if refusal else Mapping([*_rows(links, _values(build)), *_drops(left)])
+    mapping = None if refusal else Rows([*_rows(links, _values(build)), *_drops(left)])
     probe = Probe(arguments.inputs, keras=(arguments.keras, arguments.keras_named), outputs=tuple(outputs))
 
-    def rows(_config: dict[str, Any]) -> Mapping:
+    def mapped(_config: dict[str, Any]) -> Rows:
         if mapping is None:
             raise ConversionError(refusal)
         return mapping
 
     return Pair(
         name=name,
-        mapping=rows,
+        mapping=mapped,
         probes=lambda _config, _rng: [probe],
         build_tf=build,
         build_torch=torch,
@@ -68,6 +74,7 @@ def pair_of(
         tensors=len({tensor for row in rows_of(links) for tensor in row.tensors}),
         summary=f"{torch.text} as {keras.text}",
         built_by=keras.text,
+        dialects=(Dialect("saved", tuple((theirs, ours) for ours, theirs in saved.items())),) if saved else (),
     )
 
 
@@ -148,7 +155,9 @@ def _leaves(fill: Fill, owner: str, prefix: str, built: Callable[[str, tuple[int
     """The leaf of a fill, or one for each variable that holds a constant; variables are named with the prefix."""
     names = [join(prefix, variable) for variable in fill.variables]
     if fill.tensors:
-        yield leaf(fill.tensors, tuple(names), fill.axes, sizes=dict(fill.sizes))
+        sizes = dict(fill.sizes)
+        taken = [sizes.pop(name) for name in ROWS if name in sizes]
+        yield leaf(fill.tensors, tuple(names), fill.axes, sizes=sizes, fold=rows(*taken) if taken else None)
         return
     text = fill.axes.removeprefix("=").strip()
     for variable, shown in zip(fill.variables, names, strict=True):

@@ -15,7 +15,7 @@ from converter.matching.fill_text import fill_text
 from converter.matching.folding import counts, folded, variables_of
 from converter.matching.plan_reading import FORMAT, Block, Held, Plan, Reader, seal
 from converter.matching.rows import Link, rows_of
-from converter.naming import fold
+from converter.naming import fold, fold_pairs
 from converter.pairs.mapping import expand
 
 ENDINGS = (".toml",)
@@ -168,6 +168,7 @@ def _head(plan: Plan, links: list[Link], before: str) -> str:
         "variables": len(rows_of(links)),
         "tied": fold(plan.tied),
         "outputs": [f"{a or '.'} -> {b or '.'}{f': {axes}' if axes else ''}" for a, b, axes in outcome.outputs],
+        "saved": [f"{theirs} -> {ours}" for theirs, ours in fold_pairs(outcome.saved.items())],
         "notes": outcome.notes,
     }
     _update(document, values)

@@ -20,7 +20,7 @@ from converter.pairs.mapping import expand
 
 FORMAT = 1
 
-_HEAD = "format torch keras inputs checkpoint variables tied outputs notes row left".split()
+_HEAD = "format torch keras inputs checkpoint variables tied outputs saved notes row left".split()
 _ROW = "torch keras fills kind status evidence accepted seal".split()
 _LEFT = ["torch", "reason"]
 _SORTS = {str: "a text", int: "a whole number", bool: "true or false", list: "a list of texts", dict: "a table"}
@@ -145,6 +145,8 @@ class Reader:
             plan.checkpoint = Held(**found["checkpoint"])
         plan.outcome.outputs = [self._output(one) for one in found.get("outputs", [])]
         plan.outcome.notes = list(found.get("notes", []))
+        for text in found.get("saved", []):
+            plan.outcome.saved.update(self._saved(text))
         try:
             plan.tied = [name for text in found.get("tied", []) for name in expand(text)]
         except ValueError as error:
@@ -183,7 +185,7 @@ class Reader:
         self._check_keys(found, _HEAD, 1, len(self._lines))
         for name, kind in (
             *((name, str) for name in ("torch", "keras", "inputs")), ("checkpoint", dict), ("variables", int),
-            *((name, list) for name in ("tied", "outputs", "notes", "row", "left")),
+            *((name, list) for name in ("tied", "outputs", "saved", "notes", "row", "left")),
         ):  # fmt: skip
             self._check_type(found, name, kind, self.at(name))
         held = found.get("checkpoint")
@@ -304,6 +306,16 @@ class Reader:
         except ValueError as error:
             self.fail(self.at("outputs"), f"{printable(text, 100)!r}: {one_line(str(error))}")
         return theirs.removeprefix("."), ours.removeprefix("."), axes.strip()
+
+    def _saved(self, text: str) -> list[tuple[str, str]]:
+        theirs, _, ours = (part.strip() for part in text.partition("->"))
+        try:
+            names = expand(theirs), expand(ours)
+        except ValueError as error:
+            self.fail(self.at("saved"), one_line(str(error)))
+        if not (theirs and ours) or len(names[0]) != len(names[1]):
+            self.fail(self.at("saved"), f"{printable(text, 100)!r} is not `names of torch's -> their names in a file`")
+        return list(zip(*names, strict=True))
 
     def _check_all(self, plan: Plan, links: list[tuple[Link, Block]], found: dict[str, Any]) -> None:
         """That no variable is filled twice or by nothing, and no tensor taken twice."""

@@ -18,7 +18,8 @@ class Fill:
         variables: attribute paths below the link's Keras path.
         axes: the pattern (`converter.kinds.axes`) of all tensors -> all variables; of a constant "= 0", or "= built"
             where the variables keep the values that the Keras builder gives them; "" where nothing is known.
-        sizes: lengths of axes that no shape tells.
+        sizes: lengths of axes that no shape tells; `from`, `to` and `of` are the rows of a table that are taken, and
+            how many it has.
     """
 
     tensors: tuple[str, ...]
@@ -106,10 +107,12 @@ class Outcome:
         left: name of a torch tensor that fills nothing -> why that is right, or "" where no reason is known.
         outputs: (path in torch's results, path in Keras's, pattern of the axes) of the outputs that are the same;
             paths are those of `converter.nested.flat`.
+        saved: name of a torch tensor -> the name that its library gives it in a file, where it is another.
         notes: sentences for a person: where the two networks differ, and what to do.
     """
 
     links: list[Link]
     left: dict[str, str]
     outputs: list[tuple[str, str, str]] = field(default_factory=list)
+    saved: dict[str, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)

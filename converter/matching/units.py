@@ -36,6 +36,7 @@ class Unit:
             among `before` where an input of the network does.
         call: the first step that uses it, or None where none does.
         result: the last step that does.
+        cut: how many values a table has on the other side, which has fewer rows; 0 where it is as large.
         part: (which, shares of all) where its tensors are a part of those of `whole`.
     """
 
@@ -49,6 +50,7 @@ class Unit:
     result: int | None = None
     part: tuple[int, tuple[int, ...]] | None = None
     whole: "Unit | None" = None
+    cut: int = 0
 
     def __repr__(self) -> str:
         which = f"[{self.part[0]} of {len(self.part[1])}]" if self.part else ""
@@ -80,7 +82,7 @@ class Unit:
     @property
     def size(self) -> int:
         """Values of its largest tensor."""
-        whole = max(math.prod(shape) for shape in self.tensors.values())
+        whole = self.cut or max(math.prod(shape) for shape in self.tensors.values())
         return whole * self.part[1][self.part[0]] // sum(self.part[1]) if self.part else whole
 
     @property
@@ -159,3 +161,15 @@ def _met_again(near: frozenset, several: int, step: Step) -> frozenset:
                 unit.result = step.number
                 return frozenset({unit})
     return near
+
+
+def downstream(unit: Unit) -> set[Unit]:
+    """All that it feeds, near or far: sums may be made in another order."""
+    found: set[Unit] = set()
+    open_ = list(unit.after)
+    while open_:
+        one = open_.pop()
+        if one not in found:
+            found.add(one)
+            open_ += one.after
+    return found

@@ -64,7 +64,9 @@ def _held(network: Any, send: Send) -> None:
         dtype = str(tensor.dtype).removeprefix("torch.")
         owner = owners.get(name.rpartition(".")[0], "")
         value = None if comes_of_its_name(network, name, tensor) else as_arrays(tensor.detach().clone())
-        send(Held(name, tuple(tensor.shape), dtype, owner, first.get(id(tensor)), saved.get(name), value))
+        same_as = first.get(id(tensor))
+        saved_as = saved.get(name) if same_as is None else None
+        send(Held(name, tuple(tensor.shape), dtype, owner, same_as, saved_as, value))
         first.setdefault(id(tensor), name)
 
 
