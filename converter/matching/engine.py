@@ -3,13 +3,13 @@
 import math
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
 
 from converter import nested
-from converter.errors import ConversionError, printable
+from converter.errors import printable
 from converter.matching.aligning import Alignment, align
 from converter.matching.arguments import Arguments, arguments_of
 from converter.matching.builders import Builder
@@ -215,11 +215,3 @@ def _notes(alignment: Alignment, verdict: Verdict) -> Iterator[str]:
     if verdict.faulty:
         names = listed([printable(one.name, 100) for one in verdict.faulty], 8)
         yield f"on agreeing inputs the results differ of {names}"
-
-
-def propose(keras: Builder, checkpoint: str | os.PathLike, progress: Progress) -> Outcome:
-    """Propose by the names, shapes and order of a checkpoint alone."""
-    raise ConversionError("matching by a file alone is not there yet")
-
-
-_Tensor = Callable[[str], np.ndarray]

@@ -42,7 +42,7 @@ class KerasSide:
             raise ConversionError(f"the Keras model fails on its inputs: {where_and_what(error)}") from error
         self.result = eager
         self.variables: dict[str, Any] = by_path(model)
-        self.owners = _owners(model, self.variables)
+        self.owners = owners_of(model, self.variables)
         self._read()
 
     def _read(self) -> None:
@@ -97,7 +97,8 @@ class KerasSide:
             self.variables[path].assign(value)
 
 
-def _owners(model: Any, variables: Mapping[str, Any]) -> dict[str, str]:
+def owners_of(model: Any, variables: Mapping[str, Any]) -> dict[str, str]:
+    """Attribute path of each variable -> class of the layer that owns it."""
     of: dict[int, str] = {}
     for layer in model._flatten_layers(include_self=True):
         for variable in (*layer._trainable_variables, *layer._non_trainable_variables):

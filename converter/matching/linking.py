@@ -68,7 +68,7 @@ class Linking:
                 Fill((_below(piece.tensor, theirs),), (_below(piece.variable, ours),), text, tuple(sizes.items()))
             )
         fills += [Fill((), (_below(variable, ours),), f"= {value:g}") for variable, value in filled.constants.items()]
-        status, evidence = self._judged(unit)
+        status, evidence = self.judged(unit)
         return Link(theirs, ours, tuple(fills), status, evidence, self._kind(filled))
 
     def _packed(self, units: list[Unit], packed: str) -> Iterator[Link]:
@@ -77,7 +77,7 @@ class Linking:
         every = [self._filled[unit] for unit in units]
         whole = units[0] if packed == "theirs" else every[0].ours
         assert whole.part is not None
-        statuses = [self._judged(unit) for unit in units]
+        statuses = [self.judged(unit) for unit in units]
         status, evidence = max(statuses, key=lambda one: _RANK[one[0]])
         single = [one.ours.path if packed == "theirs" else one.theirs.path for one in every]
         above = _common(single)
@@ -100,7 +100,7 @@ class Linking:
             fills += [Fill((), (_below(name, ours),), f"= {value:g}") for name, value in one.constants.items()]
         yield Link(theirs, ours, tuple(fills), status, evidence)
 
-    def _judged(self, unit: Unit) -> tuple[str, str]:
+    def judged(self, unit: Unit) -> tuple[str, str]:
         """Status and evidence."""
         how = self._alignment.evidence[unit]
         verdict = self._verdict

@@ -59,7 +59,8 @@ def match(
     if options:
         torch, keras = _given(torch, keras, options)
     held = None if checkpoint is None else Held.of(checkpoint)
-    from converter.matching.engine import match_networks, propose
+    from converter.matching.engine import match_networks
+    from converter.matching.proposing import propose
 
     progress = progress or Silent()
     if torch is None:

@@ -73,3 +73,20 @@ def paired_by_names(theirs: Sequence[str], ours: Sequence[str], like: Likeness) 
         if sum(score >= row[best] - 1e-9 for score in row) == 1 and max(column) <= row[best] + 1e-9:
             found[place] = best
     return found
+
+
+def ranked(names: Sequence[str]) -> list[str]:
+    """The names with each number as its rank among those that stand at the same place: one library counts from 1."""
+    seen: dict[str, set[int]] = {}
+    pieces = [re.split(r"(\d+)", name) for name in names]
+    for parts in pieces:
+        for place in range(1, len(parts), 2):
+            seen.setdefault("#".join(parts[:place:2]), set()).add(int(parts[place]))
+    rank = {before: {number: at for at, number in enumerate(sorted(some))} for before, some in seen.items()}
+    return [
+        "".join(
+            part if place % 2 == 0 else str(rank["#".join(parts[:place:2])][int(part)])
+            for place, part in enumerate(parts)
+        )
+        for parts in pieces
+    ]
