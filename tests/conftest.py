@@ -13,13 +13,15 @@ settings.register_profile("repeatable", derandomize=True, deadline=None)
 settings.load_profile("repeatable")
 
 _CHILD = converter.api.TorchProcess
+_PLACES = ("converter.api.TorchProcess", "converter.matching.engine.TorchProcess")
 
 
 @pytest.fixture(scope="session", autouse=True)
 def _one_process():
     """Proofs of this process compute torch's side in it too; see `tests/support/one_process.py`."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("converter.api.TorchProcess", OneProcess)
+        for place in _PLACES:
+            patch.setattr(place, OneProcess)
         yield
 
 
@@ -27,4 +29,5 @@ def _one_process():
 def _child(request, monkeypatch):
     """But those of a test that is marked `child` start the child that users' proofs start."""
     if request.node.get_closest_marker("child"):
-        monkeypatch.setattr("converter.api.TorchProcess", _CHILD)
+        for place in _PLACES:
+            monkeypatch.setattr(place, _CHILD)

@@ -27,6 +27,7 @@ class Alignment:
         evidence: torch's unit -> how its counterpart was found.
         alike: torch's units that the flow does not tell apart, group by group.
         uneven: sorts of units of which one side has more.
+        candidates: Keras's unit that is not paired -> torch's units that are fed as it is.
         rivals: torch's unit -> units of either side that were left over, and may be meant as well as it or its
             counterpart.
     """
@@ -38,6 +39,7 @@ class Alignment:
     alike: list[list[Unit]] = field(default_factory=list)
     uneven: set[tuple] = field(default_factory=set)
     rivals: dict[Unit, list[Unit]] = field(default_factory=dict)
+    candidates: dict[Unit, list[Unit]] = field(default_factory=dict)
 
     def uneven_in_keras(self) -> bool:
         """Whether a unit of Keras's that learns anything has no counterpart."""
@@ -89,6 +91,9 @@ def _find_rivals(found: Alignment) -> None:
     bare = Alignment(found.theirs, found.ours)
     colours = _colours(bare, "before", _DEEP)
     partner = {other: unit for unit, other in found.pairs.items()}
+    for other, colour in colours[1].items():
+        if other not in partner:
+            found.candidates[other] = [one for one, theirs in colours[0].items() if theirs == colour and one.result]
     for side, known in zip(colours, ({unit: unit for unit in found.pairs}, partner), strict=True):
         spare: dict[int, list[Unit]] = defaultdict(list)
         for unit, colour in side.items():

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from importlib import import_module
 from typing import Any
 
-from converter.blame import where_and_what
+from converter.blame import begins, where, where_and_what
 from converter.errors import ConversionError, UsageError, printable
 from converter.naming import nearest
 
@@ -34,10 +34,12 @@ class Builder:
         self.named = isinstance(place, str)
         self._arguments: dict[str, Any] = {}
         self._function: Callable[..., Any] | None = None
+        self._begins = ""
         if not isinstance(place, str):
             if not callable(place):
                 raise UsageError(f"{role} is a function, or MODULE:FUNCTION, not a {type(place).__name__}")
             self._function = place
+            self._begins = begins(place)  # a function that is sent to another process forgets its file
             self.text = getattr(place, "__qualname__", type(place).__name__)
             return
         self.text = place
@@ -63,8 +65,9 @@ class Builder:
         try:
             return function(**self._arguments)
         except (Exception, SystemExit) as error:  # the user's own program
+            place = f" (in the function at {self._begins})" if self._begins and not where(error) else ""
             raise ConversionError(
-                f"{self._role} {printable(self.text, 100)} failed: {where_and_what(error)}"
+                f"{self._role} {printable(self.text, 100)} failed: {where_and_what(error)}{place}"
             ) from error
 
     def takes(self, name: str) -> bool:

@@ -78,9 +78,11 @@ class Deciding:
             faulty = self._relaid(self._alone())
             uncut = self._run()
             for _ in range(_ROUNDS):
-                if not self._exchanged(uncut, faulty):
+                if not self._exchanged(uncut):
                     break
                 uncut = self._run()
+                alone = self._alone()
+                faulty = [unit for unit in faulty if not alone[unit]]
         given = self._given(faulty)
         return Verdict(
             uncut=uncut,
@@ -196,10 +198,10 @@ class Deciding:
         self._put(rest)
         return list(wrong)
 
-    def _exchanged(self, uncut: Compared, faulty: Container[Unit]) -> bool:
+    def _exchanged(self, uncut: Compared) -> bool:
         """Exchange two units that look alike near the first ones that differ; whether more agrees then."""
         good = sum(map(bool, uncut.values()))
-        wrong = [unit for unit in self._in_order(uncut) if not uncut[unit] and unit not in faulty]
+        wrong = [unit for unit in self._in_order(uncut) if not uncut[unit]]
         first = [unit for unit in wrong if not any(one in wrong for one in self._nearest(unit, uncut))][:_FIRST]
         for unit in first:
             near = {unit, *(one for one in unit.before if isinstance(one, Unit))} | self._blamed(unit, uncut)

@@ -129,7 +129,7 @@ def match_networks(
         links += _unpaired(alignment, units, ours, built, whole)
         left = _left(theirs, alignment, deciding, links, whole)
     saved = {name: one.saved_as for name, one in theirs.held.items() if one.saved_as}
-    return Outcome(links, left, outputs, saved, list(_notes(alignment, verdict)))
+    return Outcome(links, left, outputs, list(_notes(alignment, verdict)), saved)
 
 
 def _outputs(theirs: Any, ours: Any) -> list[tuple[str, str, str]]:
@@ -160,7 +160,11 @@ def _unpaired(
         below = [unit.full(name)[len(place) :].removeprefix(".") for name in unit.tensors]
         if any(ours.variables[unit.full(name)].trainable for name in unit.tensors):
             told = f"torch has {counts[0][unit.sort]} units of its size, Keras {counts[1][unit.sort]}"
-            yield Link("", place, tuple(Fill((), (name,), "") for name in below), "unmatched", told)
+            near = alignment.candidates.get(unit, [])
+            if near:
+                told += f"; {listed([one.name for one in near], 4)} may be meant"
+            status = "ambiguous" if near else "unmatched"
+            yield Link("", place, tuple(Fill((), (name,), "") for name in below), status, told)
             continue
         told = "Keras computes it when it is built; torch has no such tensor"
         agree = ", and all that the two networks compute agrees with it" if whole else ""

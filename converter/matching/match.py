@@ -145,7 +145,7 @@ class Match:
         """
         path = Path(path).expanduser()
         plan = Plan(self._torch, self.keras.text, self.inputs.text if self.inputs else "", self.checkpoint)
-        plan.outcome, plan.tied = Outcome(self.links, self.left, self.outputs, self.saved, self.notes), self.tied
+        plan.outcome, plan.tied = Outcome(self.links, self.left, self.outputs, self.notes, self.saved), self.tied
         new = new_plan(path, plan, overwrite)
         if self.torch is None and not any(link.accepted for link in self.links):
             raise ConversionError(

@@ -44,7 +44,10 @@ def propose(keras: Builder, checkpoint: str | os.PathLike, progress: Progress) -
     variables = by_path(model)
     shapes = {path: tuple(one.shape) for path, one in variables.items() if is_float(one)}
     progress.start("matching", 0)
-    ordered = list(state) != sorted(state)
+    by_dtype: dict[str, list[str]] = defaultdict(list)  # safetensors sorts the names of each
+    for name, entry in state.items():
+        by_dtype[entry.dtype].append(name)
+    ordered = any(names != sorted(names) for names in by_dtype.values())
     alignment, doubts = _paired(grouped(floats, {}), grouped(shapes, owners_of(model, variables)), ordered)
     filled = {unit: fill(unit, other, []) for unit, other in alignment.pairs.items()}
     links = list(_Proposed(alignment, filled, doubts).links())

@@ -107,12 +107,12 @@ class Outcome:
         left: name of a torch tensor that fills nothing -> why that is right, or "" where no reason is known.
         outputs: (path in torch's results, path in Keras's, pattern of the axes) of the outputs that are the same;
             paths are those of `converter.nested.flat`.
-        saved: name of a torch tensor -> the name that its library gives it in a file, where it is another.
         notes: sentences for a person: where the two networks differ, and what to do.
+        saved: name of a torch tensor -> the name that its library gives it in a file, where it is another.
     """
 
     links: list[Link]
     left: dict[str, str]
     outputs: list[tuple[str, str, str]] = field(default_factory=list)
-    saved: dict[str, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    saved: dict[str, str] = field(default_factory=dict)

@@ -43,7 +43,7 @@ def nets(tmp_path, monkeypatch):
 @pytest.fixture
 def search(monkeypatch):
     """The search finds an outcome with open rows; the list of what it was called with."""
-    for name in ("engine", "arguments", "pairing"):
+    for name in ("engine", "proposing", "arguments", "pairing"):
         monkeypatch.setitem(sys.modules, f"converter.matching.{name}", None)
     return install(outcome())
 

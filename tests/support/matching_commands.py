@@ -26,7 +26,8 @@ def install(found):
         return replace(PAIR, name=name)
 
     for name, module in (
-        ("engine", {"match_networks": match_networks, "propose": propose}),
+        ("engine", {"match_networks": match_networks}),
+        ("proposing", {"propose": propose}),
         ("arguments", {"arguments_of": lambda *_: None, "Arguments": lambda: None}),
         ("pairing", {"pair_of": pair_of}),
     ):

@@ -1,0 +1,348 @@
+"""Two networks are matched by what they compute: every row that is proven is right, and what cannot be told is not."""
+
+from collections.abc import Callable
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import converter
+from converter.errors import ConversionError
+from converter.kinds.axes import pattern
+from converter.matching.match import Match
+
+RNG = np.random.default_rng(5)
+
+
+def image(*shape: int) -> np.ndarray:
+    return np.random.default_rng(1).normal(size=shape).astype(np.float32)
+
+
+def matched(build_torch: Callable[[], Any], build_keras: Callable[[], Any], *inputs: np.ndarray) -> Match:
+    return converter.match(build_torch, build_keras, lambda: inputs)
+
+
+def proven(match: Match) -> dict[str, tuple[tuple[str, ...], str]]:
+    """Variable -> tensors and axes, of what is proven."""
+    return {row.variable: (row.tensors, row.axes) for row in match.rows if row.status == "proven"}
+
+
+def statuses(match: Match) -> dict[str, str]:
+    return {row.variable: row.status for row in match.rows}
+
+
+class Residual(nn.Module):
+    """Kernels of one size, so that shapes say nothing; a bias that torch leaves out; an image that is flattened."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 3, padding=1, bias=False)
+        self.norm = nn.BatchNorm2d(8)
+        self.a = nn.Conv2d(8, 8, 3, padding=1)
+        self.b = nn.Conv2d(8, 8, 3, padding=1)
+        self.wise = nn.Conv2d(8, 8, 3, padding=1, groups=8)
+        self.head = nn.Linear(8 * 4 * 5, 7)
+
+    def forward(self, x: Any) -> Any:
+        x = torch.relu(self.norm(self.stem(x)))
+        x = x + self.b(torch.relu(self.a(x)))
+        return self.head(self.wise(x).flatten(1))
+
+
+def residual_keras() -> Any:
+    given = keras.Input((4, 5, 3))
+    x = keras.layers.Conv2D(8, 3, padding="same", name="first")(given)
+    x = keras.layers.ReLU()(keras.layers.BatchNormalization(epsilon=1e-5, name="bn")(x))
+    y = keras.layers.Conv2D(8, 3, padding="same", activation="relu", name="two")(x)
+    x = keras.layers.Add()([x, keras.layers.Conv2D(8, 3, padding="same", name="one")(y)])
+    x = keras.layers.DepthwiseConv2D(3, padding="same", name="depth")(x)
+    return keras.Model(given, keras.layers.Dense(7, name="end")(keras.layers.Flatten()(x)))
+
+
+def test_kernels_of_one_size_are_told_by_what_they_compute():
+    match = matched(Residual, residual_keras, image(2, 3, 4, 5))
+    found = proven(match)
+    assert len(found) == len(match.rows) == 14
+    assert found["two.kernel"] == (("a.weight",), "o i kh kw -> kh kw i o")
+    assert found["one.kernel"] == (("b.weight",), "o i kh kw -> kh kw i o")
+    assert found["first.bias"] == ((), "= 0")
+    assert found["depth.kernel"][1] == "(c m) 1 kh kw -> kh kw c m"
+    assert match.left == {"norm.num_batches_tracked": "Keras keeps no count of batches"}
+    assert [one[:2] for one in match.outputs] == [("", "")]
+
+
+def test_an_image_that_is_flattened_reorders_the_kernel():
+    match = matched(Residual, residual_keras, image(2, 3, 4, 5))
+    [fill] = [
+        fill for link in match.links if link.keras == "end" for fill in link.fills if fill.variables == ("kernel",)
+    ]
+    kernel = np.arange(7 * 160.0).reshape(7, 160)
+    [laid] = pattern(fill.axes).apply([kernel], [(160, 7)], dict(fill.sizes))
+    np.testing.assert_array_equal(laid, kernel.reshape(7, 8, 4, 5).transpose(2, 3, 1, 0).reshape(160, 7))
+
+
+class Attending(nn.Module):
+    """Attention with the three kernels apart."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.q, self.k, self.v, self.out = (nn.Linear(8, 8) for _ in range(4))
+
+    def forward(self, x: Any) -> Any:
+        q, k, v = (one(x).unflatten(-1, (2, 4)).transpose(1, 2) for one in (self.q, self.k, self.v))
+        y = torch.softmax(q @ k.transpose(-1, -2) / 2, -1) @ v
+        return self.out(y.transpose(1, 2).flatten(2))
+
+
+class Packed(nn.Module):
+    """The same with one kernel for all three."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.qkv, self.out = nn.Linear(8, 24), nn.Linear(8, 8)
+
+    def forward(self, x: Any) -> Any:
+        q, k, v = (one.unflatten(-1, (2, 4)).transpose(1, 2) for one in self.qkv(x).chunk(3, -1))
+        y = torch.softmax(q @ k.transpose(-1, -2) / 2, -1) @ v
+        return self.out(y.transpose(1, 2).flatten(2))
+
+
+def heads_keras() -> Any:
+    given = keras.Input((6, 8))
+    return keras.Model(given, keras.layers.MultiHeadAttention(2, 4, name="mha")(given, given))
+
+
+class PackedKeras(keras.Model):
+    """One kernel for all three."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.all_three, self.end = keras.layers.Dense(24), keras.layers.Dense(8)
+
+    def call(self, x: Any) -> Any:
+        q, k, v = (
+            keras.ops.transpose(keras.ops.reshape(one, (-1, 6, 2, 4)), (0, 2, 1, 3))
+            for one in keras.ops.split(self.all_three(x), 3, -1)
+        )
+        y = keras.ops.matmul(keras.ops.softmax(keras.ops.matmul(q, keras.ops.transpose(k, (0, 1, 3, 2))) / 2), v)
+        return self.end(keras.ops.reshape(keras.ops.transpose(y, (0, 2, 1, 3)), (-1, 6, 8)))
+
+
+def test_heads_are_told_from_what_is_in_them():
+    found = proven(matched(Attending, heads_keras, image(2, 6, 8)))
+    assert found["mha.query_dense.kernel"] == (("q.weight",), "(b c) a -> a b c")
+    assert found["mha.output_dense.kernel"] == (("out.weight",), "c (a b) -> a b c")
+    assert len(found) == 8
+
+
+@pytest.mark.parametrize(
+    ("torch_side", "keras_side", "tensors", "variables"),
+    [(Packed, heads_keras, 4, 8), (Attending, PackedKeras, 8, 4), (Packed, PackedKeras, 4, 4)],
+)
+def test_what_is_packed_on_one_side_is_matched_in_parts(torch_side, keras_side, tensors, variables):
+    match = matched(torch_side, keras_side, image(2, 6, 8))
+    found = proven(match)
+    assert len(found) == len(match.rows) == variables
+    assert len({name for names, _ in found.values() for name in names}) == tensors
+
+
+def test_parts_go_to_their_places():
+    match = matched(Packed, heads_keras, image(2, 6, 8))
+    [link] = [link for link in match.links if link.torch == "qkv"]
+    fill = next(fill for fill in link.fills if fill.tensors == ("weight",))
+    kernel = RNG.normal(size=(24, 8))
+    laid = pattern(fill.axes).apply([kernel], [(8, 2, 4)] * 3, dict(fill.sizes))
+    for name, value in zip(fill.variables, laid, strict=True):
+        at = ["query", "key", "value"].index(name.split("_")[0])
+        np.testing.assert_array_equal(value, kernel[8 * at : 8 * at + 8].reshape(2, 4, 8).transpose(2, 0, 1))
+
+
+class Misnamed(keras.Model):
+    """Its layers of queries and keys have each other's names."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.key, self.query, self.value, self.out = (keras.layers.Dense(8) for _ in range(4))
+
+    def call(self, x: Any) -> Any:
+        q, k, v = (
+            keras.ops.transpose(keras.ops.reshape(one(x), (-1, 6, 2, 4)), (0, 2, 1, 3))
+            for one in (self.key, self.query, self.value)
+        )
+        y = keras.ops.matmul(keras.ops.softmax(keras.ops.matmul(q, keras.ops.transpose(k, (0, 1, 3, 2))) / 2), v)
+        return self.out(keras.ops.reshape(keras.ops.transpose(y, (0, 2, 1, 3)), (-1, 6, 8)))
+
+
+def test_names_that_lie_are_not_believed():
+    found = proven(matched(Attending, Misnamed, image(2, 6, 8)))
+    assert found["key.kernel"][0] == ("q.weight",)
+    assert found["query.kernel"][0] == ("k.weight",)
+    assert len(found) == 8
+
+
+class Untransposed(keras.layers.Layer):
+    """A kernel that is used as torch uses it."""
+
+    def build(self, shape: Any) -> None:
+        self.kernel = self.add_weight(shape=(8, shape[-1]), name="kernel")
+
+    def call(self, x: Any) -> Any:
+        return keras.ops.matmul(x, keras.ops.transpose(self.kernel))
+
+
+def test_the_axes_of_a_square_kernel_are_tried():
+    def keras_side() -> Any:
+        given = keras.Input((8,))
+        return keras.Model(given, keras.layers.Dense(3)(keras.layers.ReLU()(Untransposed(name="mine")(given))))
+
+    match = matched(
+        lambda: nn.Sequential(nn.Linear(8, 8, bias=False), nn.ReLU(), nn.Linear(8, 3)), keras_side, image(4, 8)
+    )
+    assert proven(match)["mine.kernel"] == (("0.weight",), "o i -> o i")
+    assert set(statuses(match).values()) == {"proven"}
+
+
+class Zeros(nn.Module):
+    """Attention over nothing: its queries and keys are multiplied, and no weight depends on them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.attention, self.head = Attending(), nn.Linear(8, 8)
+
+    def forward(self, x: Any) -> Any:
+        nothing = self.attention(torch.ones_like(x))
+        return self.head(x + nothing)
+
+
+def test_what_nothing_depends_on_is_not_proven():
+    def keras_side() -> Any:
+        given = keras.Input((6, 8))
+        ones = keras.ops.ones_like(given)
+        nothing = keras.layers.MultiHeadAttention(2, 4, name="mha")(ones, ones)
+        return keras.Model(given, keras.layers.Dense(8, name="head")(keras.layers.Add()([given, nothing])))
+
+    found = statuses(matched(Zeros, keras_side, image(2, 6, 8)))
+    assert found["mha.query_dense.kernel"] == found["mha.key_dense.kernel"] == "proposed"
+    assert found["head.kernel"] == found["mha.value_dense.kernel"] == "proven"
+
+
+class Blocks(nn.Module):
+    def __init__(self, count: int) -> None:
+        super().__init__()
+        self.first = nn.Linear(6, 8)
+        self.blocks = nn.ModuleList(nn.Linear(8, 8) for _ in range(count))
+        self.last = nn.Linear(8, 5)
+
+    def forward(self, x: Any) -> Any:
+        x = torch.tanh(self.first(x))
+        for block in self.blocks:
+            x = x + torch.tanh(block(x))
+        return self.last(x)
+
+
+def blocks_keras(count: int) -> Any:
+    given = keras.Input((6,))
+    x = keras.layers.Dense(8, activation="tanh", name="begin")(given)
+    for place in range(count):
+        x = keras.layers.Add()([x, keras.layers.Dense(8, activation="tanh", name=f"block_{place}")(x)])
+    return keras.Model(given, keras.layers.Dense(5, name="end")(x))
+
+
+@pytest.mark.parametrize(("theirs", "ours"), [(3, 1), (1, 3), (4, 3)])
+def test_nothing_is_proven_that_hangs_on_a_block_that_is_missing(theirs, ours):
+    match = matched(lambda: Blocks(theirs), lambda: blocks_keras(ours), image(7, 6))
+    found = statuses(match)
+    assert found["end.kernel"] != "proven"
+    wrong = [
+        name
+        for name, (tensors, _) in proven(match).items()
+        if name.startswith("block_") and tensors[0] != f"blocks.{name[6]}.weight" and "kernel" in name
+    ]
+    assert not wrong
+    assert any(("only torch has" if theirs > ours else "only Keras has") in note for note in match.notes)
+
+
+class TwoHeads(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.head, self.other = nn.Linear(6, 8), nn.Linear(8, 5), nn.Linear(8, 5)
+
+    def forward(self, x: Any) -> Any:
+        x = torch.tanh(self.body(x))
+        return self.head(x), self.other(x)
+
+
+def test_of_two_heads_either_may_be_meant():
+    match = matched(TwoHeads, lambda: blocks_keras(0), image(7, 6))
+    found = statuses(match)
+    assert found["end.kernel"] == found["end.bias"] == "ambiguous"
+    assert found["begin.kernel"] == "proposed"
+
+
+class Positions(nn.Module):
+    """Positions that are counted from 2, as BART's are."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.words, self.positions, self.head = nn.Embedding(11, 8), nn.Embedding(9, 8), nn.Linear(8, 3)
+
+    def forward(self, x: Any) -> Any:
+        places = torch.arange(x.shape[1]) + 2
+        return self.head(torch.tanh(self.words(x) + self.positions(places)))
+
+
+def test_a_table_of_which_keras_has_fewer_rows():
+    class Net(keras.Model):
+        def __init__(self) -> None:
+            super().__init__()
+            self.words, self.places = keras.layers.Embedding(11, 8), keras.layers.Embedding(7, 8)
+            self.head = keras.layers.Dense(3)
+
+        def call(self, x: Any) -> Any:
+            return self.head(keras.ops.tanh(self.words(x) + self.places(keras.ops.arange(6))))
+
+    ids = np.random.default_rng(2).integers(0, 11, (2, 6))
+    match = converter.match(Positions, Net, lambda: ((ids,), ids.astype("int32")))
+    [fill] = [fill for link in match.links if link.torch == "positions" for fill in link.fills]
+    assert dict(fill.sizes) == {"from": 2, "to": 9, "of": 9}
+    assert set(statuses(match).values()) == {"proven"}
+
+
+def test_random_layers_are_refused():
+    class Noisy(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.one = nn.Linear(6, 5)
+
+        def forward(self, x: Any) -> Any:
+            return self.one(x) + torch.rand(5)
+
+    with pytest.raises(ConversionError, match="another result when it is called again"):
+        matched(Noisy, lambda: blocks_keras(0), image(7, 6))
+
+
+def test_inputs_that_a_side_refuses():
+    with pytest.raises(ConversionError, match="fails on its inputs: "):
+        matched(lambda: Blocks(1), lambda: blocks_keras(1), image(7, 4))
+
+
+def test_a_builder_that_fails_is_told_with_its_line():
+    def broken() -> Any:
+        raise RuntimeError("no such size")
+
+    with pytest.raises(ConversionError, match=r"RuntimeError: no such size \(in the function at .*test_engine\.py:\d+"):
+        matched(broken, lambda: blocks_keras(1), image(7, 6))
+    with pytest.raises(ConversionError, match=r"test_engine\.py:\d+: RuntimeError: no such size"):
+        matched(lambda: Blocks(1), broken, image(7, 6))
+
+
+def test_a_matched_pair_is_converted_and_proven(tmp_path):
+    match = matched(Residual, residual_keras, image(2, 3, 4, 5))
+    torch.manual_seed(3)
+    torch.save(Residual().state_dict(), tmp_path / "net.pth")
+    report = converter.convert(match.pair, tmp_path / "net.pth", tmp_path / "net.weights.h5")
+    assert report.numerical.full
+    assert len(report.numerical.outputs) == 1
