@@ -95,17 +95,16 @@ class Deciding:
     # Running
 
     def _put(self, units: Iterable[Unit]) -> None:
-        """Assign the variables of these units' counterparts."""
-        values: dict[str, np.ndarray] = {}
+        """Assign the variables of these units, one after another: all values at once would be a whole model."""
         for unit in units:
             for variable, block, value in self.filled[unit].values(self._tensor, self._shapes):
                 if block is None:
-                    values[variable] = value
+                    self._keras.assign({variable: value})
                 else:
-                    whole = values.setdefault(variable, np.array(self._keras.variables[variable]))
+                    whole = np.array(self._keras.variables[variable])
                     view = block.of(whole)
                     view[...] = value.reshape(view.shape)
-        self._keras.assign(values)
+                    self._keras.assign({variable: whole})
 
     def _run(self, given: Mapping[Unit, np.ndarray] = _NONE, units: Iterable[Unit] | None = None) -> Compared:
         """How results compare with torch's, where `given` stand in the place of some units' own."""

@@ -3,7 +3,7 @@
 import math
 import os
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -111,7 +111,6 @@ def match_networks(
         theirs = TorchSide(process, torch, arguments)
         progress.start("tracing Keras", 0)
         ours = KerasSide(model, arguments.keras, arguments.keras_named)
-        built = {path: np.array(one) for path, one in ours.variables.items()}
         floats = {path: tuple(one.shape) for path, one in ours.variables.items() if is_float(one)}
         units = grouped(floats, ours.owners)
         connect(units, ours.steps)
@@ -126,7 +125,7 @@ def match_networks(
         links = list(Linking(alignment, deciding.filled, verdict, called).links())
         felt = [found for unit, found in verdict.uncut.items() if deciding.felt(unit, verdict.uncut)]
         whole = bool(felt) and all(felt) and not alignment.uneven_in_keras()
-        links += _unpaired(alignment, units, ours, built, whole)
+        links += _unpaired(alignment, units, ours, whole)
         left = _left(theirs, alignment, deciding, links, whole)
     saved = {name: one.saved_as for name, one in theirs.held.items() if one.saved_as}
     return Outcome(links, left, outputs, list(_notes(alignment, verdict)), saved)
@@ -146,9 +145,7 @@ def _outputs(theirs: Any, ours: Any) -> list[tuple[str, str, str]]:
     return found
 
 
-def _unpaired(
-    alignment: Alignment, units: list[Unit], ours: Any, built: Mapping[str, np.ndarray], whole: bool
-) -> Iterator[Link]:
+def _unpaired(alignment: Alignment, units: list[Unit], ours: Any, whole: bool) -> Iterator[Link]:
     """Variables of Keras's that nothing of torch's fills."""
     paired = {id(other.whole or other) for other in alignment.pairs.values()}
     known = {path for unit in units for path in map(unit.full, unit.tensors)}

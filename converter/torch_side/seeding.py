@@ -24,16 +24,22 @@ def seeded(name: str, shape: tuple[int, ...], owner: str) -> np.ndarray:
     if leaf == "running_var":
         values = rng.uniform(0.5, 1.5, shape)
     elif leaf == "running_mean":
-        values = rng.normal(0.0, 0.1, shape)
+        values = _normal(rng, 0.1, shape)
     elif _NORM.search(owner) and rank <= 1:
-        values = rng.uniform(0.5, 1.5, shape) if _FACTORS.search(leaf) else rng.normal(0.0, 0.1, shape)
+        values = rng.uniform(0.5, 1.5, shape) if _FACTORS.search(leaf) else _normal(rng, 0.1, shape)
     elif "Embedding" in owner or (rank >= 2 and _TABLE.search(leaf)):
-        values = rng.normal(0.0, 0.5, shape)
+        values = _normal(rng, 0.5, shape)
     elif rank >= 2 and len(shape) >= 2:
         fan = int(np.prod(shape[1:])) or 1
-        values = rng.normal(0.0, fan**-0.5 if fan > shape[-1] or shape[0] > 1 else 0.3, shape)
+        values = _normal(rng, fan**-0.5 if fan > shape[-1] or shape[0] > 1 else 0.3, shape)
     elif _FACTORS.search(leaf):
         values = rng.uniform(0.3, 1.0, shape)
     else:
-        values = rng.normal(0.0, 0.1, shape)
-    return values.astype(np.float32)
+        values = _normal(rng, 0.1, shape)
+    return np.asarray(values, np.float32)
+
+
+def _normal(rng: np.random.Generator, scale: float, shape: tuple[int, ...]) -> np.ndarray:
+    values = rng.standard_normal(shape, dtype=np.float32)
+    values *= scale
+    return values
