@@ -88,14 +88,18 @@ def written(
             names = [join(theirs, name) for name in fill.tensors]
             text = f"{' '.join(names)} [{fill.axes}] {link.evidence}"
             values: Sequence[np.ndarray | None] = [None] * len(paths)
-            if fill.axes == "= 0":
-                values = [np.zeros_like(built[path]) for path in paths]
-            elif fill.axes == "= built":
+            sizes = dict(fill.sizes)
+            start, stop, _ = (sizes.pop(name, None) for name in ("from", "to", "of"))
+            if fill.axes == "= built":
                 values = [built[path] for path in paths]
+            elif fill.axes.startswith("="):
+                values = [np.full_like(built[path], float(fill.axes[1:])) for path in paths]
             elif fill.axes:
                 try:
                     shapes = [built[path].shape for path in paths]
-                    values = pattern(fill.axes).apply([tensors[name] for name in names], shapes, dict(fill.sizes))
+                    values = pattern(fill.axes).apply(
+                        [_rows(tensors[name], start, stop) for name in names], shapes, sizes
+                    )
                 except (ValueError, KeyError) as error:
                     text += f": {type(error).__name__} {error}"
             yield from ((path, value, text) for path, value in zip(paths, values, strict=True))
@@ -103,3 +107,7 @@ def written(
 
 def same(one: np.ndarray, other: np.ndarray) -> bool:
     return one.shape == other.shape and bool(np.array_equal(one, other))
+
+
+def _rows(tensor: np.ndarray, start: int | None, stop: int | None) -> np.ndarray:
+    return tensor if stop is None else tensor[start:stop]
