@@ -1,18 +1,17 @@
 """Links out of what was decided: each unit with what fills it, its status, and the evidence in words."""
 
 import math
-import re
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 
 from converter.kinds import BATCH_NORM, CONV_1D, CONV_2D, CONV_3D, DENSE, EMBEDDING, GROUP_NORM, LAYER_NORM, Kind
-from converter.kinds.axes import pattern
 from converter.kinds.plain import DEPTHWISE_CONV_2D
 from converter.matching.aligning import Alignment
 from converter.matching.deciding import Verdict
 from converter.matching.fill_text import ROWS
-from converter.matching.filling import Block, Filled, Piece, Way
+from converter.matching.filling import Filled, Piece, Way
 from converter.matching.laying import with_sizes
+from converter.matching.packing import packed_pattern
 from converter.matching.rows import Fill, Link
 from converter.matching.units import Unit, downstream
 from converter.matching.words import role
@@ -89,7 +88,7 @@ class Linking:
         fills = []
         for pieces in by_whole.values():
             text, sizes = (
-                _composed([way for _, way in pieces], packed) if len(pieces) == len(whole.part[1]) else ("", {})
+                packed_pattern([way for _, way in pieces], packed) if len(pieces) == len(whole.part[1]) else ("", {})
             )
             tensors = dict.fromkeys(_below(piece.tensor, theirs) for piece, _ in pieces)
             variables = dict.fromkeys(_below(piece.variable, ours) for piece, _ in pieces)
@@ -222,71 +221,3 @@ def _common(paths: list[str]) -> str:
 
 def _rounded(error: float) -> str:
     return f"{max(error, 1e-9):.0e}".replace("e-0", "e-")
-
-
-def _composed(ways: list[Way], packed: str) -> tuple[str, dict[str, int]]:
-    """The pattern of all parts together, and lengths of its axes; "" where the parts are laid out differently."""
-    blocks = [way.theirs if packed == "theirs" else way.ours for way in ways]
-    first = blocks[0]
-    if first is None or len({(one.axis, one.outer) for one in blocks if one}) > 1:
-        return "", {}
-    equal = len(set(first.shares)) == 1
-    names = [f"p{place}" for place in range(len(ways))]
-    left: list[list[str]] = []
-    right = []
-    for name, way in zip(names, ways, strict=True):
-        text, sizes = with_sizes(way.axes)
-        if sizes:
-            return "", {}
-        sides = [_axes(side) for side in text.split(" -> ")]
-        if packed == "ours":
-            sides.reverse()
-        if sides[0] == [["..."]]:
-            sides = [[["c"]], [["c"]]]
-        inside = sides[0][first.axis]
-        marked = name if equal else inside[0]
-        replaced = [name, inside[0]] if equal else [name]
-        if first.outer > 1:
-            replaced = ["heads", *replaced]
-        other = [[w for word in axis for w in (replaced if word == inside[0] else [word])] for axis in sides[1]]
-        mine = [axis if place != first.axis else None for place, axis in enumerate(sides[0])]
-        rest = inside if equal else inside[1:]
-        left.append([_spelled(axis) if axis is not None else f"\0{' '.join(rest)}" for axis in mine])
-        right.append(" ".join(map(_spelled, other)))
-        del marked
-    if len({tuple(one) for one in left}) > 1:
-        return "", {}
-    total = f"({' + '.join(names)})"
-    words = []
-    for word in left[0]:
-        if word.startswith("\0"):
-            rest_text = word[1:]
-            inner = " ".join(part for part in ("heads" if first.outer > 1 else "", total, rest_text) if part)
-            words.append(total if inner == total else f"({inner})")
-        else:
-            words.append(word)
-    sides_text = [" ".join(words), ", ".join(right)]
-    if packed == "ours":
-        sides_text.reverse()
-    lengths = dict.fromkeys(names, 1) if equal else {}
-    if first.outer > 1:
-        lengths["heads"] = first.outer
-    if not equal and len(left[0][first.axis]) > 1:
-        lengths = {}
-    found = " -> ".join(sides_text)
-    pattern(found)
-    return found, lengths
-
-
-def _axes(side: str) -> list[list[str]]:
-    """The words of each axis of one array: `(a b) c` is [[a, b], [c]]."""
-    return [word.strip("()").split() for word in re.findall(r"\([^)]*\)|\S+", side)]
-
-
-def _spelled(axis: list[str]) -> str:
-    return axis[0] if len(axis) == 1 else f"({' '.join(axis)})"
-
-
-def block_of(way: Way, packed: str) -> Block | None:
-    """Where the part is in what is packed."""
-    return way.theirs if packed == "theirs" else way.ours
