@@ -12,6 +12,7 @@ from converter import nested
 from converter.errors import printable
 from converter.matching.aligning import Alignment, align
 from converter.matching.arguments import Arguments, arguments_of
+from converter.matching.belonging import Belonging, belonging
 from converter.matching.builders import Builder
 from converter.matching.comparing import agreement
 from converter.matching.deciding import Deciding, Verdict
@@ -109,6 +110,7 @@ def match_networks(
         arguments = arguments_of(given, model)
         progress.start("tracing torch", 0)
         theirs = TorchSide(process, torch, arguments)
+        held = Belonging() if checkpoint is None else belonging(checkpoint, theirs.held)
         progress.start("tracing Keras", 0)
         ours = KerasSide(model, arguments.keras, arguments.keras_named)
         floats = {path: tuple(one.shape) for path, one in ours.variables.items() if is_float(one)}
@@ -128,7 +130,7 @@ def match_networks(
         links += _unpaired(alignment, units, ours, whole)
         left = _left(theirs, alignment, deciding, links, whole)
     saved = {name: one.saved_as for name, one in theirs.held.items() if one.saved_as}
-    return Outcome(links, left, outputs, list(_notes(alignment, verdict)), saved)
+    return Outcome(links, left, outputs, [*held.notes, *_notes(alignment, verdict)], saved, held.names)
 
 
 def _outputs(theirs: Any, ours: Any) -> list[tuple[str, str, str]]:

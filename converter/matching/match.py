@@ -113,7 +113,7 @@ class Match:
         self.links = folded(outcome.links)
         self.tied = tied_in(outcome.links) if tied is None else tied
         self.left, self.outputs, self.notes = dict(outcome.left), list(outcome.outputs), list(outcome.notes)
-        self.saved = dict(outcome.saved)
+        self.saved, self._named = dict(outcome.saved), dict(outcome.named)
         self.torch, self.keras, self.inputs, self.checkpoint = torch, keras, inputs, checkpoint
 
     @classmethod
@@ -161,8 +161,8 @@ class Match:
 
     @property
     def rows(self) -> list[Row]:
-        """A row for each variable of the Keras model."""
-        return rows_of(self.links)
+        """A row for each variable of the Keras model; tensors have the names of the checkpoint, if one was given."""
+        return rows_of(self.links, self._named)
 
     @property
     def name(self) -> str:

@@ -1,6 +1,6 @@
 """What a match says: which tensors fill which variables, with which axes, and how that is known."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 from converter.pairs.mapping import expand, join
@@ -81,12 +81,13 @@ class Row:
     status: str
 
 
-def rows_of(links: list[Link]) -> list[Row]:
-    """A row for each variable, in the order of the links."""
+def rows_of(links: list[Link], named: Mapping[str, str] | None = None) -> list[Row]:
+    """A row for each variable, in the order of the links; `named` are other names of tensors."""
+    known = named or {}
     return [
         Row(
             join(ours, variable),
-            tuple(join(theirs, name) for name in fill.tensors),
+            tuple(known.get(join(theirs, name), join(theirs, name)) for name in fill.tensors),
             fill.axes,
             link.evidence,
             link.status,
@@ -109,6 +110,7 @@ class Outcome:
             paths are those of `converter.nested.flat`.
         notes: sentences for a person: where the two networks differ, and what to do.
         saved: name of a torch tensor -> the name that its library gives it in a file, where it is another.
+        named: name of a torch tensor -> its name in the checkpoint that was given, where it is another.
     """
 
     links: list[Link]
@@ -116,3 +118,4 @@ class Outcome:
     outputs: list[tuple[str, str, str]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     saved: dict[str, str] = field(default_factory=dict)
+    named: dict[str, str] = field(default_factory=dict)

@@ -339,6 +339,20 @@ def test_a_builder_that_fails_is_told_with_its_line():
         matched(lambda: Blocks(1), broken, image(7, 6))
 
 
+def test_a_checkpoint_of_another_network_is_refused(tmp_path):
+    torch.save(Residual().state_dict(), tmp_path / "other.pth")
+    with pytest.raises(ConversionError, match="of another network: of the 6 tensors of --torch it holds 0"):
+        converter.match(lambda: Blocks(1), lambda: blocks_keras(1), lambda: (image(7, 6),), tmp_path / "other.pth")
+
+
+def test_a_checkpoint_may_stand_under_a_prefix_and_lack_something(tmp_path):
+    state = {f"module.net.{name}": value for name, value in Blocks(1).state_dict().items() if name != "last.bias"}
+    torch.save({"state_dict": state}, tmp_path / "net.pth")
+    match = converter.match(lambda: Blocks(1), lambda: blocks_keras(1), lambda: (image(7, 6),), tmp_path / "net.pth")
+    assert match.notes == ["the checkpoint lacks last.bias"]
+    assert match.rows[0].tensors == ("module.net.first.weight",)
+
+
 def test_a_matched_pair_is_converted_and_proven(tmp_path):
     match = matched(Residual, residual_keras, image(2, 3, 4, 5))
     torch.manual_seed(3)
