@@ -35,6 +35,8 @@ class Verdict:
         uncut: torch's unit -> how its result compares in a run that nothing was put into; missing where it has none.
         cut: the same where torch's results stand in the place of those of units that differ on their own.
         faulty: those units, in the order of the network.
+        behind: of those the ones that are not given what torch's are given, as a unit before them has a result of another
+            shape -> that unit.
         untold: units that can be exchanged with another without any difference: unit -> the others.
         hidden: units whose kernel shows nowhere, as what they are given is zero.
     """
@@ -42,6 +44,7 @@ class Verdict:
     uncut: dict[Unit, Agreement] = field(default_factory=dict)
     cut: dict[Unit, Agreement] = field(default_factory=dict)
     faulty: list[Unit] = field(default_factory=list)
+    behind: dict[Unit, Unit] = field(default_factory=dict)
     untold: dict[Unit, set[Unit]] = field(default_factory=dict)
     hidden: set[Unit] = field(default_factory=set)
 
@@ -88,6 +91,7 @@ class Deciding:
             uncut=uncut,
             cut=self._run(given) if given else uncut,
             faulty=self._in_order(faulty),
+            behind=self._behind(faulty, uncut),
             untold=self._untold(uncut),
             hidden={unit for unit in self.filled if self._hidden(unit)},
         )
@@ -196,6 +200,15 @@ class Deciding:
             self.filled[one].chosen = kept[one]
         self._put(rest)
         return list(wrong)
+
+    def _behind(self, faulty: list[Unit], compared: Compared) -> dict[Unit, Unit]:
+        unfed = set(faulty) - set(self._given(faulty))
+        found: dict[Unit, Unit] = {}
+        for unit in self._in_order(faulty):
+            before = next((one for one in self._nearest(unit, compared) if one in unfed), None)
+            if before is not None:
+                found[unit] = found.get(before, before)
+        return found
 
     def _exchanged(self, uncut: Compared) -> bool:
         """Exchange two units that look alike near the first ones that differ; whether more agrees then."""

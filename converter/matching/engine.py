@@ -215,6 +215,6 @@ def _notes(alignment: Alignment, verdict: Verdict) -> Iterator[str]:
         yield f"only torch has {listed([printable(one, 100) for one in fold(lacking)], 8)}"
     if more:
         yield f"only Keras has {listed([printable(one, 100) for one in fold(more)], 8)}"
-    if verdict.faulty:
-        names = listed([printable(one.name, 100) for one in verdict.faulty], 8)
-        yield f"on agreeing inputs the results differ of {names}"
+    first = [one.name for one in verdict.faulty if one not in verdict.behind]
+    if first:
+        yield f"on agreeing inputs the results differ of {listed([printable(one, 100) for one in fold(first)], 8)}"

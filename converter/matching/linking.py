@@ -125,6 +125,8 @@ class Linking:
         cut = verdict.cut.get(unit)
         if unit in verdict.faulty:
             size = "in shape" if own is None or math.isinf(own.error) else f"by {_rounded(own.error)}"
+            if unit in verdict.behind:
+                return "proposed", f"{how}; its result differs {size}, behind {verdict.behind[unit].name}"
             return "proposed", f"{how}; its result differs {size}, though what it is given agrees"
         if own:
             return "proposed", f"{how}; its own result agrees, but what it feeds does not, or has no counterpart"

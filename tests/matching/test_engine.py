@@ -360,3 +360,23 @@ def test_a_matched_pair_is_converted_and_proven(tmp_path):
     report = converter.convert(match.pair, tmp_path / "net.pth", tmp_path / "net.weights.h5")
     assert report.numerical.full
     assert len(report.numerical.outputs) == 1
+
+
+def test_a_layer_with_another_stride_is_named_and_no_row_behind_it_is_proven():
+    def theirs() -> Any:
+        return nn.Sequential(
+            nn.Conv2d(3, 4, 1), nn.ReLU(), nn.Conv2d(4, 4, 3, stride=2, padding=1), nn.ReLU(), nn.Conv2d(4, 5, 1)
+        )
+
+    def ours() -> Any:
+        given = keras.Input((8, 8, 3))
+        x = keras.layers.Conv2D(4, 1, strides=2, activation="relu", name="a")(given)
+        x = keras.layers.Conv2D(4, 3, padding="same", activation="relu", name="b")(x)
+        return keras.Model(given, keras.layers.Conv2D(5, 1, name="c")(x))
+
+    match = matched(theirs, ours, image(1, 3, 8, 8))
+    assert set(statuses(match).values()) == {"proposed"}
+    assert match.notes == ["on agreeing inputs the results differ of 0"]
+    evidence = {row.variable: row.evidence for row in match.rows}
+    assert evidence["a.kernel"] == "data flow; its result differs in shape, though what it is given agrees"
+    assert evidence["b.kernel"].endswith("behind 0")
