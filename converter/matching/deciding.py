@@ -21,6 +21,7 @@ from converter.matching.units import Shape, Unit
 
 _ROUNDS = 12  # of exchanges
 _EXCHANGES = 12  # pairs of units that are exchanged for one that differs
+_IMAGES = ("Conv", "BatchNorm", "GroupNorm", "InstanceNorm")  # torch's modules whose results have channels at axis 1
 _FIRST = 4  # units that differ for which that is tried
 
 Compared = dict[Unit, Agreement]
@@ -35,8 +36,8 @@ class Verdict:
         uncut: torch's unit -> how its result compares in a run that nothing was put into; missing where it has none.
         cut: the same where torch's results stand in the place of those of units that differ on their own.
         faulty: those units, in the order of the network.
-        behind: of those the ones that are not given what torch's are given, as a unit before them has a result of another
-            shape -> that unit.
+        behind: of those the ones that are not given what torch's are given -> the unit before them whose result is of
+            another shape.
         untold: units that can be exchanged with another without any difference: unit -> the others.
         hidden: units whose kernel shows nowhere, as what they are given is zero.
     """
@@ -143,7 +144,9 @@ class Deciding:
             if self._comparable(unit):
                 shape = self._keras.steps[self._step(unit)].shapes[0]
                 theirs = self._results[unit]
-                text = next(patterns(theirs.shape, shape), None)
+                ways = list(patterns(theirs.shape, shape))
+                images = unit.owner.startswith(_IMAGES)  # a square image of as many channels fits both ways
+                text = next(iter(sorted(ways, key=lambda way: images and not way.startswith("n c"))), None)
                 if text is not None and theirs.size == math.prod(shape):
                     found[unit] = np.ascontiguousarray(arranged(theirs, text, shape))
         return found
