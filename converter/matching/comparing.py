@@ -2,7 +2,8 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import permutations
+from itertools import accumulate, permutations
+from operator import mul
 
 import numpy as np
 
@@ -13,6 +14,7 @@ from converter.matching.units import Shape
 # it, and is for the proof to find; a tensor in the wrong place, or a bias that is lost, is above by ten times.
 NEAR = 2e-3
 _LETTERS = "abcdef"
+_SAME = "... -> ..."
 _FEW = 200_000  # values of an array up to which all orders of its axes are tried
 
 
@@ -36,13 +38,18 @@ class Agreement:
         """The values agree, and their axes are known."""
         return bool(self) and bool(self.axes)
 
+    @property
+    def usual(self) -> bool:
+        """The values agree in one of the layouts that most networks have."""
+        return bool(self) and (self.axes == _SAME or self.axes.startswith("n c "))
+
 
 def agreement(theirs: np.ndarray, ours: np.ndarray) -> Agreement:
     """Torch's result against Keras's."""
     if theirs.size != ours.size:
         return Agreement(np.inf)
     if not theirs.size:
-        return Agreement(0.0, "... -> ...")
+        return Agreement(0.0, _SAME)
     best = Agreement(np.inf)
     for text in patterns(theirs.shape, ours.shape):
         error = _off(arranged(theirs, text, ours.shape), ours)
@@ -65,13 +72,19 @@ def agreement(theirs: np.ndarray, ours: np.ndarray) -> Agreement:
 def patterns(theirs: Shape, ours: Shape) -> Iterator[str]:
     """The usual ways in which a result is laid out on both sides; a shape that has fewer axes joins neighbours."""
     if theirs == ours:
-        yield "... -> ..."
+        yield _SAME
     if len(theirs) >= 3:
         spatial = " ".join(("d", "h", "w")[-(len(theirs) - 2) :]) if len(theirs) <= 5 else ""
         if spatial:
             yield f"n c {spatial} -> n {spatial} c"
-    if theirs != ours:
-        yield "... -> ..."
+    if theirs != ours and _joins(theirs, ours):
+        yield _SAME
+
+
+def _joins(theirs: Shape, ours: Shape) -> bool:
+    """Whether one shape joins neighbouring axes of the other: 3 x 4 and 4 x 3 are not in one order."""
+    some, others = (set(accumulate(shape, mul)) for shape in (theirs, ours))
+    return some <= others or others <= some
 
 
 def arranged(value: np.ndarray, axes: str, shape: Shape) -> np.ndarray:

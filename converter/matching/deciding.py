@@ -40,6 +40,9 @@ class Verdict:
             another shape.
         untold: units that can be exchanged with another without any difference: unit -> the others.
         hidden: units whose kernel shows nowhere, as what they are given is zero.
+        unlaid: units that give the same in another layout.
+        ends: how the outputs of both networks compare: "same", "turned" where one has the values of torch's in another
+            order, "other" where one has the size of torch's alone, "" where one is none of torch's.
     """
 
     uncut: dict[Unit, Agreement] = field(default_factory=dict)
@@ -48,6 +51,8 @@ class Verdict:
     behind: dict[Unit, Unit] = field(default_factory=dict)
     untold: dict[Unit, set[Unit]] = field(default_factory=dict)
     hidden: set[Unit] = field(default_factory=set)
+    unlaid: set[Unit] = field(default_factory=set)
+    ends: str = ""
 
 
 class Deciding:
@@ -74,8 +79,8 @@ class Deciding:
             self.filled[unit] = fill(unit, other, factors(unit))
         self._put(self.filled)
 
-    def decide(self) -> Verdict:
-        """Repair what can be, and say what is known."""
+    def decide(self, dull: bool = False) -> Verdict:
+        """Repair what can be, and say what is known; `dull` are inputs that do not vary along each axis."""
         uncut = self._run()
         faulty: list[Unit] = []
         if any(not found and self.felt(unit, uncut) for unit, found in uncut.items()):
@@ -87,6 +92,8 @@ class Deciding:
                 uncut = self._run()
                 alone = self._alone()
                 faulty = [unit for unit in faulty if not alone[unit]]
+        if self._straightened(uncut):
+            uncut = self._run()
         given = self._given(faulty)
         return Verdict(
             uncut=uncut,
@@ -95,6 +102,7 @@ class Deciding:
             behind=self._behind(faulty, uncut),
             untold=self._untold(uncut),
             hidden={unit for unit in self.filled if self._hidden(unit)},
+            unlaid=self._unlaid() if dull else set(),
         )
 
     # Running
@@ -213,6 +221,26 @@ class Deciding:
                 found[unit] = found.get(before, before)
         return found
 
+    def _straightened(self, uncut: Compared) -> bool:
+        """Lay out units at the end so that their values come in torch's order, which nothing after them would show;
+        whether any was changed."""
+        changed = False
+        for unit, found in uncut.items():
+            filled = self.filled[unit]
+            if not found or found.usual or self._alignment.pairs[unit].after:
+                continue
+            kept = filled.chosen
+            for choice in range(len(filled.choices)):
+                filled.chosen = choice
+                self._put([unit])
+                if self._run(units=[unit])[unit].usual:
+                    changed = True
+                    break
+            else:
+                filled.chosen = kept
+                self._put([unit])
+        return changed
+
     def _exchanged(self, uncut: Compared) -> bool:
         """Exchange two units that look alike near the first ones that differ; whether more agrees then."""
         good = sum(map(bool, uncut.values()))
@@ -278,6 +306,28 @@ class Deciding:
                 if np.abs(result - bias.reshape(shape)).max() <= 1e-6 * np.abs(bias).max():
                     return True
         return False
+
+    def _unlaid(self) -> set[Unit]:
+        """Units that give the same of torch's own input in another layout, or may do so where that cannot be seen."""
+        found = {unit for unit, filled in self.filled.items() if len(filled.choices) > 1 and not self._comparable(unit)}
+        kept = {unit: filled.chosen for unit, filled in self.filled.items() if self._comparable(unit)}
+        alone = self._alone()
+        for choice in range(max((len(self.filled[unit].choices) for unit in kept), default=0)):
+            moved = {one for one, chosen in kept.items() if len(self.filled[one].choices) > choice != chosen}
+            values = {one: self._values(one) for one in moved}
+            for one in moved:
+                self.filled[one].chosen = choice
+            moved -= {one for one in moved if all(map(np.array_equal, values[one], self._values(one)))}
+            self._put(moved)
+            now = self._alone(moved) if moved else {}
+            found |= {one for one in moved if now[one] and now[one].axes == alone[one].axes}
+            for one, chosen in kept.items():
+                self.filled[one].chosen = chosen
+            self._put(moved)
+        return found
+
+    def _values(self, unit: Unit) -> list[np.ndarray]:
+        return [value for _, _, value in self.filled[unit].values(self._tensor, self._shapes)]
 
     def _untold(self, uncut: Compared) -> dict[Unit, set[Unit]]:
         """Units that can be exchanged with one that looks alike, and nothing differs that agreed."""

@@ -43,6 +43,9 @@ class TorchSide:
 
     def __init__(self, process: TorchProcess, builder: Builder, arguments: Arguments):
         reference = Reference(builder.text, builder, {}, {}, seeded=True)
+        self._given = [
+            one.shape for _, one in nested.flat((arguments.torch, arguments.torch_named)) if isinstance(one, np.ndarray)
+        ]
         self.held: dict[str, Held] = {}
         self.steps: list[Step] = []
         self.result: Any = None
@@ -79,10 +82,10 @@ class TorchSide:
     def _several(self) -> list[Shape]:
         if not hasattr(self, "_found"):
             found: dict[Shape, None] = {}
-            for step in self.steps:
-                for shape in step.shapes:
-                    if len(shape) == 4:
-                        found.update(dict.fromkeys([shape[1:], (shape[1], shape[3]), (shape[2], shape[3])]))
+            shapes = [shape for step in self.steps for shape in step.shapes]
+            for shape in [*self._given, *shapes]:
+                if len(shape) == 4:
+                    found.update(dict.fromkeys([shape[1:], (shape[1], shape[3]), (shape[2], shape[3])]))
             self._found = [shape for shape in found if min(shape) > 1]
         return self._found
 
@@ -119,32 +122,58 @@ def match_networks(
         progress.start("matching", 0)
         alignment = align(theirs.units, units)
         deciding = Deciding(alignment, theirs.tensor, theirs.results(alignment.theirs), ours, theirs.factors)
-        verdict = deciding.decide()
-        outputs = _outputs(theirs.result, ours)
+        dull = _dull(arguments)
+        verdict = deciding.decide(dull)
+        outputs, verdict.ends = _outputs(theirs.result, ours)
         called = {
             unit for unit in alignment.theirs if unit.call is not None and theirs.steps[unit.call].module == unit.path
         }
         links = list(Linking(alignment, deciding.filled, verdict, called).links())
         felt = [found for unit, found in verdict.uncut.items() if deciding.felt(unit, verdict.uncut)]
-        whole = bool(felt) and all(felt) and not alignment.uneven_in_keras()
+        whole = bool(felt) and all(felt) and verdict.ends != "turned" and not alignment.uneven_in_keras()
         links += _unpaired(alignment, units, ours, whole)
-        left = _left(theirs, alignment, deciding, links, whole)
+        left = _left(theirs, alignment, links, whole and verdict.ends != "other")
     saved = {name: one.saved_as for name, one in theirs.held.items() if one.saved_as}
-    return Outcome(links, left, outputs, [*held.notes, *_notes(alignment, verdict)], saved, held.names)
+    return Outcome(links, left, outputs, [*held.notes, *_notes(alignment, verdict, dull)], saved, held.names)
 
 
-def _outputs(theirs: Any, ours: Any) -> list[tuple[str, str, str]]:
-    """(path in torch's results, path in Keras's, pattern) of the results that are the same."""
+def _dull(arguments: Arguments) -> bool:
+    """Whether an input is the same all along an axis, as an image of zeros is: much does not show then."""
+    floats: list[np.ndarray] = []
+    for _, one in nested.flat((arguments.torch, arguments.torch_named)):
+        if isinstance(one, np.ndarray) and one.dtype.kind == "f":
+            floats.append(one)
+    return any(
+        length > 1 and bool((one == one.take([0], axis)).all())
+        for one in floats
+        for axis, length in enumerate(one.shape)
+    )
+
+
+def _outputs(theirs: Any, ours: Any) -> tuple[list[tuple[str, str, str]], str]:
+    """(path in torch's results, path in Keras's, pattern) of the results that are the same; and how all compare, as of
+    a `Verdict`, or "other" where both sides have one of a size and no two are the same."""
     wanted = [(path, np.asarray(one)) for path, one in nested.flat(theirs) if hasattr(one, "dtype")]
+    wanted = [(path, one) for path, one in wanted if one.dtype.kind == "f"]
     found = []
+    ends = "same"
     for path, value in nested.flat(ours.now()):
         value = np.asarray(value)
-        for name, one in wanted:
-            same = agreement(one, value) if value.dtype.kind == one.dtype.kind == "f" else None
-            if same is not None and same.in_order:
+        if value.dtype.kind != "f":
+            continue
+        every = [(name, agreement(one, value)) for name, one in wanted]
+        for name, same in every:
+            if same.in_order:
                 found.append((name, path, same.axes))
                 break
-    return found
+        else:
+            if any(same for _, same in every):
+                ends = "turned"
+            elif ends != "turned" and any(one.size == value.size for _, one in wanted):
+                ends = "other"
+            elif ends == "same":
+                ends = ""
+    return found, ends
 
 
 def _unpaired(alignment: Alignment, units: list[Unit], ours: Any, whole: bool) -> Iterator[Link]:
@@ -157,7 +186,7 @@ def _unpaired(alignment: Alignment, units: list[Unit], ours: Any, whole: bool) -
             continue
         place = unit.place
         below = [unit.full(name)[len(place) :].removeprefix(".") for name in unit.tensors]
-        if any(ours.variables[unit.full(name)].trainable for name in unit.tensors):
+        if unit.statistics or any(unit.full(name) in ours.learnt for name in unit.tensors):
             told = f"torch has {counts[0][unit.sort]} units of its size, Keras {counts[1][unit.sort]}"
             near = alignment.candidates.get(unit, [])
             if near:
@@ -175,9 +204,7 @@ def _unpaired(alignment: Alignment, units: list[Unit], ours: Any, whole: bool) -
             yield Link("", path, (Fill((), ("",), "= built"),), "proven", told)
 
 
-def _left(
-    theirs: TorchSide, alignment: Alignment, deciding: Deciding, links: list[Link], whole: bool
-) -> dict[str, str]:
+def _left(theirs: TorchSide, alignment: Alignment, links: list[Link], whole: bool) -> dict[str, str]:
     """Torch's tensors that fill nothing, each with the reason that is known."""
     used = {
         join(path, name) for link in links for path, _ in link.units() for fill in link.fills for name in fill.tensors
@@ -206,7 +233,7 @@ def _downstream_paired(unit: Unit, alignment: Alignment) -> bool:
     return any(one in alignment.pairs for one in downstream(unit))
 
 
-def _notes(alignment: Alignment, verdict: Verdict) -> Iterator[str]:
+def _notes(alignment: Alignment, verdict: Verdict, dull: bool) -> Iterator[str]:
     """Where the two networks differ, for a person."""
     lacking = [unit.name for unit in alignment.theirs if unit not in alignment.pairs and unit.result is not None]
     taken = set(alignment.pairs.values())
@@ -218,3 +245,9 @@ def _notes(alignment: Alignment, verdict: Verdict) -> Iterator[str]:
     first = [one.name for one in verdict.faulty if one not in verdict.behind]
     if first:
         yield f"on agreeing inputs the results differ of {listed([printable(one, 100) for one in fold(first)], 8)}"
+    elif verdict.ends == "turned":
+        yield "an output has torch's values in another order"
+    elif verdict.ends == "other":
+        yield "an output differs from torch's: what follows the last layers is not the same, as a softmax on one side"
+    if dull:
+        yield "an input is the same all along an axis, and hides much: random numbers show more"

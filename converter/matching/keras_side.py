@@ -20,6 +20,7 @@ class KerasSide:
         variables: attribute path -> variable.
         steps: the operations of a run, in their order; they read variables by their attribute paths.
         owners: attribute path of a variable -> class of its layer.
+        learnt: attribute paths of variables that training changes, unless their layer is frozen.
     """
 
     def __init__(self, model: Any, args: tuple, kwargs: dict[str, Any]):
@@ -43,6 +44,8 @@ class KerasSide:
         self.result = eager
         self.variables: dict[str, Any] = by_path(model)
         self.owners = owners_of(model, self.variables)
+        learnt = {id(one) for layer in model._flatten_layers(include_self=True) for one in layer._trainable_variables}
+        self.learnt = {path for path, variable in self.variables.items() if id(variable) in learnt}
         self._read()
 
     def _read(self) -> None:

@@ -116,7 +116,19 @@ class Linking:
             return "ambiguous", f"{how}; {others} may be meant as well, and has no counterpart"
         if unit in verdict.hidden:
             return "proposed", f"{how}; on these inputs its kernel shows nowhere"
-        if self._confirmed(unit):
+        if unit in verdict.unlaid:
+            return "ambiguous", f"{how}; laid out otherwise it gives the same on these inputs, which hardly vary"
+        meant = self._meant(unit)
+        if meant:
+            return "ambiguous", f"{how}; {listed([one.name for one in meant], 4)} may be meant for its constants"
+        if verdict.ends == "turned" and own and not self._alignment.pairs[unit].after:
+            return "ambiguous", f"{how}; its result agrees, but an output has torch's values in another order"
+        confirmed = self._confirmed(unit)
+        moved = self._moved(unit) if confirmed else []
+        if moved:
+            others = listed([one.name for one in moved], 4)
+            return "proposed", f"{how}; it agrees, but {others} of its size has no counterpart, and the outputs differ"
+        if confirmed:
             if own is None:
                 return "proven", f"{how}; what it feeds agrees in an uncut run"
             if not own:
@@ -141,8 +153,8 @@ class Linking:
         pairs, uncut = self._alignment.pairs, self._verdict.uncut
         own = uncut.get(unit)
         other = pairs[unit]
-        if not other.after:
-            return bool(own)
+        if not other.after:  # nothing but the outputs shows in which order its values are
+            return own is not None and (own.in_order or (bool(own) and self._verdict.ends == "same"))
         fed = {pairs.get(one): one for one in downstream(unit)}
         known = 0
         for after in other.after:
@@ -158,6 +170,41 @@ class Linking:
         if own is None:
             return known > 0
         return bool(own) or known > 0
+
+    def _meant(self, unit: Unit) -> list[Unit]:
+        """Units of torch's behind this one that have no counterpart, and the size of what is held constant here."""
+        filled = self._filled[unit]
+        sizes = {math.prod(filled.ours.tensors[_below(name, filled.ours.path)]) for name in filled.constants}
+        found: dict[Unit, None] = {}
+        open_ = [unit] if sizes else []
+        while open_:
+            for one in open_.pop().after:
+                if (
+                    one not in found
+                    and one not in self._alignment.pairs
+                    and one.sort[:2] in {("vector", n) for n in sizes}
+                ):
+                    found[one] = None
+                    open_.append(one)
+        return list(found)
+
+    def _moved(self, unit: Unit) -> list[Unit]:
+        """Units of either side in a line with this one that have no counterpart, though they are of its size: which of
+        them is missing on the other side, only equal outputs tell."""
+        if self._verdict.ends == "same":
+            return []
+        found = []
+        other = self._alignment.pairs[unit]
+        taken = set(self._alignment.pairs.values())
+        for mine, every, known in (
+            (unit, self._alignment.theirs, self._alignment.pairs),
+            (other, self._alignment.ours, taken),
+        ):
+            spare = [one for one in every if one not in known and one.sort == mine.sort and one.result is not None]
+            if spare:
+                behind = downstream(mine)
+                found += [one for one in spare if one in behind or mine in downstream(one)]
+        return found
 
     def _confirmed_beyond(self, unit: Unit) -> bool:
         """Whether a unit whose own sums are made in another order feeds only what agrees."""

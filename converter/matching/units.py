@@ -109,6 +109,8 @@ def grouped(tensors: Mapping[str, Shape], owners: Mapping[str, str]) -> list[Uni
         above, _, leaf = name.rpartition(".")
         match = _LEAF.fullmatch(leaf)
         key = f"{match['before']}{match['behind']}" if match else leaf
+        if leaf == "bias" and owners.get(name, "").startswith("Separable"):
+            key = "pointwise"  # after both kernels
         path = above
         unit = found.setdefault((path, key), Unit(path, len(found), owners.get(name, "")))
         unit.tensors[leaf] = shape

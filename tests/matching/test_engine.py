@@ -380,3 +380,97 @@ def test_a_layer_with_another_stride_is_named_and_no_row_behind_it_is_proven():
     evidence = {row.variable: row.evidence for row in match.rows}
     assert evidence["a.kernel"] == "data flow; its result differs in shape, though what it is given agrees"
     assert evidence["b.kernel"].endswith("behind 0")
+
+
+class Turned(keras.layers.Layer):
+    """Its kernel has what is in a head before the heads."""
+
+    def build(self, shape: Any) -> None:
+        self.kernel = self.add_weight(shape=(8, 4, 3), name="kernel")
+
+    def call(self, x: Any) -> Any:
+        return keras.ops.reshape(keras.ops.einsum("bi,idh->bhd", x, self.kernel), (-1, 12))
+
+
+def test_a_kernel_at_the_end_gives_its_values_in_torchs_order():
+    def keras_side() -> Any:
+        given = keras.Input((8,))
+        return keras.Model(given, Turned(name="end")(given))
+
+    match = matched(lambda: nn.Sequential(nn.Linear(8, 12, bias=False)), keras_side, image(2, 8))
+    assert proven(match) == {"end.kernel": (("0.weight",), "(c b) a -> a b c")}
+
+
+class Shuffled(keras.layers.Layer):
+    def call(self, x: Any) -> Any:
+        _, h, w, c = x.shape
+        x = keras.ops.reshape(x, (-1, h, w, 2, 2, c // 4))
+        return keras.ops.reshape(keras.ops.transpose(x, (0, 1, 3, 2, 4, 5)), (-1, 2 * h, 2 * w, c // 4))
+
+
+def test_an_output_in_another_order_proves_nothing_of_the_last_layer():
+    def keras_side() -> Any:
+        given = keras.Input((5, 4, 3))
+        return keras.Model(given, Shuffled()(keras.layers.Conv2D(12, 3, name="last")(given)))
+
+    match = matched(lambda: nn.Sequential(nn.Conv2d(3, 12, 3), nn.PixelShuffle(2)), keras_side, image(1, 3, 5, 4))
+    assert set(statuses(match).values()) == {"ambiguous"}
+    assert match.notes == ["an output has torch's values in another order"]
+
+
+class Biased(nn.Module):
+    """Its bias is a parameter of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.dense, self.shift = nn.Linear(8, 5, bias=False), nn.Parameter(torch.zeros(5))
+
+    def forward(self, x: Any) -> Any:
+        return self.dense(x) + self.shift
+
+
+def test_a_bias_is_not_zero_where_torch_adds_something_behind():
+    def keras_side() -> Any:
+        given = keras.Input((8,))
+        return keras.Model(given, keras.layers.Dense(5, name="end")(given))
+
+    match = matched(Biased, keras_side, image(3, 8))
+    assert set(statuses(match).values()) == {"ambiguous"}
+    assert match.links[0].evidence.endswith("shift may be meant for its constants")
+    assert match.left == {"shift": ""}
+    assert any(note.startswith("an output differs from torch's") for note in match.notes)
+
+
+@pytest.mark.parametrize("shape", [(1, 3, 4, 5), (2, 3, 4, 5)])
+def test_inputs_that_do_not_vary_prove_no_layout(shape):
+    def keras_side() -> Any:
+        given = keras.Input((4, 5, 3))
+        return keras.Model(given, keras.layers.Dense(7, name="end")(keras.layers.Flatten()(given)))
+
+    def torch_side() -> Any:
+        return nn.Sequential(nn.Flatten(), nn.Linear(60, 7))
+
+    match = matched(torch_side, keras_side, np.ones(shape, np.float32))
+    assert set(statuses(match).values()) == {"ambiguous"}
+    assert match.notes == ["an input is the same all along an axis, and hides much: random numbers show more"]
+    assert proven(matched(torch_side, keras_side, image(*shape)))["end.kernel"][1] == "o (i0 i1 i2) -> (i1 i2 i0) o"
+
+
+@pytest.mark.parametrize(
+    "extra", [lambda: keras.layers.Dense(3, name="extra"), lambda: keras.layers.BatchNormalization(
+        center=False, scale=False, name="extra")]
+)  # fmt: skip
+def test_a_frozen_head_that_torch_lacks_is_not_taken_for_a_constant(extra):
+    def keras_side() -> Any:
+        given = keras.Input((8,))
+        x = keras.layers.Dense(6, activation="tanh")(given)
+        other = extra()
+        model = keras.Model(given, [keras.layers.Dense(4, name="head")(x), other(x)])
+        other.trainable = False
+        return model
+
+    found = statuses(
+        matched(lambda: nn.Sequential(nn.Linear(8, 6), nn.Tanh(), nn.Linear(6, 4)), keras_side, image(3, 8))
+    )
+    assert {status for name, status in found.items() if name.startswith("extra")} == {"unmatched"}
+    assert found["head.kernel"] == "proven"
