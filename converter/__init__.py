@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from converter.api import Inspection, convert, inspect, plan, register, verify
     from converter.errors import ConversionError, PlanError, ProofError, UsageError
     from converter.exporting import ExportReport, export
+    from converter.matching.audit import Audit, Finding, audit
     from converter.matching.match import Match, match
     from converter.pages.proof import save_html
     from converter.pairs.dialects import Dialect
@@ -31,11 +32,13 @@ if TYPE_CHECKING:
     from converter.scaffold import NewPair, new_pair
 
 __all__ = [
+    "Audit",
     "ConfigJson",
     "ConversionError",
     "Dialect",
     "Drop",
     "ExportReport",
+    "Finding",
     "Inspection",
     "Mapping",
     "Match",
@@ -50,6 +53,7 @@ __all__ = [
     "Row",
     "UsageError",
     "Variant",
+    "audit",
     "convert",
     "export",
     "inspect",
@@ -68,6 +72,7 @@ _HOMES = {
     "api": "Inspection convert inspect plan register verify",
     "errors": "ConversionError PlanError ProofError UsageError",
     "exporting": "ExportReport export",
+    "matching.audit": "Audit Finding audit",
     "matching.match": "Match match",
     "progress": "Progress",
     "restoring": "Restored restore",

@@ -1,15 +1,18 @@
 """A Keras model as steps: traced once, whatever it is made of; any step's result can be had, and others put in."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import wraps
 from typing import Any
 
 import keras
 import numpy as np
 import tensorflow as tf
 
+from converter import nested
 from converter.blame import where_and_what
 from converter.errors import ConversionError
-from converter.planning.variables import by_path
+from converter.planning.variables import by_path, layers_by_path
 from converter.torch_side.answers import Step
 
 
@@ -21,6 +24,8 @@ class KerasSide:
         steps: the operations of a run, in their order; they read variables by their attribute paths.
         owners: attribute path of a variable -> class of its layer.
         learnt: attribute paths of variables that training changes, unless their layer is frozen.
+        homes: for each step the path of the innermost layer in whose call it stands; "" is the model itself.
+        outputs: (path in the result, step) of each output.
     """
 
     def __init__(self, model: Any, args: tuple, kwargs: dict[str, Any]):
@@ -38,7 +43,8 @@ class KerasSide:
         try:
             eager = run(*self._inputs)  # builds what is built by its first call
             specs = [tf.TensorSpec(one.shape, one.dtype) for one in self._inputs]
-            self._function = tf.compat.v1.wrap_function(run, specs)
+            with _noted(model) as self._calls:
+                self._function = tf.compat.v1.wrap_function(run, specs)
         except Exception as error:  # the user's own program
             raise ConversionError(f"the Keras model fails on its inputs: {where_and_what(error)}") from error
         self.result = eager
@@ -72,7 +78,26 @@ class KerasSide:
             floats = [one for one in operation.outputs if one.dtype.is_floating]
             self._tensors.append((floats or list(operation.outputs) or [None])[0])
             known.update({one.name: number for one in operation.outputs})
+        places = {operation.name: place for place, operation in enumerate(graph.get_operations())}
+        homes = [""] * len(places)
+        for path, start, end in sorted(self._calls, key=lambda call: call[1] - call[2]):  # the outer ones first
+            homes[start:end] = [path] * (end - start)
+        self.homes = [homes[places[step.module]] for step in self.steps]
+        self.outputs = [
+            (path, known[one.name])
+            for path, one in nested.flat(self._function.structured_outputs)
+            if isinstance(known.get(getattr(one, "name", "")), int)
+        ]
         self._pruned: dict[tuple, Any] = {}
+
+    def input(self, name: str) -> np.ndarray:
+        """The input that steps read by this name."""
+        return np.asarray(self._inputs[int(name.rpartition(" ")[2])])
+
+    def constant(self, step: int, place: int) -> np.ndarray | None:
+        """What a step reads at this place, where the graph says it."""
+        operation = self._function.graph.get_operation_by_name(self.steps[step].module)
+        return tf.get_static_value(operation.inputs[place]) if place < len(operation.inputs) else None
 
     def values(self, steps: Sequence[int], given: Mapping[int, np.ndarray] | None = None) -> dict[int, np.ndarray]:
         """What these steps give; `given` are results that stand in the place of other steps' own."""
@@ -98,6 +123,35 @@ class KerasSide:
         """Give variables values, by their attribute paths."""
         for path, value in values.items():
             self.variables[path].assign(value)
+
+
+@contextmanager
+def _noted(model: Any) -> Iterator[list[tuple[str, int, int]]]:
+    """In the block, calls of the model's layers are noted that are traced into a graph: (path, first operation, the one
+    behind the last)."""
+    calls: list[tuple[str, int, int]] = []
+
+    def noting(path: str, call: Any) -> Any:
+        @wraps(call)
+        def noted(*args: Any, **kwargs: Any) -> Any:
+            graph = tf.compat.v1.get_default_graph()
+            start = len(graph.get_operations())
+            result = call(*args, **kwargs)
+            calls.append((path, start, len(graph.get_operations())))
+            return result
+
+        return noted
+
+    changed = []
+    try:
+        for path, layer in layers_by_path(model).items():
+            if path and "call" not in vars(layer):
+                object.__setattr__(layer, "call", noting(path, layer.call))
+                changed.append(layer)
+        yield calls
+    finally:
+        for layer in changed:
+            object.__delattr__(layer, "call")
 
 
 def owners_of(model: Any, variables: Mapping[str, Any]) -> dict[str, str]:

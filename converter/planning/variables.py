@@ -61,6 +61,27 @@ def layer_at(model: Any, path: str) -> Any:
     return None
 
 
+def layers_by_path(model: Any) -> dict[str, Any]:
+    """Path -> layer, of every layer, each under the first of its paths, as `by_path` finds them; "" is the model."""
+    found: dict[str, Any] = {}
+    seen: set[int] = set()
+
+    def walk(node: Any, path: str, private: bool) -> None:
+        if id(node) in seen:
+            return
+        seen.add(id(node))
+        if isinstance(node, keras.Layer) and not any(node is one for one in found.values()):
+            found[path] = node
+        for word, child in _children(node, private):
+            if isinstance(child, (list, tuple, dict, keras.Layer)):
+                walk(child, f"{path}.{word}" if path else word, private)
+
+    for private in (False, True):
+        seen.clear()
+        walk(model, "", private)
+    return found
+
+
 def layers_of(model: Any, path: str, parts: Sequence[str]) -> dict[str, Any]:
     """The layers at these paths below `path`, or the one at `path` itself, under ""."""
     return {part: layer_at(model, f"{path}.{part}" if path and part else path or part) for part in parts or ("",)}

@@ -19,6 +19,7 @@ class Module:
         kind: its class with its module, as "torch.nn.modules.linear.Linear".
         parameters, buffers: name -> (shape, dtype) of those of its own, buffers that are not saved left out.
         same_as: the path under which the same module came before, or None.
+        settings: its public attributes that are numbers, flags or words, or tuples of these: `eps`, `stride`.
     """
 
     path: str
@@ -26,6 +27,7 @@ class Module:
     parameters: dict[str, tuple[tuple[int, ...], str]]
     buffers: dict[str, tuple[tuple[int, ...], str]]
     same_as: str | None = None
+    settings: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass

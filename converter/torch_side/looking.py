@@ -14,7 +14,8 @@ from converter.pairs.pair import Probe
 from converter.torch_side.answers import Module, Outputs, Recorded, Send, Step
 from converter.torch_side.questions import Inventory, Record, Run, Trace
 from converter.torch_side.reference import Filled, ReferenceFailed
-from converter.torch_side.tensors import as_arrays, as_tensors, copied, tensors_of
+from converter.torch_side.rounded import Exact, exactly
+from converter.torch_side.tensors import as_arrays, as_tensors, copied, double, each_tensor, tensors_of
 
 
 def inventory(question: Inventory, filled: Filled, send: Send) -> None:
@@ -29,9 +30,16 @@ def inventory(question: Inventory, filled: Filled, send: Send) -> None:
                 _described(module._parameters),
                 _described({name: value for name, value in module._buffers.items() if name not in unsaved}),
                 first.get(id(module)),
+                {name: value for name, value in vars(module).items() if name[0] != "_" and _simple(value)},
             )
         )
         first.setdefault(id(module), path)
+
+
+def _simple(value: Any) -> bool:
+    if isinstance(value, (tuple, list)):
+        return len(value) <= 8 and all(map(_simple, value))
+    return value is None or type(value) in (bool, int, float, str)
 
 
 def _described(tensors: dict[str, Any]) -> dict[str, tuple[tuple[int, ...], str]]:
@@ -44,7 +52,16 @@ def _described(tensors: dict[str, Any]) -> dict[str, tuple[tuple[int, ...], str]
 
 def run(question: Run, filled: Filled, send: Send) -> None:
     """Answer a `Run`."""
-    send(Outputs(as_arrays(_called(filled, question.probe, as_tensors(question.probe.inputs)))))
+    inputs = as_tensors(question.probe.inputs)
+    if not question.exact:
+        send(Outputs(as_arrays(_called(filled, question.probe, inputs))))
+        return
+    network = filled.exact(question.probe, copied=True).get_submodule(question.probe.part)
+    try:
+        with torch.no_grad(), exactly(Exact()):
+            send(Outputs(as_arrays(_given(network, question.probe, each_tensor(inputs, double)))))
+    except Exception as error:
+        raise ReferenceFailed(f"it does not run in float64: {where_and_what(error)}") from error
 
 
 def record(question: Record, filled: Filled, send: Send) -> None:
@@ -143,10 +160,14 @@ def _called(filled: Filled, probe: Probe, inputs: dict[str, Any]) -> Any:
     part = filled.single(probe).get_submodule(probe.part)
     try:
         with torch.no_grad():
-            args, kwargs = nested.arguments(inputs)
-            return part(*args, **kwargs, **probe.options)
+            return _given(part, probe, inputs)
     except Exception as error:
         raise ReferenceFailed(
             f"the torch reference of {filled.wanted.model} (build_torch) fails on its inputs, at "
             f"{where_and_what(error)}"
         ) from error
+
+
+def _given(part: Any, probe: Probe, inputs: dict[str, Any]) -> Any:
+    args, kwargs = nested.arguments(inputs)
+    return part(*args, **kwargs, **probe.options)

@@ -75,10 +75,11 @@ class Record:
 
 @dataclass
 class Run:
-    """What the network, or the probe's part of it, gives: one `Outputs`."""
+    """What the network, or the probe's part of it, gives: one `Outputs`; in float64, if it is to be exact."""
 
     reference: Reference
     probe: Probe
+    exact: bool = False
 
 
 @dataclass

@@ -1,0 +1,131 @@
+"""Every unit on torch's own input: its error is its own, and does not come from what stands before it.
+
+Torch's results stand in the place of Keras's own. A result that is put in cannot be had, so that units that feed one
+another take turns: each run puts in the results of all but one set of units, and asks for those.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from converter.matching.comparing import Agreement, arranged, patterns
+from converter.matching.keras_side import KerasSide
+from converter.matching.units import Unit
+
+
+@dataclass
+class Walk:
+    """Units with a result on both sides.
+
+    Attributes:
+        pairs: torch's unit -> Keras's.
+        results: torch's unit -> its result with the checkpoint's values.
+        axes: torch's unit -> pattern that lays its result out as Keras does.
+        errors: torch's unit -> the largest difference over the largest value, on torch's own input; infinite where the
+            two are not of one size.
+        fed: Keras's step -> torch's result for it, laid out; of those that can be put in.
+    """
+
+    keras: KerasSide
+    pairs: Mapping[Unit, Unit]
+    results: Mapping[Unit, np.ndarray]
+    axes: dict[Unit, str] = field(default_factory=dict)
+    errors: dict[Unit, float] = field(default_factory=dict)
+    fed: dict[int, np.ndarray] = field(default_factory=dict)
+
+    def lay_out(self, known: Mapping[Unit, Agreement]) -> None:
+        """Lay torch's results out as the agreements say; where they do not, in the way that is nearest."""
+        own = self.keras.values(sorted({self.step(unit) for unit in self.results}))
+        for unit, theirs in self.results.items():
+            value = own[self.step(unit)]
+            if theirs.size != value.size or value.dtype.kind != "f":
+                continue
+            agreed = known.get(unit)
+            if agreed is not None and agreed.in_order:
+                axes = agreed.axes
+            else:
+                ways = list(patterns(theirs.shape, value.shape))
+                axes = min(ways, key=lambda way: float(np.abs(arranged(theirs, way, value.shape) - value).mean()))
+            self.axes[unit] = axes
+            self.fed[self.step(unit)] = as_ours(theirs, axes, value)
+
+    def step(self, unit: Unit) -> int:
+        step = self.pairs[unit].result
+        assert step is not None
+        return step
+
+    def run(self, told: Callable[[int], None]) -> None:
+        """Measure every unit."""
+        sets = self._sets()
+        for some in sets:
+            given = {step: value for step, value in self.fed.items() if step not in some}
+            values = self.keras.values(sorted(some), given)
+            for unit in self.results:
+                if self.step(unit) in some:
+                    self.errors[unit] = (
+                        off(self.fed[self.step(unit)], values[self.step(unit)]) if unit in self.axes else np.inf
+                    )
+            told(len(some))
+
+    def without(self, steps: Iterable[int]) -> dict[int, np.ndarray]:
+        """What is put in where these steps are to be had."""
+        some = set(steps)
+        return {step: value for step, value in self.fed.items() if step not in some}
+
+    def _sets(self) -> list[set[int]]:
+        """Steps in as few sets as it takes that none feeds another of its set."""
+        near: dict[int, set[int]] = {self.step(unit): set() for unit in self.results}
+        for unit in self.results:
+            for other in self.feeding(unit):
+                if self.step(other) != self.step(unit):
+                    near[self.step(unit)].add(self.step(other))
+                    near[self.step(other)].add(self.step(unit))
+        colours: dict[int, int] = {}
+        for step in sorted(near):
+            taken = {colours[one] for one in near[step] if one in colours}
+            colours[step] = next(colour for colour in range(len(near) + 1) if colour not in taken)
+        return [{one for one, mine in colours.items() if mine == colour} for colour in sorted(set(colours.values()))]
+
+    def feeding(self, unit: Unit) -> set[Unit]:
+        """The nearest units before it that have results, by Keras's flow."""
+        return self._above(unit)[0]
+
+    def passed(self, unit: Unit) -> set[Unit]:
+        """Units between those and it: their results are not known one by one."""
+        return self._above(unit)[1]
+
+    def _above(self, unit: Unit) -> tuple[set[Unit], set[Unit]]:
+        theirs = {id(other): one for one, other in self.pairs.items()}
+        found, passed, seen = set(), set(), set()
+        open_ = [one for one in self.pairs[unit].before if isinstance(one, Unit)]
+        while open_:
+            other = open_.pop()
+            if id(other) in seen or other is self.pairs[unit]:
+                continue
+            seen.add(id(other))
+            one = theirs.get(id(other))
+            if one is not None and one in self.results:
+                found.add(one)
+                continue
+            if one is not None:
+                passed.add(one)
+            open_ += [each for each in other.before if isinstance(each, Unit)]
+        return found, passed
+
+
+def as_ours(theirs: np.ndarray, axes: str, like: np.ndarray) -> np.ndarray:
+    """Torch's result as Keras has it, to be put in its place."""
+    return np.ascontiguousarray(arranged(theirs, axes, like.shape)).astype(like.dtype)
+
+
+def off(theirs: np.ndarray, ours: np.ndarray) -> float:
+    """The largest difference over the largest value, of what is finite; infinite where other values are not."""
+    if theirs.shape != ours.shape:
+        return float(np.inf)
+    finite = np.isfinite(theirs)
+    if not np.array_equal(finite, np.isfinite(ours)):
+        return float(np.inf)
+    theirs, ours = theirs[finite].astype(np.float64), ours[finite]
+    size = float(np.abs(theirs).max(initial=0.0))
+    return float(np.abs(theirs - ours).max(initial=0.0)) / (size or 1.0)
