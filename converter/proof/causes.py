@@ -56,7 +56,7 @@ def cause(
             found = guess(ours, theirs, before, earlier)
             if found:
                 return found
-    return _operation(between)
+    return operation(between)
 
 
 def _near(some: np.ndarray, other: np.ndarray, near: float = _NEAR) -> bool:
@@ -166,7 +166,7 @@ def _border(ours: np.ndarray, theirs: np.ndarray, before: object, earlier: objec
 _ACTIVATIONS = frozenset("relu hardtanh tanh sigmoid silu hardswish hardsigmoid leaky_relu elu gelu mish".split())
 
 
-def _operation(between: Iterable[str]) -> str:
+def operation(between: Iterable[str]) -> str:
     """What usually goes wrong with the one operation that stands there, if there is one."""
     usual = (
         ("upsample", "a resizing: align_corners, half pixels, or its kind"),

@@ -12,14 +12,14 @@ import numpy as np
 
 from converter.matching.auditing.walking import off
 from converter.matching.comparing import arranged, patterns
-from converter.proof.causes import cause
+from converter.proof.causes import cause, operation
 from converter.torch_side.answers import Step
 
 _NEAR = 2e-5  # of the largest value, of values that are the same
 # Operations that move values alone: where they stand, nothing is computed.
 _MOVES = frozenset(
-    "Reshape Transpose Identity Squeeze ExpandDims Pad PadV2 MirrorPad Split SplitV StridedSlice Slice Cast Pack Unpack "
-    "ConcatV2 StopGradient GatherV2 BroadcastTo Tile".split()
+    "Reshape Transpose Identity Squeeze ExpandDims Pad PadV2 MirrorPad Split SplitV StridedSlice Slice Cast Pack "
+    "Unpack ConcatV2 StopGradient GatherV2 BroadcastTo Tile".split()
 )
 PADS = ("Pad", "PadV2", "MirrorPad")
 
@@ -76,22 +76,21 @@ class Parting:
     Attributes:
         step: Keras's first step that is nowhere in torch's run; None where there is none.
         modules: paths of torch's modules on the way whose values Keras has not.
-        guess: what it may be, from the values; "" where nothing fits.
+        guess: what it may be; "" where nothing fits.
+        vague: no value says so, only which operations stand there.
     """
 
     step: int | None
     modules: list[str] = field(default_factory=list)
     guess: str = ""
+    vague: bool = False
 
 
 def part(theirs: Side, ours: Side, home: Mapping[int, str]) -> Parting:
     """Find where the two part; `home` has the layer of each of Keras's steps."""
     known = _Known(theirs.values)
-    matched = {
-        number: found
-        for number, value in ours.values.items()
-        if number != ours.last and (found := known.find(value)) is not None
-    }
+    alike = {number: known.find(value) for number, value in ours.values.items() if number != ours.last}
+    matched = {number: found for number, found in alike.items() if found}
     differing: set[int] = set()
     open_: list[int] = [ours.last]
     inside = set(ours.some)
@@ -101,19 +100,22 @@ def part(theirs: Side, ours: Side, home: Mapping[int, str]) -> Parting:
             differing.add(number)
             open_ += [read for read in ours.steps[number].reads if isinstance(read, int)]
     computing = [n for n in sorted(differing) if ours.steps[n].operation not in _MOVES]
-    used = {found for number, found in matched.items()}
+    used = {name for found in matched.values() for name in found}
     lacking = [n for n in theirs.some if n not in used and n != theirs.last and _is_float(theirs.values[n])]
     modules = [*dict.fromkeys(theirs.steps[n].module for n in [*lacking, theirs.last])]
-    if not computing:
+    # What is computed of inputs alone, as a mask is, differs where the two write it otherwise.
+    first = next((n for n in computing if _befores(ours, n, matched)), None)
+    if first is None:
         return Parting(None, modules)
-    first = computing[0]
     here = [n for n in sorted(differing) if home.get(n) == home.get(first)]
-    guess = ""
-    for before in _befores(ours, first, matched):
-        guess = _guess(theirs, ours, before, matched[before], here[-1], [*lacking, theirs.last])
+    befores = _befores(ours, first, matched)
+    rest = [*lacking, theirs.last]
+    for before in befores:
+        guess = _guess(theirs, ours, before, matched[before], here[-1], rest)
         if guess:
-            break
-    return Parting(first, modules, guess)
+            return Parting(first, modules, guess)
+    names = [theirs.steps[n].operation for n in lacking]
+    return Parting(first, modules, operation(names), vague=True)
 
 
 def applied(theirs: np.ndarray, ours: np.ndarray) -> str:
@@ -126,7 +128,7 @@ def applied(theirs: np.ndarray, ours: np.ndarray) -> str:
     return ""
 
 
-def _befores(ours: Side, first: int, matched: Mapping[int | str, int | str]) -> list[int | str]:
+def _befores(ours: Side, first: int, matched: Mapping[int | str, list[int | str]]) -> list[int | str]:
     """What the first differing step is computed of, through what moves values alone."""
     found: list[int | str] = []
     open_: list[int | str | None] = list(ours.steps[first].reads)
@@ -140,13 +142,13 @@ def _befores(ours: Side, first: int, matched: Mapping[int | str, int | str]) -> 
 
 
 def _guess(
-    theirs: Side, ours: Side, before: int | str, counterpart: int | str, last: int, lacking: Sequence[int]
+    theirs: Side, ours: Side, before: int | str, counterparts: list[int | str], last: int, lacking: Sequence[int]
 ) -> str:
-    mine, start, end = ours.values[before], theirs.values[counterpart], ours.values[last]
+    mine, start, end = ours.values[before], theirs.values[counterparts[0]], ours.values[last]
     axes = next(
         (one for one in patterns(start.shape, mine.shape) if off(arranged(start, one, mine.shape), mine) <= _NEAR), None
     )
-    for number in [*lacking, counterpart]:
+    for number in [*lacking, counterparts[0]]:
         value = theirs.values[number]
         if value.size != end.size or not _is_float(value):
             continue
@@ -157,8 +159,7 @@ def _guess(
             except ValueError:
                 continue
             first = mine.astype(np.float64)
-            names = [theirs.steps[n].operation for n in lacking]
-            found = cause(end.astype(np.float64), laid, first if first.size == laid.size else None, {}, names)
+            found = cause(end.astype(np.float64), laid, first if first.size == laid.size else None, {}, ())
             if found:
                 return found
     return ""
@@ -174,20 +175,20 @@ class _Known:
                 self._by_size.setdefault(value.size, []).append((name, value))
         self._sorted: dict[int | str, np.ndarray] = {}
 
-    def find(self, value: np.ndarray) -> int | str | None:
-        """The last of torch's values that are these, in any order."""
+    def find(self, value: np.ndarray) -> list[int | str]:
+        """All of torch's values that are these, in any order; the last first."""
         if not _is_float(value) or value.size not in self._by_size:
-            return None
+            return []
         mine = np.sort(value, None)
-        size = float(np.abs(mine[[0, -1]]).max()) or 1.0
-        for name, other in reversed(self._by_size[value.size]):
-            if name not in self._sorted:
-                self._sorted[name] = np.sort(other, None)
-            theirs = self._sorted[name]
-            if abs(theirs[0] - mine[0]) <= _NEAR * size and abs(theirs[-1] - mine[-1]) <= _NEAR * size:
-                if float(np.abs(theirs - mine).max()) <= _NEAR * size:
-                    return name
-        return None
+        near = _NEAR * (float(np.abs(mine[[0, -1]]).max()) or 1.0)
+        return [name for name, other in reversed(self._by_size[value.size]) if self._near(mine, name, other, near)]
+
+    def _near(self, mine: np.ndarray, name: int | str, other: np.ndarray, near: float) -> bool:
+        if name not in self._sorted:
+            self._sorted[name] = np.sort(other, None)
+        theirs = self._sorted[name]
+        ends = abs(theirs[0] - mine[0]) <= near and abs(theirs[-1] - mine[-1]) <= near
+        return bool(ends and np.abs(theirs - mine).max() <= near)
 
 
 def _is_float(value: np.ndarray) -> bool:

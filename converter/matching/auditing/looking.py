@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from converter.matching.arguments import arguments_of
 from converter.matching.audit import CONFIGURATION, Audit, Finding, Output, load_weights
 from converter.matching.auditing.between import PADS, Parting, Side, applied, edges, part, region
 from converter.matching.auditing.settings import Setting, of_parts, of_unit, paddings
-from converter.matching.auditing.values import Difference, Expected, difference, initializers, same, told
+from converter.matching.auditing.values import Difference, Expected, causes, difference, initializers, same
 from converter.matching.auditing.walking import Walk, as_ours, off
 from converter.matching.auditing.weights import Weights
 from converter.matching.builders import Builder
@@ -142,20 +143,30 @@ class _Auditing:
         wrong = self._variables(found)
         steps = {unit.result for unit in self._filled if unit.result is not None}
         values = self._asking.values(steps)
+        known = {**self._verdict.uncut, **self._verdict.cut}
         results = {
             unit: values[unit.result]
             for unit, other in self._pairs.items()
+            if known.get(unit, True) or unit in self._verdict.faulty  # else its own sums are made in another order
             if not unit.part and not other.part and other.result is not None and unit.result in values
         }
         self._walk = Walk(self._ours, self._pairs, results)
-        self._walk.lay_out({**self._verdict.uncut, **self._verdict.cut})
-        self._walk.run(progress.advance)
+        self._walk.run(known, progress.advance)
+        off_alone = [unit for unit, error in self._walk.errors.items() if error > EXPLAINED and self._right(unit)]
+        unfelt = self._walk.unfelt(off_alone, EXPLAINED)
+        if unfelt:
+            self._walk = Walk(self._ours, self._pairs, {u: value for u, value in results.items() if u not in unfelt})
+            self._walk.run(known, progress.advance)
         found.judged = len(self._walk.errors)
         findings = self._findings(wrong)
         found.outputs = self._outputs(findings)
         order = {unit: place for place, unit in enumerate(self._in_order(self._filled))}
         findings.sort(key=lambda one: order.get(one[0], len(order)))
-        found.findings = [one for _, one in findings]
+        same: dict[tuple, Finding] = {}  # an operation between layers may reach several of them
+        for _, one in findings:
+            key = one.layer, one.what, one.cause, one.torch
+            same[key] = replace(one, size=max(one.size, same[key].size)) if key in same else one
+        found.findings = [*same.values()]
         return found
 
     # Variables
@@ -177,12 +188,8 @@ class _Auditing:
                     self._pairs[one], self._pairs[other] = self._pairs[other], self._pairs[one]
         for unit, filled in self._filled.items():
             if not self._trusted(unit) and not self._right(unit):
-                chosen = filled.chosen
-                for filled.chosen in range(len(filled.choices)):
-                    if self._right(unit):
-                        break
-                else:
-                    filled.chosen = chosen
+                ways = (replace(filled, chosen=choice) for choice in range(len(filled.choices)))
+                self._filled[unit] = next((one for one in ways if self._holds(one)), filled)
 
     def _trusted(self, unit: Unit) -> bool:
         """Whether the match shows how it is filled."""
@@ -213,13 +220,19 @@ class _Auditing:
         every = {unit: list(self._held(filled)) for unit, filled in self._filled.items()}
         for unit, held in every.items():
             for variable, _, value in held:
-                expected.add(f"{self._name(unit)}.{variable.rpartition('.')[2]}", value)
+                expected.add(self._name(unit), variable.rpartition(".")[2], value)
         wrong: dict[Unit, dict[str, Difference]] = {}
         totals: dict[str, bool] = {}
         for unit, held in every.items():
             layer = self._layers.get(self._pairs[unit].path)
             for variable, value, wanted in held:
-                one = difference(value, wanted, expected, initializers(layer) if layer is not None else [])
+                one = difference(
+                    variable.rpartition(".")[2],
+                    value,
+                    wanted,
+                    expected,
+                    initializers(layer) if layer is not None else [],
+                )
                 totals[variable] = totals.get(variable, True) and one is None
                 if one is not None:
                     wrong.setdefault(unit, {})[variable[len(self._pairs[unit].path) :].lstrip(".")] = one
@@ -259,7 +272,7 @@ class _Auditing:
             names = self._pairs[unit].tensors
             biases = {name for name in names if leaf_of(name) in ("bias", "beta")}
             statistics = {name for name in names if name.startswith("moving_")}
-            for what, why in told(some, biases, statistics):
+            for what, why in causes(some, biases, statistics):
                 findings.append((unit, Finding(self._name(unit), what, why, size, unit.place)))
         partings = self._partings(unexplained)
         explained = set()
@@ -286,13 +299,15 @@ class _Auditing:
         walk = self._walk
         ways = {}
         steps: set[int] = set()
-        results = {unit.result for unit in walk.axes}
+        results = {unit.result for unit in walk.axes if unit.result is not None}
         for unit in units:
             assert unit.result is not None
             some = region(self._theirs.steps, unit.result, results - {unit.result})
             ways[unit] = some
             steps |= {*some, *(one for one in edges(self._theirs.steps, some) if isinstance(one, int))}
-        values: dict[int | str, np.ndarray] = {**self._asking.values(steps), **self._asking.inputs}
+        values: dict[int | str, np.ndarray] = {}
+        values.update(self._asking.inputs.items())
+        values.update(self._asking.values(steps).items())
         found = {}
         homes = dict(enumerate(self._ours.homes))
         for unit in units:
@@ -316,26 +331,24 @@ class _Auditing:
         other, size = self._pairs[unit], self._walk.errors[unit]
         settings = self._settings(unit)
         home = None if parting is None or parting.step is None else self._ours.homes[parting.step]
-        own = home is None or home == other.path or home.startswith(f"{other.path}.")
-        if own:
+        if home is None or home == other.path or home.startswith(f"{other.path}."):
             padding = self._padding(unit)
-            causes = [*settings, *([padding] if padding else [])]
-            shown = [one for one in causes if one.name != "momentum"]
+            both = [*settings, *([padding] if padding else [])]
+            shown = [one for one in both if one.name != "momentum"]
             if shown:
                 text = "; ".join(map(str, shown))
                 return Finding(self._name(unit), "result", text, size, unit.place), [one.name for one in shown]
             guess = parting.guess if parting else ""
             return Finding(self._name(unit), "result", guess, size, unit.place), []
-        assert parting is not None and home is not None
+        assert parting is not None
         layer = self._layers.get(home)
         modules = [self._modules[path] for path in parting.modules if path in self._modules and path != unit.path]
-        causes = [str(one) for one in of_parts(modules, layer)] if layer is not None else []
-        if parting.guess:
-            causes.insert(0, parting.guess)
-        if type(layer).__name__ in ("Rescaling", "Normalization"):
-            causes.insert(0, "the model rescales what it is given")
+        rescales = type(layer).__name__ in ("Rescaling", "Normalization")
+        told = ["the model rescales what it is given"] if rescales else []
+        told += [str(one) for one in of_parts(modules, layer)] if layer is not None else []
+        told += [parting.guess] if parting.guess and not (told and parting.vague) else []
         theirs = next((one.path for one in modules if one.path), unit.place)
-        return Finding(home, "result", "; ".join(causes), size, theirs), []
+        return Finding(home, "result", "; ".join(told), size, theirs), []
 
     def _padding(self, unit: Unit) -> Setting | None:
         """How a convolution pads otherwise, with what is padded right before it."""

@@ -1,5 +1,6 @@
 """Configurations of a torch module and a Keras layer side by side: what is the same thing under two names."""
 
+import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -33,10 +34,8 @@ class Setting:
 def settings_of(layer: Any) -> dict[str, Any]:
     """What a Keras layer is configured with: what its `get_config` says, and its attributes, which it computes with."""
     found: dict[str, Any] = {}
-    try:
+    with contextlib.suppress(Exception):  # a layer of someone's that has none
         found.update(layer.get_config())
-    except Exception:  # a layer of someone's that has none
-        pass
     for name, value in vars(layer).items():
         if isinstance(value, (bool, int, float, str, tuple)) and not name.startswith("__"):
             found[name] = value
@@ -46,23 +45,23 @@ def settings_of(layer: Any) -> dict[str, Any]:
 def of_unit(module: Module, layer: Any) -> Iterator[Setting]:
     """Where a module and the layer that it is filled into are configured otherwise; paddings apart."""
     theirs, ours = module.settings, settings_of(layer)
-    epsilons = _number(theirs, _EPSILON), _number(ours, _EPSILON)
-    if None not in epsilons and abs(epsilons[0] - epsilons[1]) > 1e-3 * max(epsilons):
-        yield Setting("epsilon", f"{epsilons[0]:g}", f"{epsilons[1]:g}", hidden=True)
+    one, other = _number(theirs, _EPSILON), _number(ours, _EPSILON)
+    if one is not None and other is not None and abs(one - other) > 1e-3 * max(one, other):
+        yield Setting("epsilon", f"{one:g}", f"{other:g}", hidden=True)
     kind = module.kind.rpartition(".")[2]
     if "BatchNorm" in kind or "running_var" in module.buffers:
-        theirs_, ours_ = _number(theirs, ("momentum",)), _number(ours, ("momentum",))
-        if theirs_ is not None and ours_ is not None and abs(1 - theirs_ - ours_) > 1e-6:
-            yield Setting("momentum", f"{theirs_:g}, which is {1 - theirs_:g} of Keras's", f"{ours_:g}", hidden=True)
+        one, other = _number(theirs, ("momentum",)), _number(ours, ("momentum",))
+        if one is not None and other is not None and abs(1 - one - other) > 1e-6:
+            yield Setting("momentum", f"{one:g}, which is {1 - one:g} of Keras's", f"{other:g}", hidden=True)
     if kind.startswith("Conv") and "strides" in ours and "kernel_size" in theirs:
         rank = len(_several(theirs["kernel_size"], 1))
-        for name, one, other in (("stride", "stride", "strides"), ("dilation", "dilation", "dilation_rate")):
-            pair = _several(theirs.get(one, 1), rank), _several(ours.get(other, 1), rank)
+        for name, word in (("stride", "strides"), ("dilation", "dilation_rate")):
+            pair = _several(theirs.get(name, 1), rank), _several(ours.get(word, 1), rank)
             if pair[0] != pair[1]:
                 yield Setting(name, _short(pair[0]), _short(pair[1]))
-        if isinstance(ours.get("groups"), int) and "Depthwise" not in type(layer).__name__:
-            if ours["groups"] != theirs.get("groups", 1):
-                yield Setting("groups", str(theirs.get("groups", 1)), str(ours["groups"]))
+        groups = theirs.get("groups", 1), ours.get("groups", 1)
+        if groups[0] != groups[1] and "Depthwise" not in type(layer).__name__:
+            yield Setting("groups", str(groups[0]), str(groups[1]))
 
 
 def of_parts(modules: Sequence[Module], layer: Any) -> Iterator[Setting]:

@@ -11,7 +11,12 @@ import numpy as np
 _EQUAL = 1e-6  # of the largest value that equal values may be off: a detour over float64, or another order of a product
 _NEAR = 2e-5  # the same of values that something was done to
 _MANY = 64  # values from which on a spread tells something
-_AXES = {2: ("inputs", "outputs"), 3: ("taps", "inputs", "outputs"), 4: ("height", "width", "inputs", "outputs")}
+_AXES = {
+    1: ("outputs",),
+    2: ("inputs", "outputs"),
+    3: ("taps", "inputs", "outputs"),
+    4: ("height", "width", "inputs", "outputs"),
+}
 
 
 @dataclass(frozen=True)
@@ -33,29 +38,32 @@ class Expected:
     """What every variable should hold, to be found by its values."""
 
     def __init__(self) -> None:
-        self._names: dict[tuple, str] = {}
+        self._names: dict[tuple, tuple[str, str]] = {}
 
-    def add(self, name: str, value: np.ndarray) -> None:
+    def add(self, layer: str, name: str, value: np.ndarray) -> None:
         if value.size > 1 and np.ptp(value):
-            self._names.setdefault(_key(value), name)
+            self._names.setdefault(_key(value), (layer, name))
 
-    def whose(self, value: np.ndarray) -> str | None:
-        """Of which variable these are the values."""
+    def whose(self, value: np.ndarray) -> tuple[str, str] | None:
+        """Of which layer, and which of its variables, these are the values."""
         return self._names.get(_key(value))
 
 
 def _key(value: np.ndarray) -> tuple:
-    return value.size, sha256(np.ascontiguousarray(value, np.float32)).digest()
+    return value.size, sha256(np.ascontiguousarray(value, np.float32).tobytes()).digest()
 
 
 def same(held: np.ndarray, wanted: np.ndarray) -> bool:
     return _off(held, wanted) <= _EQUAL
 
 
-def difference(held: np.ndarray, wanted: np.ndarray, expected: Expected, initial: list[Any]) -> Difference | None:
+def difference(
+    name: str, held: np.ndarray, wanted: np.ndarray, expected: Expected, initial: list[Any]
+) -> Difference | None:
     """What is the matter, or None where the values are equal.
 
     Args:
+        name: the variable's, without its layer's.
         held, wanted: of one shape: what the variable holds, and what the checkpoint would give it.
         initial: the initializers of its layer.
     """
@@ -64,7 +72,8 @@ def difference(held: np.ndarray, wanted: np.ndarray, expected: Expected, initial
         return None
     owner = expected.whose(held)
     if owner is not None:
-        return Difference("exchanged", f"exchanged: holds what is {owner}'s", off)
+        whose = owner[0] if owner[1] == name else ".".join(owner)
+        return Difference("exchanged", f"exchanged: holds what belongs to {whose}", off)
     for value in (0.0, 1.0):
         if (held == value).all():
             return Difference("initial" if value else "zeros", "ones" if value else "zeros", off)
@@ -116,10 +125,9 @@ def _order(held: np.ndarray, wanted: np.ndarray) -> str:
         return ""
     names = _AXES.get(held.ndim, tuple(f"axis {place}" for place in range(held.ndim)))
     for order in permutations(range(held.ndim)):
-        if order != tuple(range(held.ndim)) and wanted.transpose(order).shape == held.shape:
-            if np.array_equal(wanted.transpose(order), held):
-                moved = [names[place] for place, axis in enumerate(order) if place != axis]
-                return f"transposed: {' and '.join(moved)} exchanged"
+        moved = [names[place] for place, axis in enumerate(order) if place != axis]
+        if moved and np.array_equal(wanted.transpose(order), held):
+            return f"transposed: {' and '.join(moved)} exchanged"
     for axis, length in enumerate(held.shape):
         for first in range(2, length):
             if length % first == 0 and first < length:
@@ -172,7 +180,7 @@ def initializers(layer: Any) -> list[Any]:
     return [*own, *usual]
 
 
-def told(differences: Mapping[str, Difference], biases: set[str], statistics: set[str]) -> Iterator[tuple[str, str]]:
+def causes(differences: Mapping[str, Difference], biases: set[str], statistics: set[str]) -> Iterator[tuple[str, str]]:
     """(variables, cause) for those of one unit; what is known alike is told once.
 
     Args:

@@ -34,7 +34,7 @@ class Walk:
     errors: dict[Unit, float] = field(default_factory=dict)
     fed: dict[int, np.ndarray] = field(default_factory=dict)
 
-    def lay_out(self, known: Mapping[Unit, Agreement]) -> None:
+    def _lay_out(self, known: Mapping[Unit, Agreement]) -> None:
         """Lay torch's results out as the agreements say; where they do not, in the way that is nearest."""
         own = self.keras.values(sorted({self.step(unit) for unit in self.results}))
         for unit, theirs in self.results.items():
@@ -55,8 +55,9 @@ class Walk:
         assert step is not None
         return step
 
-    def run(self, told: Callable[[int], None]) -> None:
-        """Measure every unit."""
+    def run(self, known: Mapping[Unit, Agreement], told: Callable[[int], None]) -> None:
+        """Measure every unit; `known` are agreements that say how results are laid out, `told` hears of units."""
+        self._lay_out(known)
         sets = self._sets()
         for some in sets:
             given = {step: value for step, value in self.fed.items() if step not in some}
@@ -67,6 +68,20 @@ class Walk:
                         off(self.fed[self.step(unit)], values[self.step(unit)]) if unit in self.axes else np.inf
                     )
             told(len(some))
+
+    def unfelt(self, units: Iterable[Unit], near: float) -> set[Unit]:
+        """Those of the units whose own result can stand: what they feed agrees with it as well. Sums that are made in
+        another order have other values on the way."""
+        found = set()
+        for unit in units:
+            after = [one for one in self.axes if one is not unit and unit in self.feeding(one)]
+            steps = {self.step(one) for one in after}
+            if not steps or unit not in self.axes or self.step(unit) in steps:
+                continue
+            values = self.keras.values(sorted(steps), self.without({*steps, self.step(unit)}))
+            if all(off(self.fed[step], values[step]) <= near for step in steps):
+                found.add(unit)
+        return found
 
     def without(self, steps: Iterable[int]) -> dict[int, np.ndarray]:
         """What is put in where these steps are to be had."""
