@@ -315,6 +315,15 @@ def inspect(file: Path, as_json: bool) -> None:
     show_default=True,
     help="What is proven, as --verify of convert says it.",
 )
+@click.option(
+    "--torch", "torch_build", metavar="MODULE:BUILDER",
+    help="Audit a port of someone's: what builds the torch network, as torchvision.models:resnet50.",
+)  # fmt: skip
+@click.option("--keras", "keras_build", metavar="MODULE:BUILDER", help="With --torch: what builds the Keras model.")
+@click.option(
+    "--inputs", metavar="MODULE:FUNCTION",
+    help="With --torch: gives inputs: (torch's, Keras's), or torch's alone, which are laid out for Keras.",
+)  # fmt: skip
 @_OPTION
 @_PAIR
 @_PLAN
@@ -334,6 +343,9 @@ def verify(
     weights: Path,
     model: str,
     level: str,
+    torch_build: str | None,
+    keras_build: str | None,
+    inputs: str | None,
     options: dict[str, str],
     pair: str | None,
     plan: Path | None,
@@ -348,9 +360,26 @@ def verify(
     as_json: bool,
     quiet: bool,
 ) -> None:
-    """Prove existing WEIGHTS against the torch CHECKPOINT they came from."""
+    """Prove existing WEIGHTS against the torch CHECKPOINT they came from.
+
+    With --torch, --keras and --inputs any Keras model is audited that WEIGHTS fill, whoever wrote it: each layer on
+    torch's own input, with the cause where it differs. A configuration that no result shows is told, and no failure.
+    """
     import converter
 
+    if torch_build or keras_build or inputs:
+        others = (options, pair, plan, key, scope, dialect, ignore, merge_lora, lora_scale, html, overwrite)
+        if model != "auto" or level != "full" or any(others):
+            raise click.UsageError("with --torch, --keras and --inputs only --json and --quiet are for an audit")
+        if not (torch_build and keras_build and inputs):
+            raise click.UsageError("an audit needs all of --torch, --keras and --inputs")
+        with progress_for(quiet) as progress:
+            audit = converter.audit(torch_build, keras_build, inputs, checkpoint, weights=weights, progress=progress)
+        if not quiet:
+            print_report(audit, as_json)
+        if not audit:
+            raise click.ClickException(f"the audit found {audit.failure()}")
+        return
     model = _chosen(model, pair, plan)
     from converter.pages.proof import shown
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from converter.errors import ConversionError, aligned, printable
 from converter.matching.builders import Builder, Place
-from converter.naming import counted, fold_pairs
+from converter.naming import counted, fold, fold_pairs, listed
 from converter.progress import Progress, Silent
 
 CONFIGURATION = "configuration"  # of a finding: what no result shows in inference
@@ -86,6 +86,13 @@ class Audit:
 
     def __iter__(self) -> Iterator[Finding]:
         return iter(self.findings)
+
+    def failure(self) -> str:
+        """What is wrong, in a few words; "" where no result shows anything."""
+        shown = [one for one in self.findings if one.shown]
+        layers = fold(dict.fromkeys(one.layer or "the model" for one in shown))
+        differ = counted(len(shown), "difference")
+        return f"{differ} ({listed([printable(one, 80) for one in layers], 3)})" if shown else ""
 
     def to_dict(self) -> dict[str, Any]:
         """The audit as JSON can hold it."""
@@ -190,7 +197,9 @@ def load_weights(model: Any, path: Path) -> None:
     """
     try:
         model.load_weights(path)
-    except Exception as error:
+    except OSError as error:
+        raise ConversionError(f"{printable(str(path), 160)} cannot be read: {error.strerror or error}") from error
+    except Exception as error:  # what Keras raises is of many sorts
         lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
         raise ConversionError(
             f"{printable(str(path), 160)} does not load into the Keras model: {printable(lines[0], 300)}"

@@ -77,10 +77,14 @@ def difference(
     for value in (0.0, 1.0):
         if (held == value).all():
             return Difference("initial" if value else "zeros", "ones" if value else "zeros", off)
-    for sort, guess in (("half", _half), ("scale", _scale), ("shift", _shift), ("order", _order)):
+    for sort, guess in (("half", _half), ("scale", _scale), ("shift", _shift)):
         text = guess(held, wanted)
         if text:
             return Difference(sort, text, off)
+    axes = _AXES.get(held.ndim) if "kernel" in name or name == "bias" else None
+    text = _order(held, wanted, axes or tuple(f"axis {place}" for place in range(held.ndim)))
+    if text:
+        return Difference("order", text, off)
     made = _initializer(held, initial)
     if made:
         return Difference("initial", f"spread as {made} gives them", off)
@@ -119,11 +123,10 @@ def _shift(held: np.ndarray, wanted: np.ndarray) -> str:
     return ""
 
 
-def _order(held: np.ndarray, wanted: np.ndarray) -> str:
-    """The same values in other places."""
+def _order(held: np.ndarray, wanted: np.ndarray, names: tuple[str, ...]) -> str:
+    """The same values in other places; `names` are those of the axes."""
     if not np.array_equal(np.sort(held, None), np.sort(wanted, None)):
         return ""
-    names = _AXES.get(held.ndim, tuple(f"axis {place}" for place in range(held.ndim)))
     for order in permutations(range(held.ndim)):
         moved = [names[place] for place, axis in enumerate(order) if place != axis]
         if moved and np.array_equal(wanted.transpose(order), held):
