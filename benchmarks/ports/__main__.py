@@ -5,6 +5,7 @@ python -m benchmarks.ports match       # both networks and a checkpoint
 python -m benchmarks.ports file        # a checkpoint and the Keras model alone
 python -m benchmarks.ports planted     # planted faults: how far each moves the outputs
 python -m benchmarks.ports audit       # planted faults, and right ports
+python -m benchmarks.ports page        # docs/ports.md: what `weightbridge verify` says of public ports
 
 Each pair has processes of its own. With --json the results are lines of FILE; what is there already is not run again.
 """
@@ -19,7 +20,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from benchmarks.ports import tables
+from benchmarks.ports import page, tables
 from benchmarks.ports.faults import FAULTS
 from benchmarks.ports.pairs import PORTS
 from benchmarks.ports.port import settle
@@ -33,6 +34,7 @@ _TABLES = {
     "file": tables.match,
     "planted": tables.planted,
     "audit": tables.audit,
+    "page": page.page,
 }
 
 
@@ -81,6 +83,8 @@ def chosen(given: argparse.Namespace) -> Iterator[str]:
         ports = [*dict.fromkeys(fault.port for fault in FAULTS.values())]
         names = [*ports, *(name for name in right if name not in ports)][:_RIGHT] if given.task == "audit" else []
         names += FAULTS
+    elif given.task == "page":
+        names = [name for name in PORTS if PORTS[name].kind in ("equal", "near") and not PORTS[name].heldout]
     for name in names:
         port = PORTS[FAULTS[name].port if name in FAULTS else name]
         if given.held_out != "with" and port.heldout != (given.held_out == "alone"):

@@ -1,10 +1,14 @@
 """What is done with a pair or a fault in a process of its own; each gives what goes into a line of JSON."""
 
+import contextlib
+import json
 import resource
+import subprocess
 import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -99,6 +103,40 @@ def audit(name: str, checkpoint: Path) -> Found:
     }
 
 
+def page(name: str, checkpoint: Path) -> Found:
+    """What the command says of a port as its library's converter fills it, from the file of its weights."""
+    from benchmarks.ports.pairs import torch_of
+    from benchmarks.ports.port import torch_first
+    from benchmarks.ports.truth import Filled
+
+    torch_first()
+    module = torch_of(name)
+    model = Filled(name, checkpoint).model
+    weights = checkpoint.with_suffix(".weights.h5")
+    model.save_weights(weights)
+    sides = ("--torch", "torch_of", "--keras", "keras_of", "--inputs", "inputs_of")
+    words = [one if one.startswith("--") else _place(one, name) for one in sides]
+    command = [sys.executable, "-m", "cli", "verify", str(checkpoint), str(weights), *words, "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if not done.stdout:
+        return {"failed": (done.stderr.strip().splitlines() or ["it said nothing"])[-1]}
+    said: Found = json.loads(done.stdout)
+    return {**said, "torch": _class(module), "keras": _class(model), "versions": _versions(module, model)}
+
+
+def _class(network: Any) -> str:
+    """Library and class."""
+    return f"{type(network).__module__.partition('.')[0]} {type(network).__name__}"
+
+
+def _versions(*networks: Any) -> dict[str, str]:
+    found = {}
+    for package in ("tensorflow", "keras", "torch", *(type(one).__module__.partition(".")[0] for one in networks)):
+        with contextlib.suppress(PackageNotFoundError):
+            found[package] = version(package.replace("_", "-"))
+    return found
+
+
 def _place(function: str, name: str) -> str:
     return f"benchmarks.ports.pairs:{function}?name={name}"
 
@@ -119,4 +157,5 @@ TASKS: dict[str, Callable[[str, Path], Found]] = {
     "file": file,
     "planted": planted,
     "audit": audit,
+    "page": page,
 }

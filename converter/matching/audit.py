@@ -4,6 +4,7 @@ layer by layer, and why."""
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -95,8 +96,12 @@ class Audit:
         return f"{differ} ({listed([printable(one, 80) for one in layers], 3)})" if shown else ""
 
     def to_dict(self) -> dict[str, Any]:
-        """The audit as JSON can hold it."""
-        return {**asdict(self), "right": bool(self)}
+        """The audit as JSON can hold it; a size that is infinite is None."""
+        found = {**asdict(self), "right": bool(self)}
+        for some, name in (("findings", "size"), ("outputs", "error")):
+            for one in found[some]:
+                one[name] = one[name] if isfinite(one[name]) else None
+        return found
 
     def lines(self) -> list[tuple[str, str]]:
         """(heading, text) of each line for a person: counts, outputs, then the findings in the order of the network."""

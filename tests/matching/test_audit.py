@@ -115,6 +115,7 @@ def test_a_stride_that_stands_at_another_convolution(state, checkpoint):
     assert causes(found) == {("conv2", "result"): "stride 1, torch 2", ("conv3", "result"): "stride 2, torch 1"}
     assert [one.size > 1 for one in found] == [True, False]
     assert next(iter(found)).size == np.inf
+    assert json.loads(json.dumps(found.to_dict(), allow_nan=False))["findings"][0]["size"] is None
 
 
 def test_configuration_alone_is_no_failure(state, checkpoint):

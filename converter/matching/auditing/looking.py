@@ -260,7 +260,7 @@ class _Auditing:
             at_fault = [one for one in walk.passed(unit) if one in wrong]
             for one in at_fault:
                 blamed[one] = max(blamed.get(one, 0.0), walk.errors[unit])
-            unfed = [one for one in walk.feeding(unit) if one not in walk.axes and walk.errors.get(one, 0) > EXPLAINED]
+            unfed = [one for one in walk.passed(unit) if walk.errors.get(one, 0) > EXPLAINED]
             if not at_fault and not unfed:
                 unexplained.append(unit)
             elif not at_fault and any(not one.hidden for one in self._settings(unit)):

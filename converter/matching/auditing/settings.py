@@ -46,7 +46,7 @@ def of_unit(module: Module, layer: Any) -> Iterator[Setting]:
     """Where a module and the layer that it is filled into are configured otherwise; paddings apart."""
     theirs, ours = module.settings, settings_of(layer)
     one, other = _number(theirs, _EPSILON), _number(ours, _EPSILON)
-    if one is not None and other is not None and abs(one - other) > 1e-3 * max(one, other):
+    if one is not None and other is not None and abs(one - other) > 1e-6 * max(one, other):
         yield Setting("epsilon", f"{one:g}", f"{other:g}", hidden=True)
     kind = module.kind.rpartition(".")[2]
     if "BatchNorm" in kind or "running_var" in module.buffers:

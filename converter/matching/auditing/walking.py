@@ -21,7 +21,8 @@ class Walk:
     Attributes:
         pairs: torch's unit -> Keras's.
         results: torch's unit -> its result with the checkpoint's values.
-        axes: torch's unit -> pattern that lays its result out as Keras does.
+        axes: torch's unit -> pattern that lays its result out as Keras does; not of those that have the same values in
+            an order that is not known, or another size: these are not put in.
         errors: torch's unit -> the largest difference over the largest value, on torch's own input; infinite where the
             two are not of one size.
         fed: Keras's step -> torch's result for it, laid out; of those that can be put in.
@@ -42,11 +43,13 @@ class Walk:
             if theirs.size != value.size or value.dtype.kind != "f":
                 continue
             agreed = known.get(unit)
-            if agreed is not None and agreed.in_order:
+            if agreed:
                 axes = agreed.axes
             else:
                 ways = list(patterns(theirs.shape, value.shape))
                 axes = min(ways, key=lambda way: float(np.abs(arranged(theirs, way, value.shape) - value).mean()))
+            if not axes:
+                continue
             self.axes[unit] = axes
             self.fed[self.step(unit)] = as_ours(theirs, axes, value)
 
@@ -63,10 +66,11 @@ class Walk:
             given = {step: value for step, value in self.fed.items() if step not in some}
             values = self.keras.values(sorted(some), given)
             for unit in self.results:
-                if self.step(unit) in some:
-                    self.errors[unit] = (
-                        off(self.fed[self.step(unit)], values[self.step(unit)]) if unit in self.axes else np.inf
-                    )
+                step = self.step(unit)
+                if step in some and unit in self.axes:
+                    self.errors[unit] = off(self.fed[step], values[step])
+                elif step in some:
+                    self.errors[unit] = off(np.sort(self.results[unit], None), np.sort(values[step], None))
             told(len(some))
 
     def unfelt(self, units: Iterable[Unit], near: float) -> set[Unit]:
@@ -103,11 +107,11 @@ class Walk:
         return [{one for one, mine in colours.items() if mine == colour} for colour in sorted(set(colours.values()))]
 
     def feeding(self, unit: Unit) -> set[Unit]:
-        """The nearest units before it that have results, by Keras's flow."""
+        """The nearest units before it whose results are put in, by Keras's flow."""
         return self._above(unit)[0]
 
     def passed(self, unit: Unit) -> set[Unit]:
-        """Units between those and it: their results are not known one by one."""
+        """Units between those and it."""
         return self._above(unit)[1]
 
     def _above(self, unit: Unit) -> tuple[set[Unit], set[Unit]]:
@@ -120,7 +124,7 @@ class Walk:
                 continue
             seen.add(id(other))
             one = theirs.get(id(other))
-            if one is not None and one in self.results:
+            if one is not None and one in self.axes:
                 found.add(one)
                 continue
             if one is not None:
