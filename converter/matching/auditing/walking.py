@@ -43,13 +43,12 @@ class Walk:
             if theirs.size != value.size or value.dtype.kind != "f":
                 continue
             agreed = known.get(unit)
-            if agreed:
+            if agreed is not None and agreed.in_order:
                 axes = agreed.axes
-            else:
-                ways = list(patterns(theirs.shape, value.shape))
-                axes = min(ways, key=lambda way: float(np.abs(arranged(theirs, way, value.shape) - value).mean()))
-            if not axes:
+            elif agreed:
                 continue
+            else:
+                axes = nearest(theirs, value)[0]
             self.axes[unit] = axes
             self.fed[self.step(unit)] = as_ours(theirs, axes, value)
 
@@ -61,17 +60,28 @@ class Walk:
     def run(self, known: Mapping[Unit, Agreement], told: Callable[[int], None]) -> None:
         """Measure every unit; `known` are agreements that say how results are laid out, `told` hears of units."""
         self._lay_out(known)
-        sets = self._sets()
-        for some in sets:
-            given = {step: value for step, value in self.fed.items() if step not in some}
-            values = self.keras.values(sorted(some), given)
-            for unit in self.results:
+        while self._measure(told):
+            pass
+
+    def _measure(self, told: Callable[[int], None]) -> bool:
+        """One round; whether results were laid out by it whose order was not known before."""
+        found = False
+        for some in self._sets():
+            values = self.keras.values(sorted(some), self.without(some))
+            for unit, theirs in self.results.items():
                 step = self.step(unit)
-                if step in some and unit in self.axes:
+                if step not in some:
+                    continue
+                if unit in self.axes:
                     self.errors[unit] = off(self.fed[step], values[step])
-                elif step in some:
-                    self.errors[unit] = off(np.sort(self.results[unit], None), np.sort(values[step], None))
+                    continue
+                self.errors[unit] = off(np.sort(theirs, None), np.sort(values[step], None))
+                axes, error = nearest(theirs, values[step])
+                if axes and error <= 2 * self.errors[unit]:
+                    self.axes[unit], self.fed[step] = axes, as_ours(theirs, axes, values[step])
+                    found = True
             told(len(some))
+        return found
 
     def unfelt(self, units: Iterable[Unit], near: float) -> set[Unit]:
         """Those of the units whose own result can stand: what they feed agrees with it as well. Sums that are made in
@@ -131,6 +141,15 @@ class Walk:
                 passed.add(one)
             open_ += [each for each in other.before if isinstance(each, Unit)]
         return found, passed
+
+
+def nearest(theirs: np.ndarray, ours: np.ndarray) -> tuple[str, float]:
+    """The pattern by which torch's result is nearest to Keras's, and how far they are apart then; "" where there is
+    none."""
+    if theirs.size != ours.size:
+        return "", np.inf
+    apart = {way: off(arranged(theirs, way, ours.shape), ours) for way in patterns(theirs.shape, ours.shape)}
+    return min(apart.items(), key=lambda one: one[1], default=("", np.inf))
 
 
 def as_ours(theirs: np.ndarray, axes: str, like: np.ndarray) -> np.ndarray:
