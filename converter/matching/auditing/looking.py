@@ -65,6 +65,7 @@ def look(
             {path: value.shape for path, value in kept.items() if is_float(ours.variables[path])}, ours.owners
         )
         connect(units, ours.steps)
+        _end_with_their_layers(units, ours)
         progress.start("matching", 0)
         alignment = align(theirs.units, units)
         try:
@@ -83,6 +84,17 @@ def look(
     lacking = [unit for unit in theirs.units if unit.result is not None]
     found.units = len(lacking)
     return found
+
+
+def _end_with_their_layers(units: list[Unit], ours: Any) -> None:
+    """Of normalisations, whose steps are looked for until they meet again, leave what another layer does: a GELU
+    behind one meets its input again as well."""
+    for unit in units:
+        if unit.sort[0] == "kernel" or unit.call is None or unit.result is None or not unit.path:
+            continue
+        own = [n for n in range(unit.call, unit.result + 1) if ours.homes[n] == unit.path]
+        if own and ours.homes[unit.result] != unit.path:
+            unit.result = own[-1]
 
 
 class _Asking:
