@@ -118,6 +118,21 @@ def test_a_stride_that_stands_at_another_convolution(state, checkpoint):
     assert json.loads(json.dumps(found.to_dict(), allow_nan=False))["findings"][0]["size"] is None
 
 
+def test_a_layer_of_one_side_alone(state, checkpoint):
+    found = audit(audited.filled(state, more=True), checkpoint)
+    assert found.notes == ["only Keras has more, which the audit cannot judge"]
+    assert "note" in dict(found.lines())
+    assert [(one.layer, one.what) for one in found] == [("more", "result")]
+
+
+def test_a_difference_that_no_layer_shows(state, checkpoint, monkeypatch):
+    import converter.matching.auditing.looking
+
+    monkeypatch.setattr(converter.matching.auditing.looking, "EXPLAINED", np.inf)
+    (one,) = audit(audited.filled(state, end=None), checkpoint)
+    assert (one.layer, one.what, one.cause) == ("", "output", "no layer alone shows why")
+
+
 def test_configuration_alone_is_no_failure(state, checkpoint):
     found = audit(audited.filled(state, epsilon=1.1e-5), checkpoint)
     assert causes(found) == {("bn1", "configuration"): "epsilon 1.1e-05, torch 1e-05"}

@@ -57,7 +57,7 @@ def trained():
 
 
 def keras_net(
-    *, rescaled=False, epsilon=1e-5, momentum=0.9, padding=1, approximate=False, strides=(2, 1), end="tanh", act2=None
+    *, rescaled=False, epsilon=1e-5, momentum=0.9, padding=1, approximate=False, strides=(2, 1), end="tanh", more=False
 ):
     """The same network; each argument makes something else of it."""
     import keras
@@ -72,7 +72,7 @@ def keras_net(
     at = l.ZeroPadding2D(padding, name="pad2")(at)
     at = l.Conv2D(8, 3, strides=strides[0], name="conv2")(at)
     at = l.BatchNormalization(epsilon=1e-5, momentum=momentum, name="bn2")(at)
-    at = l.Activation(act2 or keras.activations.hard_swish, name="act2")(at)
+    at = l.Activation(keras.activations.hard_swish, name="act2")(at)
     at = l.ZeroPadding2D(1, name="pad3")(at)
     at = l.Conv2D(8, 3, strides=strides[1], name="conv3")(at)
     at = l.BatchNormalization(epsilon=1e-5, momentum=0.9, name="bn3")(at)
@@ -80,6 +80,8 @@ def keras_net(
     at = l.Conv2D(8, 3, padding="same", name="conv4")(at)
     at = l.GlobalAveragePooling2D(name="pool")(at)
     at = l.Dense(16, name="fc1")(at)
+    if more:
+        at = l.Dense(16, name="more")(at)
     at = l.LayerNormalization(epsilon=1e-5, name="norm")(at)
     at = l.Activation("silu", name="act4")(at)
     return keras.Model(given, l.Dense(16, activation=end, name="fc2")(at), name="port")

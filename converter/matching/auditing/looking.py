@@ -10,8 +10,8 @@ import numpy as np
 
 from converter import nested
 from converter.checkpoints.checkpoint import Checkpoint
-from converter.errors import ConversionError
-from converter.matching.aligning import align
+from converter.errors import ConversionError, printable
+from converter.matching.aligning import Alignment, align
 from converter.matching.arguments import arguments_of
 from converter.matching.audit import CONFIGURATION, Audit, Finding, Output, load_weights
 from converter.matching.auditing.between import PADS, Parting, Side, applied, edges, part, region
@@ -25,6 +25,7 @@ from converter.matching.deciding import Deciding, Verdict
 from converter.matching.engine import TorchSide
 from converter.matching.filling import Filled, fill
 from converter.matching.units import Unit, connect, grouped, leaf_of
+from converter.naming import fold, listed
 from converter.pairs.pair import Probe
 from converter.progress import Progress
 from converter.torch_side.answers import Module, Outputs, Value
@@ -33,6 +34,8 @@ from converter.torch_side.questions import Fetch, Inventory, Reference, Run
 
 # Of its largest value that a result in float32 may be off on torch's own input. Right ports stay below a quarter of it.
 EXPLAINED = 2e-5
+# The same of an output, where errors of all layers come together, and how many times torch's own error it may be.
+_WHOLE, _MORE = 1e-4, 30
 _PARTINGS = 48  # units of which the way to them is looked at step by step
 
 
@@ -81,8 +84,8 @@ def look(
         found = auditing.audit(progress)
         source.check_unchanged()
     found.torch, found.keras = torch.text, keras.text
-    lacking = [unit for unit in theirs.units if unit.result is not None]
-    found.units = len(lacking)
+    found.units = sum(unit.result is not None for unit in theirs.units)
+    found.notes += _unpaired(alignment, ours)
     return found
 
 
@@ -95,6 +98,21 @@ def _end_with_their_layers(units: list[Unit], ours: Any) -> None:
         own = [n for n in range(unit.call, unit.result + 1) if ours.homes[n] == unit.path]
         if own and ours.homes[unit.result] != unit.path:
             unit.result = own[-1]
+
+
+def _unpaired(alignment: Alignment, ours: Any) -> Iterator[str]:
+    """What stands on one side alone, and so is not judged."""
+    paired = {id(one.whole or one) for one in (*alignment.pairs, *alignment.pairs.values())}
+    lacking = [one.name for one in alignment.theirs if one.result is not None and id(one.whole or one) not in paired]
+    more = [
+        one.name
+        for one in alignment.ours
+        if id(one.whole or one) not in paired and any(ours.variables[one.full(name)].trainable for name in one.tensors)
+    ]
+    for side, names in (("torch", lacking), ("Keras", more)):
+        if names:
+            shown = listed([printable(one, 100) for one in fold(names)], 6)
+            yield f"only {side} has {shown}, which the audit cannot judge"
 
 
 class _Asking:
@@ -172,7 +190,13 @@ class _Auditing:
         found.judged = len(self._walk.errors)
         findings = self._findings(wrong)
         found.outputs = self._outputs(findings)
-        order = {unit: place for place, unit in enumerate(self._in_order(self._filled))}
+        if not found.outputs:
+            found.notes.append("no output of one side has the size of one of the other's: layers alone are compared")
+        if not any(one.shown for _, one in findings):
+            for output in found.outputs:
+                if output.error > max(_WHOLE, _MORE * (output.own or 0.0)):
+                    findings.append((None, Finding("", _word(output.keras), "no layer alone shows why", output.error)))
+        order: dict[Unit | None, int] = {unit: at for at, unit in enumerate(self._in_order(self._filled))}
         findings.sort(key=lambda one: order.get(one[0], len(order)))
         same: dict[tuple, Finding] = {}  # an operation between layers may reach several of them
         for _, one in findings:
@@ -261,8 +285,9 @@ class _Auditing:
     def _in_order(self, units: Any) -> list[Unit]:
         return sorted(units, key=lambda unit: (unit.call is None, unit.call or 0, unit.order))
 
-    def _findings(self, wrong: dict[Unit, dict[str, Difference]]) -> list[tuple[Unit, Finding]]:
-        walk, findings = self._walk, []
+    def _findings(self, wrong: dict[Unit, dict[str, Difference]]) -> list[tuple[Unit | None, Finding]]:
+        walk = self._walk
+        findings: list[tuple[Unit | None, Finding]] = []
         differing = [unit for unit in self._in_order(walk.errors) if walk.errors[unit] > EXPLAINED]
         unexplained, followed = [], []
         blamed: dict[Unit, float] = {}  # units without a result of their own: how far what they feed is off
@@ -391,7 +416,7 @@ class _Auditing:
 
     # Outputs
 
-    def _outputs(self, findings: list[tuple[Unit, Finding]]) -> list[Output]:
+    def _outputs(self, findings: list[tuple[Unit | None, Finding]]) -> list[Output]:
         """Errors of the whole; and what is done to results behind the last layer becomes a finding."""
         result, exact = self._asking.result(), self._asking.result(exact=True)
         theirs = {path: np.asarray(one) for path, one in nested.flat(result) if _floats(one)}
@@ -421,8 +446,7 @@ class _Auditing:
                 layer = self._name(unit) if unit is not None else ""
                 where = unit.place if unit is not None else ""
                 why = applied(theirs[name], given)
-                word = f"output {path}" if path else "output"
-                findings.append((unit, Finding(layer, word, why, error, where)))  # type: ignore[arg-type]
+                findings.append((unit, Finding(layer, _word(path), why, error, where)))
         return found
 
     def _hangs_on_others(self, step: int) -> bool:
@@ -441,6 +465,10 @@ class _Auditing:
             return by_step[step]
         near = edges(self._ours.steps, region(self._ours.steps, step, set(self._walk.fed)))
         return next((by_step[one] for one in sorted(n for n in near if isinstance(n, int)) if one in by_step), None)
+
+
+def _word(path: str) -> str:
+    return f"output {path}" if path else "output"
 
 
 def _floats(one: Any) -> bool:
