@@ -66,6 +66,12 @@ def arguments_of(inputs: Builder | None, model: Any) -> Arguments:
     args, kwargs = _called(theirs)
     if ours is None:
         ours = nested.each(lambda part: _for_keras(part, model), theirs)
+    batches = [[len(one) for one in nested.arrays(side) if one.ndim > 1][:1] for side in (theirs, ours)]
+    if batches[0] != batches[1] and all(batches):
+        raise ConversionError(
+            f"{inputs.text} gives torch a batch of {batches[0][0]} and Keras one of {batches[1][0]}: both get the same "
+            "inputs, each in its own layout"
+        )
     return Arguments(args, kwargs, *_called_keras(ours, model))
 
 

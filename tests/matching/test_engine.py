@@ -329,6 +329,11 @@ def test_inputs_that_a_side_refuses():
         matched(lambda: Blocks(1), lambda: blocks_keras(1), image(7, 4))
 
 
+def test_inputs_of_another_batch_are_told():
+    with pytest.raises(ConversionError, match="gives torch a batch of 7 and Keras one of 3: both get the same inputs"):
+        converter.match(lambda: Blocks(1), lambda: blocks_keras(1), lambda: ((image(7, 6),), image(3, 6)))
+
+
 def test_a_builder_that_fails_is_told_with_its_line():
     def broken() -> Any:
         raise RuntimeError("no such size")
