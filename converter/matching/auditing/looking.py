@@ -36,6 +36,7 @@ from converter.torch_side.questions import Fetch, Inventory, Reference, Run
 EXPLAINED = 2e-5
 # The same of an output, where errors of all layers come together, and how many times torch's own error it may be.
 _WHOLE, _MORE = 1e-4, 30
+_ROUNDS = 4  # in which units are left aside whose sums are made in another order
 _PARTINGS = 48  # units of which the way to them is looked at step by step
 
 
@@ -177,16 +178,17 @@ class _Auditing:
         results = {
             unit: values[unit.result]
             for unit, other in self._pairs.items()
-            if known.get(unit, True) or unit in self._verdict.faulty  # else its own sums are made in another order
             if not unit.part and not other.part and other.result is not None and unit.result in values
         }
-        self._walk = Walk(self._ours, self._pairs, results)
-        self._walk.run(known, progress.advance)
-        off_alone = [unit for unit, error in self._walk.errors.items() if error > EXPLAINED and self._right(unit)]
-        unfelt = self._walk.unfelt(off_alone, EXPLAINED)
-        if unfelt:
-            self._walk = Walk(self._ours, self._pairs, {u: value for u, value in results.items() if u not in unfelt})
+        unfelt: set[Unit] = set()
+        for _ in range(_ROUNDS):
+            results = {unit: value for unit, value in results.items() if unit not in unfelt}
+            self._walk = Walk(self._ours, self._pairs, results)
             self._walk.run(known, progress.advance)
+            differing = [unit for unit, error in self._walk.errors.items() if error > EXPLAINED and self._right(unit)]
+            unfelt = self._walk.unfelt(differing, EXPLAINED)
+            if not unfelt:
+                break
         found.judged = len(self._walk.errors)
         findings = self._findings(wrong)
         found.outputs = self._outputs(findings)
@@ -398,7 +400,7 @@ class _Auditing:
             (s for s in self._ours.steps[call or 0 :] if "Conv" in s.operation and s.number <= self._walk.step(unit)),
             None,
         )
-        if step is None or not isinstance(step.reads[0], int):
+        if step is None or step.reads[0] is None:
             return None
         explicit = [(0, 0)] * rank
         before: Any = step.reads[0]
@@ -411,7 +413,9 @@ class _Auditing:
                 return None
             inner = amounts[1:-1]
             explicit = [(a + int(c), b + int(d)) for (a, b), (c, d) in zip(explicit, inner, strict=True)]
-        size = self._ours.steps[step.reads[0]].shapes[0][1:-1]
+        read = step.reads[0]
+        given = self._ours.steps[read].shapes[0] if isinstance(read, int) else self._ours.input(read).shape
+        size = given[1:-1]
         return paddings(module, layer, size, explicit)
 
     # Outputs

@@ -4,6 +4,7 @@ Torch's results stand in the place of Keras's own. A result that is put in canno
 another take turns: each run puts in the results of all but one set of units, and asks for those.
 """
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
@@ -12,6 +13,8 @@ import numpy as np
 from converter.matching.comparing import Agreement, arranged, patterns
 from converter.matching.keras_side import KerasSide
 from converter.matching.units import Unit
+
+_ROUNDS = 4  # in which layouts are found
 
 
 @dataclass
@@ -36,7 +39,12 @@ class Walk:
     fed: dict[int, np.ndarray] = field(default_factory=dict)
 
     def _lay_out(self, known: Mapping[Unit, Agreement]) -> None:
-        """Lay torch's results out as the agreements say; where they do not, in the way that is nearest."""
+        """Lay torch's results out as the agreements say; where they do not, as most others are, or as is nearest."""
+        usual = Counter(
+            (self.results[unit].ndim, agreed.axes)
+            for unit, agreed in known.items()
+            if unit in self.results and agreed.in_order
+        )
         own = self.keras.values(sorted({self.step(unit) for unit in self.results}))
         for unit, theirs in self.results.items():
             value = own[self.step(unit)]
@@ -48,7 +56,8 @@ class Walk:
             elif agreed:
                 continue
             else:
-                axes = nearest(theirs, value)[0]
+                ways = [way for way in patterns(theirs.shape, value.shape) if usual[theirs.ndim, way]]
+                axes = max(ways, key=lambda way: usual[theirs.ndim, way], default=nearest(theirs, value)[0])
             self.axes[unit] = axes
             self.fed[self.step(unit)] = as_ours(theirs, axes, value)
 
@@ -60,8 +69,9 @@ class Walk:
     def run(self, known: Mapping[Unit, Agreement], told: Callable[[int], None]) -> None:
         """Measure every unit; `known` are agreements that say how results are laid out, `told` hears of units."""
         self._lay_out(known)
-        while self._measure(told):
-            pass
+        for _ in range(_ROUNDS):
+            if not self._measure(told):
+                break
 
     def _measure(self, told: Callable[[int], None]) -> bool:
         """One round; whether results were laid out by it whose order was not known before."""
@@ -74,10 +84,12 @@ class Walk:
                     continue
                 if unit in self.axes:
                     self.errors[unit] = off(self.fed[step], values[step])
-                    continue
-                self.errors[unit] = off(np.sort(theirs, None), np.sort(values[step], None))
+                    most = self.errors[unit] / 10
+                else:
+                    self.errors[unit] = off(np.sort(theirs, None), np.sort(values[step], None))
+                    most = 2 * self.errors[unit]
                 axes, error = nearest(theirs, values[step])
-                if axes and error <= 2 * self.errors[unit]:
+                if axes and axes != self.axes.get(unit) and error <= most:
                     self.axes[unit], self.fed[step] = axes, as_ours(theirs, axes, values[step])
                     found = True
             told(len(some))
@@ -85,17 +97,19 @@ class Walk:
 
     def unfelt(self, units: Iterable[Unit], near: float) -> set[Unit]:
         """Those of the units whose own result can stand: what they feed agrees with it as well. Sums that are made in
-        another order have other values on the way."""
-        found = set()
-        for unit in units:
-            after = [one for one in self.axes if one is not unit and unit in self.feeding(one)]
-            steps = {self.step(one) for one in after}
-            if not steps or unit not in self.axes or self.step(unit) in steps:
-                continue
-            values = self.keras.values(sorted(steps), self.without({*steps, self.step(unit)}))
-            if all(off(self.fed[step], values[step]) <= near for step in steps):
-                found.add(unit)
-        return found
+        another order have other values on the way.
+
+        Of several that feed one another the first is among them; the rest was given what is not right for it.
+        """
+        alone = {unit for unit in units if unit in self.axes}
+        after = {unit: [one for one in self.axes if one is not unit and unit in self.feeding(one)] for unit in alone}
+        steps = {self.step(one) for some in after.values() for one in some}
+        if not steps:
+            return set()
+        values = self.keras.values(sorted(steps), self.without({*steps, *map(self.step, alone)}))
+        agree = {step for step in steps if off(self.fed[step], values[step]) <= near}
+        found = {unit for unit, some in after.items() if some and all(self.step(one) in agree for one in some)}
+        return {unit for unit in found if not found & self.feeding(unit)}
 
     def without(self, steps: Iterable[int]) -> dict[int, np.ndarray]:
         """What is put in where these steps are to be had."""
