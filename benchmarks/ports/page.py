@@ -20,7 +20,7 @@ The page was made by
 
     python -m benchmarks.ports page > docs/ports.md
 
-with {versions}.
+with {versions}; `--only NAME` leaves other ports out, and was given for those below.
 
 `error` is the largest difference of an output over its largest value, `torch's own` that of torch in float32 against
 torch in float64. `layers` are those with parameters, and how many results were compared one by one; the others are

@@ -15,6 +15,7 @@ from typing import Any
 from benchmarks.ports.scoring import score
 
 Found = dict[str, Any]
+_LIBRARIES = "tensorflow keras keras-hub zeromodels kyolo torch torchvision timm transformers ultralytics"
 
 
 def write_checkpoint(name: str, folder: Path) -> Found:
@@ -121,7 +122,7 @@ def page(name: str, checkpoint: Path) -> Found:
     if not done.stdout:
         return {"failed": (done.stderr.strip().splitlines() or ["it said nothing"])[-1]}
     said: Found = json.loads(done.stdout)
-    return {**said, "torch": _class(module), "keras": _class(model), "versions": _versions(module, model)}
+    return {**said, "torch": _class(module), "keras": _class(model), "versions": _versions()}
 
 
 def _class(network: Any) -> str:
@@ -129,11 +130,11 @@ def _class(network: Any) -> str:
     return f"{type(network).__module__.partition('.')[0]} {type(network).__name__}"
 
 
-def _versions(*networks: Any) -> dict[str, str]:
+def _versions() -> dict[str, str]:
     found = {}
-    for package in ("tensorflow", "keras", "torch", *(type(one).__module__.partition(".")[0] for one in networks)):
+    for package in _LIBRARIES.split():
         with contextlib.suppress(PackageNotFoundError):
-            found[package] = version(package.replace("_", "-"))
+            found[package] = version(package)
     return found
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from benchmarks.ports import __main__ as command
-from benchmarks.ports import tables
+from benchmarks.ports import page, tables
 from benchmarks.ports.faults import FAULTS, Fault, judge
 from benchmarks.ports.pairs import PORTS
 from benchmarks.ports.port import KINDS
@@ -209,3 +209,29 @@ def test_a_run_goes_on_where_it_ended(monkeypatch, tmp_path):
 def test_what_is_held_out_can_be_left_out(held_out, count):
     given = argparse.Namespace(task="match", only=None, held_out=held_out, json=None)
     assert len([*command.chosen(given)]) == count
+
+
+def test_the_page_of_ports_counts_and_folds():
+    finding = {"what": "result", "cause": "epsilon 0.001, torch 1e-05", "size": 2e-4}
+    right = {"name": "z_a", "torch": "timm A", "keras": "z A", "versions": {"keras": "3.1"}, "judged": 4, "units": 5}
+    found = [
+        {**right, "findings": [], "outputs": [{"error": 1e-6, "own": None}]},
+        {
+            **right,
+            "name": "z_b",
+            "outputs": [],
+            "findings": [
+                {**finding, "layer": "bn1"},
+                {**finding, "layer": "bn2", "size": None},
+                {**finding, "layer": "bn3", "what": "configuration"},
+            ],
+        },
+        {"name": "z_c", "failed": "no such file"},
+    ]
+    said = page.page(found)
+    assert "with keras 3.1;" in said
+    assert "| z_a | timm A | z A | 4 of 5 | 1e-06 |  |  |  |" in said
+    assert "| z_b | timm A | z A | 4 of 5 |  |  | 2 | 1 |" in said
+    assert "| z_c |  |  |  |  |  | no such file |  |" in said
+    assert "- epsilon 0.001, torch 1e-05: 2 layers (`bn{1-2}`), results of another size" in said
+    assert "- epsilon 0.001, torch 1e-05: 1 layer (`bn3`), in no result" in said
