@@ -61,7 +61,7 @@ def arguments_of(inputs: Builder | None, model: Any) -> Arguments:
     both = (
         isinstance(given, tuple) and len(given) == 2 and all(isinstance(one, (tuple, list, Mapping)) for one in given)
     )
-    both = both or (isinstance(given, tuple) and len(given) == 2 and _laid_out_twice(*given))
+    both = both or (isinstance(given, tuple) and len(given) == 2 and _laid_out_twice(*given, model))
     theirs, ours = given if both else (given, None)
     args, kwargs = _called(theirs)
     if ours is None:
@@ -75,8 +75,10 @@ def arguments_of(inputs: Builder | None, model: Any) -> Arguments:
     return Arguments(args, kwargs, *_called_keras(ours, model))
 
 
-def _laid_out_twice(theirs: Any, ours: Any) -> bool:
+def _laid_out_twice(theirs: Any, ours: Any, model: Any) -> bool:
     """Whether two values are one input for each side rather than two inputs of torch's."""
+    if len(getattr(model, "inputs", None) or ()) == 2:
+        return False
     if isinstance(theirs, np.ndarray) and isinstance(ours, np.ndarray):
         return theirs.size == ours.size and sorted(theirs.shape) == sorted(ours.shape)
     return isinstance(theirs, Mapping) or isinstance(ours, Mapping) or type(theirs) is not type(ours)

@@ -69,9 +69,11 @@ class Deciding:
         results: Mapping[Unit, np.ndarray],
         keras: KerasSide,
         factors: Callable[[Unit], list[Shape]],
+        outputs: Callable[[], int],
     ):
+        """`outputs` counts those of Keras's that are torch's now."""
         self._alignment, self._tensor, self._results, self._keras = alignment, tensor, results, keras
-        self._factors = factors
+        self._factors, self._outputs = factors, outputs
         self._shapes = {path: tuple(variable.shape) for path, variable in keras.variables.items()}
         self.filled: dict[Unit, Filled] = {}
         self._turns: list[tuple[dict[Unit, np.ndarray], list[Unit]]] | None = None
@@ -332,6 +334,7 @@ class Deciding:
     def _untold(self, uncut: Compared) -> dict[Unit, set[Unit]]:
         """Units that can be exchanged with one that looks alike, and nothing differs that agreed."""
         untold: dict[Unit, set[Unit]] = {}
+        outputs = self._outputs() if self._alignment.alike else 0
         for group in self._alignment.alike:
             members = [unit for unit in group if unit in self.filled]
             for one, other in combinations(members, 2) if len(members) <= 4 else pairwise(members):
@@ -341,7 +344,7 @@ class Deciding:
                 self._exchange(one, other)
                 # Each is compared with the other's result now, which says nothing; what comes after them does.
                 after = [unit for unit, found in uncut.items() if found and unit not in (one, other)]
-                if all(self._run(units=after).values()):
+                if all(self._run(units=after).values()) and self._outputs() >= outputs:
                     untold.setdefault(one, set()).add(other)
                     untold.setdefault(other, set()).add(one)
                 self._exchange(one, other)

@@ -121,7 +121,10 @@ def match_networks(
         connect(units, ours.steps)
         progress.start("matching", 0)
         alignment = align(theirs.units, units)
-        deciding = Deciding(alignment, theirs.tensor, theirs.results(alignment.theirs), ours, theirs.factors)
+        results = theirs.results(alignment.theirs)
+        deciding = Deciding(
+            alignment, theirs.tensor, results, ours, theirs.factors, lambda: len(_outputs(theirs.result, ours)[0])
+        )
         dull = _dull(arguments)
         verdict = deciding.decide(dull)
         outputs, verdict.ends = _outputs(theirs.result, ours)

@@ -479,3 +479,86 @@ def test_a_frozen_head_that_torch_lacks_is_not_taken_for_a_constant(extra):
     )
     assert {status for name, status in found.items() if name.startswith("extra")} == {"unmatched"}
     assert found["head.kernel"] == "proven"
+
+
+@pytest.mark.parametrize(("theirs", "ours"), [(4, 3), (3, 4)])
+def test_a_chain_is_not_proven_where_a_layer_of_its_size_is_missing(theirs, ours):
+    def torch_side() -> Any:
+        return nn.Sequential(*(one for _ in range(theirs) for one in (nn.Linear(6, 6), nn.Tanh())), nn.Linear(6, 5))
+
+    def keras_side() -> Any:
+        given = x = keras.Input((6,))
+        for place in range(ours):
+            x = keras.layers.Dense(6, activation="tanh", name=f"block_{place}")(x)
+        return keras.Model(given, keras.layers.Dense(5, name="end")(x))
+
+    match = matched(torch_side, keras_side, image(7, 6))
+    assert not proven(match)
+    assert "has no counterpart, and the outputs differ" in str(match)
+
+
+class WithTop(nn.Module):
+    """A second result that is made of the first by a layer of the size of another, as a pooler is."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.pooler = (nn.Linear(6, 6) for _ in range(3))
+
+    def forward(self, x: Any) -> Any:
+        x = self.b(torch.tanh(self.a(x)))
+        return x, torch.tanh(self.pooler(x))
+
+
+def test_what_comes_after_the_outputs_of_keras_may_be_missing():
+    def keras_side() -> Any:
+        given = keras.Input((6,))
+        return keras.Model(given, keras.layers.Dense(6, name="two")(keras.layers.Dense(6, activation="tanh")(given)))
+
+    match = matched(WithTop, keras_side, image(7, 6))
+    assert set(statuses(match).values()) == {"proven"}
+    assert all(reason.startswith("nothing of the Keras model comes after it") for reason in match.left.values())
+
+
+def test_a_separable_convolution_has_its_bias_with_the_second_kernel():
+    def keras_side() -> Any:
+        given = keras.Input((6, 5, 3))
+        return keras.Model(given, keras.layers.SeparableConv2D(4, 3, name="end")(given))
+
+    def torch_side() -> Any:
+        return nn.Sequential(nn.Conv2d(3, 3, 3, groups=3, bias=False), nn.Conv2d(3, 4, 1))
+
+    found = proven(matched(torch_side, keras_side, image(2, 3, 6, 5)))
+    assert found["end.bias"] == (("1.bias",), "... -> ...")
+    assert len(found) == 3
+
+
+def test_a_normalisation_over_all_axes_of_an_image():
+    def keras_side() -> Any:
+        given = keras.Input((6, 5, 6))
+        x = keras.layers.LayerNormalization(axis=[1, 2, 3], epsilon=1e-5, name="norm")(given)
+        return keras.Model(given, keras.layers.Conv2D(4, 1, name="end")(x))
+
+    def torch_side() -> Any:
+        return nn.Sequential(nn.LayerNorm([6, 6, 5]), nn.Conv2d(6, 4, 1))
+
+    found = proven(matched(torch_side, keras_side, image(2, 6, 6, 5)))
+    assert found["norm.gamma"] == (("0.weight",), "o i k -> i k o")
+    assert len(found) == 4
+
+
+class Summed(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(6, 5), nn.Linear(6, 5)
+
+    def forward(self, x: Any, y: Any) -> Any:
+        return torch.tanh(self.a(x)) * self.b(y)
+
+
+def test_two_inputs_of_one_shape_are_two_where_keras_has_two():
+    def keras_side() -> Any:
+        x, y = keras.Input((6,)), keras.Input((6,))
+        return keras.Model([x, y], keras.layers.Dense(5, activation="tanh")(x) * keras.layers.Dense(5, name="b")(y))
+
+    match = matched(Summed, keras_side, image(7, 6), image(7, 6) + 1)
+    assert set(statuses(match).values()) == {"proven"}
