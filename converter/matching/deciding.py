@@ -194,25 +194,33 @@ class Deciding:
 
     def _relaid(self, alone: Compared) -> list[Unit]:
         """Try other layouts of the units that differ on torch's own input, all at once; those that no layout mends."""
-        wrong = {unit for unit, found in alone.items() if not found}
-        choices = {one: len(self.filled[one].choices) for unit in wrong for one in self._blamed(unit, alone)}
+        blamed = {unit: self._blamed(unit, alone) for unit, found in alone.items() if not found}
+        mended = self._mended({unit: some - {unit} for unit, some in blamed.items()})  # itself may be as usual
+        rest = {unit: some for unit, some in blamed.items() if unit not in mended}
+        mended |= self._mended(rest)
+        return [unit for unit in blamed if unit not in mended]
+
+    def _mended(self, blamed: Mapping[Unit, set[Unit]]) -> set[Unit]:
+        """Units that agree once those that are to blame for each are laid out otherwise; the rest is as it was."""
+        choices = {one: len(self.filled[one].choices) for some in blamed.values() for one in some}
         kept = {one: self.filled[one].chosen for one in choices}
-        open_ = {unit for unit in wrong if any(choices[one] > 1 for one in self._blamed(unit, alone))}
+        open_ = {unit for unit, some in blamed.items() if any(choices[one] > 1 for one in some)}
+        found: set[Unit] = set()
         for choice in range(1, max(choices.values(), default=0)):
-            moved = {one for unit in open_ for one in self._blamed(unit, alone) if choices[one] > choice}
+            moved = {one for unit in open_ for one in blamed[unit] if choices[one] > choice}
             if not moved:
                 break
             for one in moved:
                 self.filled[one].chosen = choice
             self._put(moved)
-            mended = {unit for unit, found in self._alone(open_).items() if unit in open_ and found}
-            wrong -= mended
+            mended = {unit for unit, same in self._alone(open_).items() if unit in open_ and same}
+            found |= mended
             open_ -= mended
-        rest = {one for unit in open_ for one in self._blamed(unit, alone)}
+        rest = {one for unit in open_ for one in blamed[unit]}
         for one in rest:
             self.filled[one].chosen = kept[one]
         self._put(rest)
-        return list(wrong)
+        return found
 
     def _behind(self, faulty: list[Unit], compared: Compared) -> dict[Unit, Unit]:
         unfed = set(faulty) - set(self._given(faulty))
@@ -282,11 +290,22 @@ class Deciding:
         return found
 
     def _exchange(self, one: Unit, other: Unit) -> None:
+        """Let each have the other's counterpart, in the layout that was found for it."""
         pairs = self._alignment.pairs
+        layouts = {pairs[unit]: self.filled[unit] for unit in (one, other)}
         pairs[one], pairs[other] = pairs[other], pairs[one]
         for unit in (one, other):
-            self.filled[unit] = fill(unit, pairs[unit], self._factors(unit))
-        self._put([one, other])
+            filled = self.filled[unit] = fill(unit, pairs[unit], self._factors(unit))
+            before = layouts[pairs[unit]]
+            if len(filled.choices) == len(before.choices):
+                filled.chosen = before.chosen
+        self._put_whole(one, other)
+
+    def _put_whole(self, *units: Unit) -> None:
+        """Assign the variables of these units' counterparts, and of all parts of what is packed there."""
+        wholes = {self._alignment.pairs[unit].whole for unit in units} - {None}
+        beside = [one for one in self.filled if one not in units and self._alignment.pairs[one].whole in wholes]
+        self._put([*units, *beside])
 
     # What cannot be told
 
@@ -349,7 +368,7 @@ class Deciding:
                     untold.setdefault(other, set()).add(one)
                 self._exchange(one, other)
                 self.filled[one], self.filled[other] = kept
-                self._put([one, other])
+                self._put_whole(one, other)
         return untold
 
 

@@ -137,9 +137,16 @@ def fill(theirs: Unit, ours: Unit, factors: list[Shape]) -> Filled:
             left.append(theirs.full(name))
     places = [range(len(piece.ways)) for piece in pieces]
     every = islice(product(*places), 4096)
-    choices = sorted(every, key=lambda some: (sum(some), some))[:_MOST]
+    alike = [some for some in every if _packed_alike([one.ways[at] for one, at in zip(pieces, some, strict=True)])]
+    choices = sorted(alike, key=lambda some: (sum(some), some))[:_MOST]
     named = {ours.full(variable): value for variable, value in constants.items()}
     return Filled(theirs, ours, pieces, named, left, choices)
+
+
+def _packed_alike(ways: list[Way]) -> bool:
+    """Whether the parts of all tensors of a unit are packed alike: for each head, or one behind another."""
+    outers = {(way.theirs and way.theirs.outer, way.ours and way.ours.outer) for way in ways}
+    return len(outers) <= 1
 
 
 def _by_role(theirs: Unit, ours: Unit) -> tuple[list[tuple[str, str]], dict[str, float], list[str]]:
@@ -176,12 +183,14 @@ def _ways(theirs: Unit, ours: Unit, name: str, variable: str, factors: list[Shap
             yield Way("... -> ...", rows=(start, start + target[0], whole[0]))
         return
     heads = [shape for shape in factors if len(shape) == 2]
+    found: list[tuple[int, Way]] = []  # the first layouts of each block before the last ones of any
     for block in _blocks(theirs, whole, 1 if in_out and len(whole) == 2 else 0, heads):
         for mine in _blocks(ours, target, len(target) - 1, heads):
             some = whole if block is None else block.shape(whole)
             other = target if mine is None else mine.shape(target)
-            for axes in layouts(some, other, kernel, "Depthwise" in ours.owner, in_out, factors):
-                yield Way(axes, block, mine)
+            for place, axes in enumerate(layouts(some, other, kernel, "Depthwise" in ours.owner, in_out, factors)):
+                found.append((place, Way(axes, block, mine)))
+    yield from (way for _, way in sorted(found, key=lambda one: one[0]))
 
 
 def _blocks(unit: Unit, shape: Shape, usual: int, heads: Sequence[Shape]) -> Iterator[Block | None]:

@@ -562,3 +562,64 @@ def test_two_inputs_of_one_shape_are_two_where_keras_has_two():
 
     match = matched(Summed, keras_side, image(7, 6), image(7, 6) + 1)
     assert set(statuses(match).values()) == {"proven"}
+
+
+class TwoSummed(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.head = nn.Linear(8, 8, bias=False), nn.Linear(8, 8, bias=False), nn.Linear(8, 3)
+
+    def forward(self, x: Any) -> Any:
+        return self.head(torch.tanh(self.a(x) + self.b(x)))
+
+
+def test_layers_that_are_exchanged_keep_their_layout():
+    def keras_side() -> Any:
+        given = keras.Input((8,))
+        x = keras.ops.tanh(Untransposed(name="one")(given) + Untransposed(name="two")(given))
+        return keras.Model(given, keras.layers.Dense(3, name="end")(x))
+
+    found = statuses(matched(TwoSummed, keras_side, image(4, 8)))
+    assert found == {"one.kernel": "ambiguous", "two.kernel": "ambiguous", "end.kernel": "proven", "end.bias": "proven"}
+
+
+class ForEachHead(nn.Module):
+    """Attention with one kernel for all three, where each head has its own queries, keys and values."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.qkv, self.out = nn.Linear(8, 24), nn.Linear(8, 8)
+
+    def forward(self, x: Any) -> Any:
+        q, k, v = self.qkv(x).unflatten(-1, (2, 3, 4)).permute(3, 0, 2, 1, 4)
+        y = torch.softmax(q @ k.transpose(-1, -2) / 2, -1) @ v
+        return self.out(y.transpose(1, 2).flatten(2))
+
+
+class ForEachHeadKeras(keras.Model):
+    def __init__(self) -> None:
+        super().__init__()
+        self.all_three, self.end = keras.layers.Dense(24), keras.layers.Dense(8)
+
+    def call(self, x: Any) -> Any:
+        q, k, v = keras.ops.unstack(
+            keras.ops.transpose(keras.ops.reshape(self.all_three(x), (-1, 6, 2, 3, 4)), (3, 0, 2, 1, 4))
+        )
+        y = keras.ops.matmul(keras.ops.softmax(keras.ops.matmul(q, keras.ops.transpose(k, (0, 1, 3, 2))) / 2), v)
+        return self.end(keras.ops.reshape(keras.ops.transpose(y, (0, 2, 1, 3)), (-1, 6, 8)))
+
+
+def test_what_is_packed_for_each_head_is_matched():
+    match = matched(ForEachHead, heads_keras, image(2, 6, 8))
+    assert len(proven(match)) == len(match.rows) == 8
+    [fill] = [
+        fill for link in match.links for fill in link.fills if fill.tensors == ("weight",) and link.torch == "qkv"
+    ]
+    kernel = RNG.normal(size=(24, 8))
+    laid = pattern(fill.axes).apply([kernel], [(8, 2, 4)] * 3, dict(fill.sizes))
+    for name, value in zip(fill.variables, laid, strict=True):
+        at = ["query", "key", "value"].index(name.split("_")[0])
+        np.testing.assert_array_equal(value, kernel.reshape(2, 3, 4, 8)[:, at].transpose(2, 0, 1))
+    match = matched(Attending, ForEachHeadKeras, image(2, 6, 8))
+    assert len(proven(match)) == len(match.rows) == 4
+    assert [one[:2] for one in match.outputs] == [("", "")]
