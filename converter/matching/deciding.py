@@ -22,6 +22,7 @@ from converter.matching.units import Shape, Unit
 _ROUNDS = 12  # of exchanges
 _EXCHANGES = 12  # pairs of units that are exchanged for one that differs
 _IMAGES = ("Conv", "BatchNorm", "GroupNorm", "InstanceNorm")  # torch's modules whose results have channels at axis 1
+_MANY = 12  # units that look alike up to which each is exchanged with each
 _FIRST = 4  # units that differ for which that is tried
 
 Compared = dict[Unit, Agreement]
@@ -354,9 +355,13 @@ class Deciding:
         """Units that can be exchanged with one that looks alike, and nothing differs that agreed."""
         untold: dict[Unit, set[Unit]] = {}
         outputs = self._outputs() if self._alignment.alike else 0
+        tried: set[tuple[Unit, Unit]] = set()
         for group in self._alignment.alike:
             members = [unit for unit in group if unit in self.filled]
-            for one, other in combinations(members, 2) if len(members) <= 4 else pairwise(members):
+            for one, other in combinations(members, 2) if len(members) <= _MANY else pairwise(members):
+                if (one, other) in tried:  # a group comes again without the one that was chosen
+                    continue
+                tried.add((one, other))
                 if sorted(one.tensors.values()) != sorted(other.tensors.values()) and not one.part:
                     continue
                 kept = self.filled[one], self.filled[other]

@@ -623,3 +623,25 @@ def test_what_is_packed_for_each_head_is_matched():
     match = matched(Attending, ForEachHeadKeras, image(2, 6, 8))
     assert len(proven(match)) == len(match.rows) == 4
     assert [one[:2] for one in match.outputs] == [("", "")]
+
+
+class FiveSummed(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.branches, self.head = nn.ModuleList(nn.Linear(8, 6) for _ in range(5)), nn.Linear(6, 3)
+
+    def forward(self, x: Any) -> Any:
+        return self.head(torch.tanh(sum(by * one(x) for by, one in zip((1, 2, 1, 3, 4), self.branches, strict=True))))
+
+
+def test_layers_that_are_far_apart_may_be_exchanged_too():
+    def keras_side() -> Any:
+        given = keras.Input((8,))
+        branches = [keras.layers.Dense(6, name=f"branch_{place}")(given) for place in range(5)]
+        x = keras.ops.tanh(sum(by * one for by, one in zip((1, 2, 1, 3, 4), branches, strict=True)))
+        return keras.Model(given, keras.layers.Dense(3, name="end")(x))
+
+    found = statuses(matched(FiveSummed, keras_side, image(4, 8)))
+    assert [found[f"branch_{place}.kernel"] for place in range(5)] == [
+        "ambiguous", "proven", "ambiguous", "proven", "proven"
+    ]  # fmt: skip
