@@ -91,10 +91,14 @@ def _find_rivals(found: Alignment) -> None:
     bare = Alignment(found.theirs, found.ours)
     colours = _colours(bare, "before", _DEEP)
     partner = {other: unit for unit, other in found.pairs.items()}
+    # What no operation uses is no counterpart of what one does.
+    live = {unit: other for unit, other in found.pairs.items() if (unit.result is None) == (other.result is None)}
     for other, colour in colours[1].items():
         if other not in partner:
             found.candidates[other] = [one for one, theirs in colours[0].items() if theirs == colour and one.result]
-    for side, known in zip(colours, ({unit: unit for unit in found.pairs}, partner), strict=True):
+    for side, known in zip(
+        colours, ({unit: unit for unit in live}, {other: unit for unit, other in live.items()}), strict=True
+    ):
         spare: dict[int, list[Unit]] = defaultdict(list)
         for unit, colour in side.items():
             if unit not in known and unit.result is not None:

@@ -70,9 +70,9 @@ class Deciding:
         results: Mapping[Unit, np.ndarray],
         keras: KerasSide,
         factors: Callable[[Unit], list[Shape]],
-        outputs: Callable[[], int],
+        outputs: Callable[[], tuple[int, int]] = lambda: (0, 0),
     ):
-        """`outputs` counts those of Keras's that are torch's now."""
+        """`outputs` counts those of Keras's that are torch's now, and those of them at the same place on both sides."""
         self._alignment, self._tensor, self._results, self._keras = alignment, tensor, results, keras
         self._factors, self._outputs = factors, outputs
         self._shapes = {path: tuple(variable.shape) for path, variable in keras.variables.items()}
@@ -354,7 +354,7 @@ class Deciding:
     def _untold(self, uncut: Compared) -> dict[Unit, set[Unit]]:
         """Units that can be exchanged with one that looks alike, and nothing differs that agreed."""
         untold: dict[Unit, set[Unit]] = {}
-        outputs = self._outputs() if self._alignment.alike else 0
+        outputs = self._outputs() if self._alignment.alike else (0, 0)
         tried: set[tuple[Unit, Unit]] = set()
         for group in self._alignment.alike:
             members = [unit for unit in group if unit in self.filled]
@@ -364,17 +364,61 @@ class Deciding:
                 tried.add((one, other))
                 if sorted(one.tensors.values()) != sorted(other.tensors.values()) and not one.part:
                     continue
-                kept = self.filled[one], self.filled[other]
-                self._exchange(one, other)
-                # Each is compared with the other's result now, which says nothing; what comes after them does.
-                after = [unit for unit, found in uncut.items() if found and unit not in (one, other)]
-                if all(self._run(units=after).values()) and self._outputs() >= outputs:
-                    untold.setdefault(one, set()).add(other)
-                    untold.setdefault(other, set()).add(one)
-                self._exchange(one, other)
-                self.filled[one], self.filled[other] = kept
-                self._put_whole(one, other)
+                # Each of two is compared with the other's result then, which says nothing; what comes after them does.
+                after = {unit for unit, found in uncut.items() if found and unit not in (one, other)}
+                swapped = {one: other}
+                same = self._same_after(swapped, after, outputs)
+                if not same:
+                    swapped = self._branches(one, other)
+                    same = len(swapped) > 1 and self._same_after(swapped, {u for u in uncut if uncut[u]}, outputs)
+                for some in swapped.items() if same else ():
+                    for unit, twin in (some, some[::-1]):
+                        untold.setdefault(unit, set()).add(twin)
         return untold
+
+    def _same_after(self, swapped: Mapping[Unit, Unit], units: Container[Unit], outputs: tuple[int, int]) -> bool:
+        """Whether these units agree, and the outputs, while others are exchanged."""
+        kept = {unit: self.filled[unit] for some in swapped.items() for unit in some}
+        for one, other in swapped.items():
+            self._exchange(one, other)
+        same = all(self._run(units=[unit for unit in self.filled if unit in units]).values())
+        if same:
+            now = self._outputs()
+            named = any("names" in self._alignment.evidence[unit] for unit in kept)
+            same = now[0] >= outputs[0] and not (named and now[1] < outputs[1])
+        for one, other in swapped.items():
+            self._exchange(one, other)
+        self.filled.update(kept)
+        self._put_whole(*kept)
+        return same
+
+    def _branches(self, one: Unit, other: Unit) -> dict[Unit, Unit]:
+        """The two with all that is fed by one of them alone, or feeds it alone, each with its twin; or nothing."""
+        found = {one: other}
+        open_ = [(one, other)]
+        while open_:
+            pair = open_.pop()
+            for way in ("after", "before"):
+                both = [{near for near in getattr(unit, way) if isinstance(near, Unit)} for unit in pair]
+                some, others = (
+                    sorted(mine - rest, key=lambda unit: (repr(unit.sort), self._place(unit)))
+                    for mine, rest in (both, both[::-1])
+                )
+                if [unit.sort for unit in some] != [unit.sort for unit in others]:
+                    return {}
+                for unit, twin in zip(some, others, strict=True):
+                    if unit in found.values() or twin in found or found.get(unit, twin) is not twin:
+                        return {}
+                    if not {unit, twin} <= self.filled.keys():
+                        return {}
+                    if unit not in found:
+                        found[unit] = twin
+                        open_.append((unit, twin))
+        return found if len(set(found.values())) == len(found) else {}
+
+    @staticmethod
+    def _place(unit: Unit) -> tuple[float, int]:
+        return (math.inf if unit.call is None else unit.call, unit.order)
 
 
 def _depths(units: Iterable[Unit]) -> dict[Unit, int]:

@@ -123,7 +123,7 @@ def match_networks(
         alignment = align(theirs.units, units)
         results = theirs.results(alignment.theirs)
         deciding = Deciding(
-            alignment, theirs.tensor, results, ours, theirs.factors, lambda: len(_outputs(theirs.result, ours)[0])
+            alignment, theirs.tensor, results, ours, theirs.factors, lambda: _counted(theirs.result, ours)
         )
         dull = _dull(arguments)
         verdict = deciding.decide(dull)
@@ -151,6 +151,12 @@ def _dull(arguments: Arguments) -> bool:
         for one in floats
         for axis, length in enumerate(one.shape)
     )
+
+
+def _counted(theirs: Any, ours: Any) -> tuple[int, int]:
+    """How many outputs are the same, and how many of these at the same place."""
+    found = _outputs(theirs, ours)[0]
+    return len(found), sum(name == path for name, path, _ in found)
 
 
 def _outputs(theirs: Any, ours: Any) -> tuple[list[tuple[str, str, str]], str]:

@@ -111,7 +111,9 @@ class KerasSide:
             self._pruned[key] = self._function.prune(feeds, [self._tensors[step] for step in wanted])
             if len(self._pruned) > 8:
                 self._pruned.pop(next(iter(self._pruned)))
-        values = self._pruned[key](*self._inputs, *(tf.constant(value) for value in given.values()))
+        values = self._pruned[key](
+            *self._inputs, *(tf.constant(value, self._tensors[step].dtype) for step, value in given.items())
+        )
         return {**dict(zip(wanted, (np.asarray(value) for value in values), strict=True)), **given}
 
     def now(self) -> Any:

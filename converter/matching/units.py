@@ -62,7 +62,7 @@ class Unit:
         first = next(iter(self.tensors))
         match = _LEAF.fullmatch(first)
         word = first if match is None else f"{match['before']}{match['behind']}"
-        return self.full(word) if word else self.path
+        return self.full(word) if word else self.path or first
 
     @property
     def place(self) -> str:

@@ -645,3 +645,65 @@ def test_layers_that_are_far_apart_may_be_exchanged_too():
     assert [found[f"branch_{place}.kernel"] for place in range(5)] == [
         "ambiguous", "proven", "ambiguous", "proven", "proven"
     ]  # fmt: skip
+
+
+class Twins(nn.Module):
+    """Two networks of one shape, of which one may be of no use."""
+
+    def __init__(self, both: bool = True) -> None:
+        super().__init__()
+        self.student, self.teacher = (nn.Sequential(nn.Linear(8, 6), nn.Tanh(), nn.Linear(6, 3)) for _ in range(2))
+        self._both = both
+
+    def forward(self, x: Any) -> Any:
+        return (self.student(x), self.teacher(x)) if self._both else self.student(x)
+
+
+def twins_keras(*names: str) -> Any:
+    given = keras.Input((8,))
+    hidden = [keras.layers.Dense(6, activation="tanh", name=f"{name}_hidden")(given) for name in names]
+    return keras.Model(
+        given, [keras.layers.Dense(3, name=f"{name}_out")(x) for name, x in zip(names, hidden, strict=True)]
+    )
+
+
+@pytest.mark.parametrize(
+    ("names", "status"),
+    [(("student", "teacher"), "proven"), (("teacher", "student"), "ambiguous"), (("one", "two"), "ambiguous")],
+)
+def test_twins_are_told_by_names_and_the_order_of_outputs_together(names, status):
+    match = matched(Twins, lambda: twins_keras(*names), image(4, 8))
+    assert set(statuses(match).values()) == {status}
+    if status == "proven":
+        assert proven(match)["student_out.kernel"][0] == ("student.2.weight",)
+
+
+def test_a_layer_that_nothing_uses_is_no_counterpart():
+    match = matched(lambda: Twins(False), lambda: twins_keras("one", "two"), image(4, 8))
+    assert not proven(match)
+
+
+def test_a_model_of_half_precision_is_matched():
+    def keras_side() -> Any:
+        given = keras.Input((8,))
+        x = keras.layers.Dense(6, activation="tanh", dtype="mixed_float16")(given)
+        return keras.Model(given, keras.layers.Dense(3, name="end", dtype="mixed_float16")(Turnless()(x)))
+
+    def torch_side() -> Any:
+        return nn.Sequential(nn.Linear(8, 6), nn.Tanh(), nn.Linear(6, 6), nn.Linear(6, 3))
+
+    assert statuses(matched(torch_side, keras_side, image(4, 8)))["end.kernel"] == "proven"
+
+
+class Turnless(keras.layers.Layer):
+    """A square kernel that is used as torch uses it, so that layouts must be tried."""
+
+    def __init__(self) -> None:
+        super().__init__(dtype="mixed_float16")
+
+    def build(self, shape: Any) -> None:
+        self.kernel = self.add_weight(shape=(6, 6), name="kernel")
+        self.bias = self.add_weight(shape=(6,), name="bias")
+
+    def call(self, x: Any) -> Any:
+        return keras.ops.matmul(x, keras.ops.transpose(self.kernel)) + self.bias
