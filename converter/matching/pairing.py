@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from converter import kinds
+from converter import kinds, nested
 from converter.errors import ConversionError, printable
 from converter.kinds import Kind, Leaf, leaf
 from converter.kinds.folds import rows
@@ -54,7 +54,7 @@ def pair_of(
     Raises:
         ValueError: the links contradict one another, or `axes` is no pattern.
     """
-    build = partial(_built, keras)
+    build = partial(_built, keras, arguments)
     refusal = _refusal(name, links, left)
     mapping = None if refusal else Rows([*_rows(links, _values(build)), *_drops(left)])
     probe = Probe(arguments.inputs, keras=(arguments.keras, arguments.keras_named), outputs=tuple(outputs))
@@ -78,13 +78,24 @@ def pair_of(
     )
 
 
-def _built(keras: Builder) -> Any:
+def _built(keras: Builder, arguments: Arguments) -> Any:
+    """The model with its variables, which some models have from their first call on: it is called without values."""
     try:
-        return keras()
+        model = keras()
+        if not model.built and (arguments.keras or arguments.keras_named):
+            args, kwargs = nested.each(_symbol, (arguments.keras, arguments.keras_named))
+            model(*args, **kwargs)
+        return model
     except ConversionError as error:
         if isinstance(error.__cause__, TooLarge):  # no fault of the builder's: the checkpoint is another network's
             raise error.__cause__ from None
         raise
+
+
+def _symbol(part: Any) -> Any:
+    import keras
+
+    return keras.KerasTensor(part.shape, part.dtype.name) if isinstance(part, np.ndarray) else part
 
 
 def _values(build: Callable[[], Any]) -> Callable[[str, tuple[int, ...]], np.ndarray]:

@@ -707,3 +707,24 @@ class Turnless(keras.layers.Layer):
 
     def call(self, x: Any) -> Any:
         return keras.ops.matmul(x, keras.ops.transpose(self.kernel)) + self.bias
+
+
+class FromItsFirstCall(keras.Model):
+    """It has no variables before it is called."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = keras.layers.Dense(6, activation="tanh"), keras.layers.Dense(3)
+
+    def call(self, x: Any) -> Any:
+        return self.last(self.first(x))
+
+
+def test_a_model_that_is_built_by_its_first_call_is_converted(tmp_path):
+    def torch_side() -> Any:
+        return nn.Sequential(nn.Linear(8, 6), nn.Tanh(), nn.Linear(6, 3))
+
+    match = matched(torch_side, FromItsFirstCall, image(4, 8))
+    torch.save(torch_side().state_dict(), tmp_path / "net.pth")
+    report = converter.convert(match.pair, tmp_path / "net.pth", tmp_path / "net.weights.h5")
+    assert report.numerical.full
