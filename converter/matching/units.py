@@ -158,7 +158,8 @@ def _met_again(near: frozenset, several: int, step: Step) -> frozenset:
     still its result."""
     for unit in near:
         if isinstance(unit, Unit) and (unit.sort[0] != "kernel" or "Norm" in unit.owner):
-            split = len(near) == 1 and several > 1 and len(unit.tensors) > 1 and step.operation in _SUMS
+            normalises = len(unit.tensors) > 1 or "Norm" in unit.owner
+            split = len(near) == 1 and several > 1 and normalises and step.operation in _SUMS
             if split or (len(near) > 1 and near - {unit} <= unit.before):
                 unit.result = step.number
                 return frozenset({unit})
