@@ -95,7 +95,9 @@ def _find_rivals(found: Alignment) -> None:
     live = {unit: other for unit, other in found.pairs.items() if (unit.result is None) == (other.result is None)}
     for other, colour in colours[1].items():
         if other not in partner:
-            found.candidates[other] = [one for one, theirs in colours[0].items() if theirs == colour and one.result]
+            found.candidates[other] = [
+                one for one, theirs in colours[0].items() if theirs == colour and one.result is not None
+            ]
     for side, known in zip(
         colours, ({unit: unit for unit in live}, {other: unit for unit, other in live.items()}), strict=True
     ):
