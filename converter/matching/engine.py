@@ -204,9 +204,11 @@ def _unpaired(alignment: Alignment, units: list[Unit], ours: Any, whole: bool) -
             yield Link("", place, tuple(Fill((), (name,), "") for name in below), status, told)
             continue
         told = "Keras computes it when it is built; torch has no such tensor"
-        agree = ", and all that the two networks compute agrees with it" if whole else ""
+        shown = whole and unit.result is not None
+        told += ", and all that the two networks compute agrees with it" if shown else ""
+        told += "; no operation uses it on these inputs" if unit.result is None else ""
         fills = tuple(Fill((), (name,), "= built") for name in below)
-        yield Link("", place, fills, "proven" if whole else "proposed", told + agree)
+        yield Link("", place, fills, "proven" if shown else "proposed", told)
     for path, variable in ours.variables.items():
         if path not in known:
             told = f"{variable.dtype}: nothing that a checkpoint holds"

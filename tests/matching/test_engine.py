@@ -740,3 +740,33 @@ def test_a_normalisation_without_a_shift():
         return keras.Model(given, x)
 
     assert set(statuses(matched(theirs, ours, image(7, 6))).values()) == {"proven"}
+
+
+class WithTables(keras.layers.Layer):
+    """A table that its own code computes, and one that nothing reads."""
+
+    def build(self, shape: Any) -> None:
+        values = keras.initializers.Constant(np.linspace(-1, 1, 6))
+        self.used = self.add_weight(shape=(6,), name="used", trainable=False, initializer=values)
+        self.spare = self.add_weight(shape=(6,), name="spare", trainable=False)
+
+    def call(self, x: Any) -> Any:
+        return x + self.used
+
+
+def test_what_keras_computes_is_kept_where_results_show_that_it_is_right():
+    class Theirs(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.one = nn.Linear(6, 5)
+
+        def forward(self, x: Any) -> Any:
+            return self.one(x + torch.linspace(-1, 1, 6))
+
+    def ours() -> Any:
+        given = keras.Input((6,))
+        return keras.Model(given, keras.layers.Dense(5, name="one")(WithTables(name="tables")(given)))
+
+    match = matched(Theirs, ours, image(7, 6))
+    assert proven(match)["tables.used"] == ((), "= built")
+    assert statuses(match)["tables.spare"] == "proposed"
