@@ -41,10 +41,10 @@ class Alignment:
     rivals: dict[Unit, list[Unit]] = field(default_factory=dict)
     candidates: dict[Unit, list[Unit]] = field(default_factory=dict)
 
-    def uneven_in_keras(self) -> bool:
-        """Whether a unit of Keras's that learns anything has no counterpart."""
+    def alone(self) -> list[Unit]:
+        """Keras's units that have no counterpart."""
         taken = {id(other.whole or other) for other in self.pairs.values()}
-        return any(id(one.whole or one) not in taken and one.after for one in self.ours)
+        return [one for one in self.ours if id(one.whole or one) not in taken]
 
     def pair(self, unit: Unit, other: Unit, evidence: str) -> None:
         self.pairs[unit], self.evidence[unit] = other, evidence

@@ -133,7 +133,7 @@ def match_networks(
         }
         links = list(Linking(alignment, deciding.filled, verdict, called).links())
         felt = [found for unit, found in verdict.uncut.items() if deciding.felt(unit, verdict.uncut)]
-        whole = bool(felt) and all(felt) and verdict.ends != "turned" and not alignment.uneven_in_keras()
+        whole = bool(felt) and all(felt) and verdict.ends != "turned" and not _learns_more(alignment, ours)
         links += _unpaired(alignment, units, ours, whole)
         left = _left(theirs, alignment, links, whole and verdict.ends != "other")
     saved = {name: one.saved_as for name, one in theirs.held.items() if one.saved_as}
@@ -183,6 +183,11 @@ def _outputs(theirs: Any, ours: Any) -> tuple[list[tuple[str, str, str]], str]:
             elif ends == "same":
                 ends = ""
     return found, ends
+
+
+def _learns_more(alignment: Alignment, ours: Any) -> bool:
+    """Whether a unit of Keras's that learns, and feeds others, has no counterpart."""
+    return any(one.after and any(one.full(name) in ours.learnt for name in one.tensors) for one in alignment.alone())
 
 
 def _unpaired(alignment: Alignment, units: list[Unit], ours: Any, whole: bool) -> Iterator[Link]:
