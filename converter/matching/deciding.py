@@ -7,7 +7,7 @@ that is given torch's own input would agree wherever it stood.
 """
 
 import math
-from collections.abc import Callable, Container, Iterable, Mapping
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import combinations, pairwise
 
@@ -23,6 +23,7 @@ _ROUNDS = 12  # of exchanges
 _EXCHANGES = 12  # pairs of units that are exchanged for one that differs
 _IMAGES = ("Conv", "BatchNorm", "GroupNorm", "InstanceNorm")  # torch's modules whose results have channels at axis 1
 _MANY = 12  # units that look alike up to which each is exchanged with each
+_HELD = 64 << 20  # bytes of results that are held at once
 _FIRST = 4  # units that differ for which that is tried
 
 Compared = dict[Unit, Agreement]
@@ -125,10 +126,25 @@ class Deciding:
     def _run(self, given: Mapping[Unit, np.ndarray] = _NONE, units: Iterable[Unit] | None = None) -> Compared:
         """How results compare with torch's, where `given` stand in the place of some units' own."""
         wanted = [unit for unit in (self.filled if units is None else units) if self._comparable(unit)]
-        values = self._keras.values(
-            [self._step(unit) for unit in wanted], {self._step(unit): value for unit, value in given.items()}
-        )
-        return {unit: agreement(self._results[unit], values[self._step(unit)]) for unit in wanted}
+        feeds = {self._step(unit): value for unit, value in given.items()}
+        compared: Compared = {}
+        for some in self._at_once(wanted):
+            values = self._keras.values([self._step(unit) for unit in some], feeds)
+            compared.update({unit: agreement(self._results[unit], values[self._step(unit)]) for unit in some})
+        return compared
+
+    def _at_once(self, units: list[Unit]) -> Iterator[list[Unit]]:
+        """The units in lots whose results are held at the same time: a run for each is paid for little memory."""
+        lot: list[Unit] = []
+        nbytes = 0
+        for unit in units:
+            nbytes += 4 * math.prod(self._keras.steps[self._step(unit)].shapes[0])
+            lot.append(unit)
+            if nbytes > _HELD:
+                yield lot
+                lot, nbytes = [], 0
+        if lot:
+            yield lot
 
     def _alone(self, only: Container[Unit] | None = None) -> Compared:
         """How each unit's result compares where torch's results reach it.

@@ -18,6 +18,7 @@ from converter.matching.comparing import agreement
 from converter.matching.deciding import Deciding, Verdict
 from converter.matching.linking import Linking
 from converter.matching.rows import Fill, Link, Outcome
+from converter.matching.spilled import Results, Spilled
 from converter.matching.units import Shape, Unit, connect, downstream, grouped
 from converter.naming import fold, listed
 from converter.pairs.mapping import join
@@ -62,7 +63,10 @@ class TorchSide:
         connect(self.units, self.steps)
         wanted = frozenset(unit.result for unit in self.units if unit.result is not None)
         process.ask(Fetch(reference, arguments.torch, arguments.torch_named, wanted))
-        self.values = {one.number: one.value for one in process.answers() if isinstance(one, Value)}
+        self.values = Spilled()
+        for answer in process.answers():
+            if isinstance(answer, Value):
+                self.values.add(answer.number, answer.value)
 
     def tensor(self, name: str) -> np.ndarray:
         """The values that it was given."""
@@ -71,8 +75,9 @@ class TorchSide:
             return held.value
         return seeded(name, held.shape, held.owner)
 
-    def results(self, units: list[Unit]) -> dict[Unit, np.ndarray]:
-        return {unit: self.values[unit.result] for unit in units if unit.result in self.values}
+    def results(self, units: list[Unit]) -> Results:
+        """What the units give."""
+        return Results(units, self.values)
 
     def factors(self, unit: Unit) -> list[Shape]:
         """What an axis of the unit's tensors may be made of: (C, H, W) of images, (heads, channels of a head)."""

@@ -109,7 +109,7 @@ class KerasSide:
         if key not in self._pruned:
             feeds = [*self._placeholders, *(self._tensors[step] for step in given)]
             self._pruned[key] = self._function.prune(feeds, [self._tensors[step] for step in wanted])
-            if len(self._pruned) > 8:
+            if len(self._pruned) > 64:
                 self._pruned.pop(next(iter(self._pruned)))
         values = self._pruned[key](
             *self._inputs, *(tf.constant(value, self._tensors[step].dtype) for step, value in given.items())
