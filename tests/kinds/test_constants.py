@@ -83,7 +83,7 @@ def test_a_pair_of_ones_own_has_constants(checkpoint: Path, tmp_path: Path, dtyp
         assert report.constants == {"dense.bias": "0", "mean": "computed", "spread": "computed"}
         assert report.loading().startswith("tf_models.load(")
         converter.restore(tmp_path / "o.weights.h5", tmp_path / "back.pth")
-    assert list(torch.load(tmp_path / "back.pth")) == ["dense.weight"]
+    assert list(torch.load(tmp_path / "back.pth", weights_only=True)) == ["dense.weight"]
 
 
 def test_a_wrong_constant_is_found_by_the_proof(checkpoint: Path, tmp_path: Path):

@@ -314,4 +314,4 @@ def test_a_plan_is_converted_verified_and_restored(nets):
     done = command(*words.split(), found="all_proven", cwd=nets)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count(f"model     {a_match().name}, 1 tensors") == 3
-    assert torch.equal(torch.load(nets / "back.pth")["w"], torch.arange(4.0))
+    assert torch.equal(torch.load(nets / "back.pth", weights_only=True)["w"], torch.arange(4.0))

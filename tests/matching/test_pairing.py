@@ -121,7 +121,7 @@ def test_a_model_of_the_users_own_loads_the_file_and_computes_as_torch(images: P
 
     model, network = images_keras(), images_torch().eval()
     model.load_weights(images.with_name("images.weights.h5"))
-    network.load_state_dict(torch.load(images))
+    network.load_state_dict(torch.load(images, weights_only=True))
     x = rng().standard_normal((2, 3, 6, 5)).astype(np.float32)
     with torch.no_grad():
         theirs = network(torch.from_numpy(x))["logits"].numpy()
@@ -135,7 +135,7 @@ def test_the_checkpoint_comes_back_with_the_same_bits(images: Path, tmp_path: Pa
 
     with forgetting():
         report = converter.restore(images.with_name("images.weights.h5"), tmp_path / "back.pth", model=images_pair())
-    before, back = torch.load(images), torch.load(tmp_path / "back.pth")
+    before, back = torch.load(images, weights_only=True), torch.load(tmp_path / "back.pth", weights_only=True)
     assert list(before) == list(back)
     assert all(torch.equal(before[name], back[name]) for name in before)
     assert report.tensors == len(before)
@@ -365,7 +365,7 @@ def test_tokens_into_a_subclassed_model_and_back_to_the_same_bits(tokens: Path, 
         assert report.constants == {"table": "built", "bound": "built"}
         assert report.lossless.equal == ("out.weight",)
         converter.restore(tmp_path / "o.weights.h5", tmp_path / "back.pth")
-    before, back = torch.load(tokens), torch.load(tmp_path / "back.pth")
+    before, back = torch.load(tokens, weights_only=True), torch.load(tmp_path / "back.pth", weights_only=True)
     assert list(before) == list(back)
     assert all(torch.equal(before[name], back[name]) for name in before)
 
@@ -373,7 +373,7 @@ def test_tokens_into_a_subclassed_model_and_back_to_the_same_bits(tokens: Path, 
 def test_a_copy_that_is_none_is_refused(tokens: Path, tmp_path: Path):
     import torch
 
-    state = torch.load(tokens)
+    state = torch.load(tokens, weights_only=True)
     state["out.weight"] = state["out.weight"] + 1
     torch.save(state, tmp_path / "untied.pth")
     with forgetting(), pytest.raises(converter.ConversionError, match=r"out.weight is dropped, but does not equal"):

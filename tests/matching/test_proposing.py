@@ -87,7 +87,7 @@ def test_rows_that_are_accepted_are_converted(folder):
     assert report.lossless
     model = twin(*OURS)
     model.load_weights("net.weights.h5")
-    wanted = torch.load("net.pth")["layers.1.out_proj.weight"].T.numpy()
+    wanted = torch.load("net.pth", weights_only=True)["layers.1.out_proj.weight"].T.numpy()
     np.testing.assert_array_equal(model.get_layer("layer_2_out").kernel, wanted)
 
 
